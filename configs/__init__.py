@@ -1,0 +1,1 @@
+"""One small file per experiment; each has `get_config(variant)`."""

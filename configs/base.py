@@ -1,0 +1,93 @@
+"""What every experiment shares. Other configurations import this one and override fields.
+
+    python -m experiments.main --config=configs/base.py
+
+trains the paper's MLP SeRe-VAE at its defaults on the embedded digits.
+
+Durations are strings: "500 steps", "1.5 epochs", or "10%" of the training.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The base configuration; it has no variants."""
+    choose_variant(variant, {"": {}})
+    config = ConfigDict()
+    config.seed = 0
+
+    config.dataset = dataset = ConfigDict()
+    dataset.name = "digits"  # digits, photos, npz, or an image data set of TFDS
+    dataset.data_dir = ""  # where TFDS data sets are; else TFDS_DATA_DIR, else TFDS' default
+    dataset.path = ""  # the file of `npz`
+    dataset.download = True  # prepare a TFDS data set that is not there yet
+    dataset.validation_size = 0.1  # the last training examples: a number or a fraction
+    dataset.num_train_examples = 0  # use only the first ones; 0 is all
+    dataset.image_size = 32  # of the patches of `photos`
+    dataset.horizontal_flip = False
+
+    config.model = model = ConfigDict()
+    model.data_shape = (8, 8, 1)
+    model.num_layers = 10
+    model.latent_shape = (10,)
+    model.partition = "raster"
+    model.context = 1
+    model.data_context = 1
+    model.couple_prior = True
+    model.couple_bijector = True
+    model.couple_data = True
+    model.couple_data_to_prior = False
+    model.bijector = "rank_one_affine"
+    model.data_layer = "bernoulli"
+    model.network = "mlp"
+    model.hidden_size = 200
+    model.num_hidden_layers = 2
+    model.sigma_min = 0.1
+    model.sigma_max = 2.0
+    model.condition_residual_on_latents = True
+
+    config.training = training = ConfigDict()
+    training.batch_size = 200  # over all devices
+    training.num_epochs = 30
+    training.num_steps = 0  # instead of num_epochs, if above 0
+    training.num_train_samples = 1  # above 1: the importance-weighted bound
+    training.optimizer = "adam"  # adam, adamax
+    training.weight_decay = 0.0
+    training.learning_rate = 1e-3
+    training.learning_rate_schedule = "cosine"  # constant, linear, cosine
+    training.final_learning_rate_factor = 0.01
+    training.warmup = "500 steps"
+    training.kl_weight_start = 0.2
+    training.kl_warmup = "10%"
+    training.max_gradient_norm = 100.0
+    training.ema_decay = 0.9995
+    training.max_consecutive_skips = 20  # non-finite updates in a row before the run stops
+    training.steps_per_dispatch = 50
+    training.evaluate_every = "1 epochs"
+    training.checkpoint_every = "1 epochs"
+    training.keep_checkpoints = 2
+
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.num_importance_samples = 1000
+    evaluation.batch_size = 100  # images at once on one device
+    evaluation.num_examples = 0  # of the test set; 0 is all of them
+    evaluation.checkpoint = "best"  # best validation ELBO, or last
+
+    config.sampling = sampling = ConfigDict()
+    sampling.num_images = 100
+    sampling.seed = 0
+
+    config.paper = ConfigDict({"nll": 0.0})  # the paper's figure in nats; 0: it has none
+    return config.lock()
+
+
+def choose_variant(variant: str, variants: dict[str, dict]) -> dict:
+    """The overrides called `variant`.
+
+    Raises:
+        ValueError: there is no such variant; the message names those that exist.
+    """
+    if variant not in variants:
+        known = ", ".join(name or "(none)" for name in variants)
+        raise ValueError(f"unknown variant {variant!r}; choose one of: {known}")
+    return variants[variant]

@@ -1,0 +1,31 @@
+"""MLP SeRe-VAE, 10 layers of 10 latents, on dynamically binarized MNIST (paper, section 4.1.1).
+
+    python -m experiments.main --config=configs/mnist_mlp.py
+    python -m experiments.main --config=configs/mnist_mlp.py:case1
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+VARIANTS = {
+    "": {},
+    "case1": {"couple_prior": False, "couple_bijector": False, "couple_data": False},
+    "case2": {"couple_prior": False, "couple_bijector": False},
+    "case3": {},
+    "dlgm": {"couple_prior": False},
+    "all_blocks": {"data_context": 10, "couple_data_to_prior": True},
+}
+PAPER_NLL = {"": 81.17, "case3": 81.17, "dlgm": 84.53}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """MNIST, with the couplings of `variant`."""
+    overrides = base.choose_variant(variant, VARIANTS)
+    config = base.get_config()
+    config.dataset.name = "mnist"
+    config.dataset.validation_size = 5000.0
+    config.model.data_shape = (28, 28, 1)
+    config.model.update(overrides)
+    config.paper.nll = PAPER_NLL.get(variant, 0.0)
+    return config

@@ -1,0 +1,1 @@
+"""Experiments with sere_jax: flags, data, training, evaluation, checkpoints and reports."""

@@ -1,0 +1,135 @@
+"""Checks of an experiment's configuration, made before anything is loaded or compiled."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from experiments.errors import UserError
+from experiments.schedules import duration_in_steps
+from sere_jax.config import nearest
+
+
+def _is_int(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+Rule = tuple[str, Callable[[Any], bool]]
+POSITIVE_INT: Rule = ("an integer of at least 1", lambda v: _is_int(v) and v >= 1)
+NATURAL: Rule = ("an integer of at least 0", lambda v: _is_int(v) and v >= 0)
+POSITIVE: Rule = ("a number above 0", lambda v: _is_number(v) and v > 0)
+NOT_NEGATIVE: Rule = ("a number of at least 0", lambda v: _is_number(v) and v >= 0)
+FRACTION: Rule = ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
+BELOW_ONE: Rule = ("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
+BOOLEAN: Rule = ("True or False", lambda v: isinstance(v, bool))
+SEED: Rule = ("an integer from 0 to 2^32 - 1", lambda v: _is_int(v) and 0 <= v < 2**32)
+VALIDATION_SIZE: Rule = (
+    "a number of examples above 0, or a fraction between 0 and 1",
+    lambda v: _is_number(v) and v > 0 and (v < 1 or float(v).is_integer()),
+)
+
+
+def one_of(*choices: str) -> Rule:
+    """The rule that a value is one of `choices`."""
+    return (f"one of {', '.join(choices)}", lambda v: v in choices)
+
+
+def _is_duration(value):
+    duration_in_steps("duration", value, steps_per_epoch=1, total_steps=1)
+    return True
+
+
+DURATION: Rule = ("a duration", _is_duration)
+
+RULES: dict[str, Rule] = {
+    "seed": SEED,
+    "dataset.validation_size": VALIDATION_SIZE,
+    "dataset.num_train_examples": NATURAL,
+    "dataset.image_size": POSITIVE_INT,
+    "dataset.horizontal_flip": BOOLEAN,
+    "dataset.download": BOOLEAN,
+    "training.batch_size": POSITIVE_INT,
+    "training.num_epochs": POSITIVE_INT,
+    "training.num_steps": NATURAL,
+    "training.num_train_samples": POSITIVE_INT,
+    "training.optimizer": one_of("adam", "adamax"),
+    "training.weight_decay": NOT_NEGATIVE,
+    "training.learning_rate": POSITIVE,
+    "training.learning_rate_schedule": one_of("constant", "linear", "cosine"),
+    "training.final_learning_rate_factor": FRACTION,
+    "training.warmup": DURATION,
+    "training.kl_weight_start": FRACTION,
+    "training.kl_warmup": DURATION,
+    "training.max_gradient_norm": NOT_NEGATIVE,
+    "training.ema_decay": BELOW_ONE,
+    "training.max_consecutive_skips": POSITIVE_INT,
+    "training.steps_per_dispatch": POSITIVE_INT,
+    "training.evaluate_every": DURATION,
+    "training.checkpoint_every": DURATION,
+    "training.keep_checkpoints": POSITIVE_INT,
+    "evaluation.num_importance_samples": POSITIVE_INT,
+    "evaluation.batch_size": POSITIVE_INT,
+    "evaluation.num_examples": NATURAL,
+    "evaluation.checkpoint": one_of("best", "last"),
+    "sampling.num_images": POSITIVE_INT,
+    "sampling.seed": SEED,
+}
+
+
+def check_configuration(config: Any) -> None:
+    """Checks every field outside `config.model`, which `sere_jax.create_model` checks.
+
+    Raises:
+        UserError: naming the field, its value and what is allowed.
+    """
+    for path, (allowed, is_valid) in RULES.items():
+        value = _get(config, path)
+        try:
+            valid = is_valid(value)
+        except UserError:
+            valid, allowed = False, "a duration: '500 steps', '1.5 epochs' or '10%'"
+        if not valid:
+            raise UserError(f"config.{path}={value!r} must be {allowed}")
+    for path in ("training.evaluate_every", "training.checkpoint_every"):
+        if str(_get(config, path)).strip().startswith("0 "):
+            raise UserError(f"config.{path}={_get(config, path)!r} must be longer than 0")
+
+
+def differences(ours: Mapping, theirs: Mapping, ignored: tuple[str, ...] = ()) -> list[str]:
+    """Fields in which two configurations differ, as 'path: theirs -> ours', sorted by path.
+
+    Args:
+        ours: nested mapping of JSON values.
+        theirs: the same.
+        ignored: paths (with all below them) that do not count.
+    """
+    ours, theirs = _flat(ours), _flat(theirs)
+    missing = "(missing)"
+    return [
+        f"{path}: {theirs.get(path, missing)!r} -> {ours.get(path, missing)!r}"
+        for path in sorted({*ours, *theirs})
+        if ours.get(path, missing) != theirs.get(path, missing)
+        and not any(path == name or path.startswith(f"{name}.") for name in ignored)
+    ]
+
+
+def _flat(tree, prefix=""):
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _get(config, path):
+    value = config
+    for name in path.split("."):
+        if name not in value:
+            raise UserError(f"config.{path} is missing{nearest(name, value)}")
+        value = value[name]
+    return value

@@ -1,0 +1,128 @@
+"""ELBO and importance-weighted likelihood over a whole split, on all devices."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+import sere_jax
+from experiments import input_pipeline
+from experiments.parallel import DEVICES, num_devices, parallelize
+
+Array = jax.Array
+Progress = Callable[[int, float], None]
+
+# Every run is measured on the same binarized images, whatever its seed.
+DATA_SEED = 0
+ELBO_BATCH_SIZE = 500  # on one device
+
+
+class Evaluator:
+    """Compiled evaluation of one model on images of one kind.
+
+    Every example's binarization and noise are keyed by its index in the split, so that results
+    depend neither on the batch size nor on the number of devices.
+
+    Args:
+        model: from `sere_jax.create_model`.
+        max_value: largest pixel value of the images.
+        batch_size: images at once on one device, for the importance-weighted likelihood.
+        num_importance_samples: K.
+    """
+
+    def __init__(
+        self,
+        model: sere_jax.SeReVAE,
+        *,
+        max_value: int,
+        batch_size: int,
+        num_importance_samples: int,
+    ):
+        self._model = model
+        self._max_value = max_value
+        self._batch_size = batch_size
+
+        def all_devices(local):
+            return jax.lax.all_gather(local, DEVICES, tiled=True)
+
+        def elbo_terms(params, images, indices):
+            x, keys = self._batch(images, indices)
+            inference = sere_jax.infer(model, params, x, keys)
+            return all_devices((inference.log_likelihood, inference.kl))
+
+        def log_likelihood(params, images, indices):
+            x, keys = self._batch(images, indices)
+            return all_devices(
+                sere_jax.log_likelihood(model, params, x, keys, num_importance_samples)
+            )
+
+        self._elbo_terms = parallelize(elbo_terms, num_arguments=3)
+        self._log_likelihood = parallelize(log_likelihood, num_arguments=3)
+
+    def _batch(self, images, indices):
+        indices = indices.reshape(num_devices(), -1)[jax.lax.axis_index(DEVICES)]
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(DATA_SEED), i))(indices)
+        data_keys, model_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        x = input_pipeline.to_data_space(
+            images[indices], data_keys, self._model.config, self._max_value
+        )
+        return x, model_keys
+
+    def elbo(self, params: Any, images: Array) -> dict[str, Any]:
+        """Exact means over all images.
+
+        Args:
+            params: parameters (averaged ones, as a rule).
+            images: [num, h, w, c] uint8, on the devices.
+
+        Returns:
+            `elbo`, `log_likelihood` and `kl` in nats, `kl_per_layer` [L], `elbo_stderr`.
+        """
+        batch_size = min(ELBO_BATCH_SIZE, -(-len(images) // num_devices())) * num_devices()
+        parts = [
+            jax.tree.map(np.float64, self._elbo_terms(params, images, indices))
+            for indices in _batches(len(images), batch_size)
+        ]
+        log_likelihood, kl = (np.concatenate(part)[: len(images)] for part in zip(*parts, strict=True))
+        elbo = log_likelihood - kl.sum(axis=1)
+        return {
+            "elbo": float(elbo.mean()),
+            "elbo_stderr": standard_error(elbo),
+            "log_likelihood": float(log_likelihood.mean()),
+            "kl": float(kl.sum(axis=1).mean()),
+            "kl_per_layer": [float(value) for value in kl.mean(axis=0)],
+        }
+
+    def log_likelihood(
+        self, params: Any, images: Array, progress: Progress | None = None
+    ) -> np.ndarray:
+        """Importance-weighted log p(x) in nats of each of the images, [num] float64.
+
+        Args:
+            params: parameters (averaged ones, as a rule).
+            images: [num, h, w, c] uint8, on the devices.
+            progress: called after each batch with the number of its images and their mean.
+        """
+        parts = []
+        done = 0
+        for indices in _batches(len(images), self._batch_size * num_devices()):
+            part = np.asarray(self._log_likelihood(params, images, indices), np.float64)
+            part = part[: len(images) - done]
+            done += len(part)
+            parts.append(part)
+            if progress is not None:
+                progress(len(part), float(part.mean()))
+        return np.concatenate(parts)
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Standard error of the mean of values [num]."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def _batches(num_examples: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Indices [batch_size] that cover 0 .. num_examples - 1; the last batch repeats the last."""
+    for start in range(0, num_examples, batch_size):
+        yield np.minimum(np.arange(start, start + batch_size), num_examples - 1)
+

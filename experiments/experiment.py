@@ -1,0 +1,117 @@
+"""Everything that follows from a configuration: data, model, schedules, number of steps."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import optax
+
+import sere_jax
+from experiments import schedules, training
+from experiments.configuration import check_configuration
+from experiments.datasets import Dataset, load_dataset
+from experiments.errors import UserError
+from experiments.evaluation import Evaluator
+from experiments.parallel import num_devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A checked configuration and what follows from it."""
+
+    config: Any
+    dataset: Dataset
+    model: sere_jax.SeReVAE
+    steps_per_epoch: int
+    total_steps: int
+    learning_rate: optax.Schedule
+    kl_weight: optax.Schedule
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer with its learning-rate schedule."""
+        return schedules.create_optimizer(self.config.training, self.learning_rate)
+
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        """Compiled evaluation."""
+        return Evaluator(
+            self.model,
+            max_value=self.dataset.max_value,
+            batch_size=self.config.evaluation.batch_size,
+            num_importance_samples=self.config.evaluation.num_importance_samples,
+        )
+
+    def init_state(self) -> training.TrainState:
+        """The state before the first step."""
+        return training.init_state(self.model, self.optimizer, self.config.seed)
+
+    def create_train_dispatch(self):
+        """See `training.create_train_dispatch`."""
+        return training.create_train_dispatch(
+            self.model,
+            self.optimizer,
+            self.config.training,
+            kl_weight=self.kl_weight,
+            num_examples=len(self.dataset.train),
+            max_value=self.dataset.max_value,
+            horizontal_flip=self.config.dataset.horizontal_flip,
+        )
+
+    def duration_in_steps(self, field: str) -> int:
+        """The duration in `config.training.FIELD` in optimizer steps, at least 1."""
+        steps = schedules.duration_in_steps(
+            f"config.training.{field}",
+            self.config.training[field],
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+        )
+        return max(steps, 1)
+
+    def test_images(self):
+        """The part of the test set that is evaluated, [num, h, w, c] uint8."""
+        return self.dataset.test[: self.config.evaluation.num_examples or None]
+
+
+def create_experiment(config: Any) -> Experiment:
+    """Checks the configuration, loads the data and creates the model.
+
+    Raises:
+        UserError, sere_jax.ConfigError: something does not fit; nothing has been compiled.
+    """
+    check_configuration(config)
+    model = sere_jax.create_model(config)
+    batch_size = config.training.batch_size
+    if batch_size % num_devices():
+        raise UserError(
+            f"config.training.batch_size={batch_size} (over all devices) is not a multiple of the "
+            f"{num_devices()} devices"
+        )
+    dataset = load_dataset(config.dataset)
+    if dataset.image_shape != tuple(config.model.data_shape):
+        raise UserError(
+            f"config.model.data_shape={tuple(config.model.data_shape)} does not fit the images of "
+            f"{config.dataset.name!r}, which have the shape {dataset.image_shape}"
+        )
+    if batch_size > len(dataset.train):
+        raise UserError(
+            f"config.training.batch_size={batch_size} exceeds the {len(dataset.train)} training "
+            f"examples of {config.dataset.name!r}"
+        )
+    steps_per_epoch = len(dataset.train) // batch_size
+    total_steps = schedules.total_training_steps(config.training, steps_per_epoch)
+    steps = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        model=model,
+        learning_rate=schedules.learning_rate_schedule(config.training, **steps),
+        kl_weight=schedules.kl_weight_schedule(config.training, **steps),
+        **steps,
+    )
+
+
+def count_parameters(params: Any) -> int:
+    """Number of values in a tree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,248 @@
+"""Metrics of a run: a JSON-lines file, TensorBoard scalars and the progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_DIRECTORY = "tensorboard"
+
+_RECORD_KEYS = ("step", "epoch", "split")
+_TENSORBOARD_FLUSH_SECONDS = 10
+_TERMINAL_REFRESH_SECONDS = 0.2
+_LOG_FILE_REFRESH_SECONDS = 10.0
+
+
+@contextmanager
+def open_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a binary file that appears at `path`, whole and synced, when the block ends.
+
+    If the block raises, whatever was at `path` before stays as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json_atomically(path: str | os.PathLike[str], obj: Any) -> Path:
+    """Writes `obj` as indented JSON, so that a reader sees the old file or the new one.
+
+    NumPy and JAX scalars and arrays become numbers and lists, paths become strings, and NaN and
+    the infinities, which JSON lacks, become null.
+
+    Returns:
+        `path`.
+
+    Raises:
+        TypeError: `obj` holds something that has no JSON form.
+    """
+    text = json.dumps(_to_json(obj), indent=2, allow_nan=False)
+    with open_atomically(path) as file:
+        file.write(text.encode() + b"\n")
+    return Path(path)
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads the records of `workdir/metrics.jsonl` in the order in which they were logged.
+
+    Each record has the keys `step`, `epoch` and `split` and then its metrics; a metric that was
+    NaN or infinite is None. The last line is left out if a killed run tore it. Without the file
+    the list is empty.
+
+    Raises:
+        UserError: a line other than the last one is not a JSON object.
+    """
+    path = Path(workdir) / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = path.read_bytes().rstrip(b"\n").split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines):
+            raise UserError(
+                f"{path}: line {number} is not a JSON object; only the last line may be torn. "
+                "Delete that line to read the others."
+            )
+    return records
+
+
+class MetricsLogger:
+    """Logs metrics to `workdir/metrics.jsonl` and to TensorBoard in `workdir/tensorboard`.
+
+    Each line of `metrics.jsonl` is a JSON object with `step`, `epoch` and `split`, then the
+    metrics. It reaches the operating system before `write` returns, so that a killed run loses
+    none. TensorBoard follows within seconds.
+
+    A metric that is NaN or infinite is null in `metrics.jsonl`, which stays valid JSON;
+    TensorBoard gets the value itself, and marks it on the curve.
+    """
+
+    def __init__(
+        self, workdir: str | os.PathLike[str], *, resume_step: int, write: bool = True
+    ) -> None:
+        """Drops the records that a resumed run will log again, and opens both logs.
+
+        Args:
+            workdir: Directory of the run; created if missing.
+            resume_step: Step from which training goes on, 0 for a new run. Records of later
+                steps are dropped.
+            write: False on every host but the first: nothing is then read, created or written.
+        """
+        self._enabled = write
+        if not write:
+            return
+        from tensorboardX import SummaryWriter
+
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        _drop_records_after(resume_step, workdir)
+        self._file = (workdir / METRICS_FILE).open("ab")
+        # The suffix keeps two event files of the same second apart.
+        self._tensorboard = SummaryWriter(
+            str(workdir / TENSORBOARD_DIRECTORY),
+            purge_step=resume_step + 1,
+            flush_secs=_TENSORBOARD_FLUSH_SECONDS,
+            filename_suffix=f".from_step_{resume_step}",
+        )
+
+    def write(
+        self,
+        step: int,
+        epoch: float,
+        split: str,
+        metrics: Mapping[str, float | Sequence[float]],
+    ) -> None:
+        """Logs `metrics` of one split, such as "train" or "validation".
+
+        Args:
+            step: Number of updates done so far.
+            epoch: Number of passes over the training set done so far; may be fractional.
+            split: Part of the data which the metrics are about.
+            metrics: Numbers, or flat sequences of numbers such as the KL of each layer, by name.
+                NumPy and JAX arrays of shape [] and [n] count as such. In TensorBoard a number
+                is `split/name` and the i-th number of a sequence, from 1, is `split_name/i`.
+
+        Raises:
+            ValueError: A metric has more than one dimension, or is named like one of the keys
+                `step`, `epoch` and `split`.
+        """
+        if not self._enabled:
+            return
+        values = {name: _numbers(name, value) for name, value in metrics.items()}
+        record = {"step": int(step), "epoch": float(epoch), "split": split, **values}
+        line = json.dumps(_to_json(record), allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+
+        for name, value in values.items():
+            if isinstance(value, float):
+                self._tensorboard.add_scalar(f"{split}/{name}", value, int(step))
+                continue
+            num_digits = len(str(len(value)))
+            for index, item in enumerate(value, start=1):
+                tag = f"{split}_{name}/{index:0{num_digits}d}"
+                self._tensorboard.add_scalar(tag, item, int(step))
+
+    def close(self) -> None:
+        """Flushes and closes both logs; closing again does nothing."""
+        if self._enabled:
+            self._file.close()
+            self._tensorboard.close()
+
+    def __enter__(self) -> MetricsLogger:
+        """Returns the logger itself."""
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes the logger."""
+        self.close()
+
+
+def progress_bar(
+    total: int, initial: int, description: str, disable: bool | None = None
+) -> tqdm[NoReturn]:
+    """Makes a tqdm bar of training steps on stderr; call its `update` after each step.
+
+    Where stderr is no terminal, such as the log of a batch job, the bar is printed once every
+    10 seconds. Give `refresh=False` to `set_postfix`, which otherwise prints at every call.
+
+    Args:
+        total: Number of steps of the whole run.
+        initial: Number of steps done before, in the run that is resumed.
+        description: Text in front of the bar.
+        disable: Whether to print nothing; None means no.
+    """
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        disable=bool(disable),
+        file=sys.stderr,
+        unit="step",
+        dynamic_ncols=on_terminal,
+        mininterval=_TERMINAL_REFRESH_SECONDS if on_terminal else _LOG_FILE_REFRESH_SECONDS,
+    )
+
+
+def _drop_records_after(step: int, workdir: Path) -> None:
+    kept = [record for record in read_metrics(workdir) if record["step"] <= step]
+    with open_atomically(workdir / METRICS_FILE) as file:
+        file.writelines(json.dumps(record).encode() + b"\n" for record in kept)
+
+
+def _numbers(name: str, value: float | Sequence[float]) -> float | list[float]:
+    if name in _RECORD_KEYS:
+        raise ValueError(f"a metric cannot be named {name!r}: it is a key of every record")
+    array = np.asarray(value, dtype=np.float64)
+    if array.ndim > 1:
+        raise ValueError(
+            f"metric {name!r} must be a number or a flat sequence, not of shape {array.shape}"
+        )
+    numbers: float | list[float] = array.tolist()
+    return numbers
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return _to_json(value.tolist())
+    return value

@@ -1,0 +1,349 @@
+"""What the command does in each mode: train, evaluate, sample, report."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+import sere_jax
+from experiments import figures, training
+from experiments.checkpoints import Checkpoints
+from experiments.errors import UserError
+from experiments.evaluation import standard_error
+from experiments.experiment import Experiment, count_parameters, create_experiment
+from experiments.metrics import MetricsLogger, progress_bar, read_metrics, write_json_atomically
+from experiments.parallel import replicate
+from experiments.report import write_report
+from experiments.workdir import (
+    RESULTS_FILE,
+    check_configuration_of,
+    exclusive,
+    git_commit,
+    record_configuration,
+)
+
+
+class TrainingDiverged(Exception):
+    """Too many updates in a row were not finite."""
+
+
+@dataclasses.dataclass
+class Interruption:
+    """Turns SIGTERM and Ctrl-C into a request to stop after the current dispatch."""
+
+    signal_number: int | None = None
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {
+                number: signal.signal(number, self._request)
+                for number in (signal.SIGTERM, signal.SIGINT)
+            }
+        else:
+            self._previous = {}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number, frame):
+        del frame
+        self.signal_number = number
+
+
+def train(config: Any, workdir: pathlib.Path, command: str) -> None:
+    """Trains from the last checkpoint or from the start, then evaluates and reports.
+
+    Args:
+        config: of the experiment.
+        workdir: folder of the run.
+        command: as the user typed it, for `results.json`.
+
+    Raises:
+        UserError: bad input.
+        TrainingDiverged: too many updates in a row were not finite.
+    """
+    experiment = create_experiment(config)
+    with exclusive(workdir):
+        record_configuration(workdir, config)
+        with Checkpoints(workdir, keep=config.training.keep_checkpoints) as checkpoints:
+            if not _train_to_the_end(experiment, workdir, checkpoints):
+                return
+            if _is_evaluated(experiment, workdir):
+                print(f"{workdir} is complete; see {workdir / 'report.html'}")
+                return
+            _evaluate(experiment, workdir, checkpoints, command)
+
+
+def evaluate(config: Any, workdir: pathlib.Path, command: str) -> None:
+    """Evaluates the run's weights on the test set and writes `results.json` and the report."""
+    experiment = create_experiment(config)
+    check_configuration_of(workdir, config)
+    with exclusive(workdir), Checkpoints(workdir, read_only=True) as checkpoints:
+        _evaluate(experiment, workdir, checkpoints, command)
+
+
+def sample(config: Any, workdir: pathlib.Path, command: str) -> None:
+    """Draws images from the run's weights: `samples.png` and `samples.npz`."""
+    del command
+    experiment = create_experiment(config)
+    check_configuration_of(workdir, config)
+    with exclusive(workdir), Checkpoints(workdir, read_only=True) as checkpoints:
+        state, _ = _restore_for_evaluation(experiment, checkpoints)
+        images = _save_samples(experiment, workdir, state.ema_params)
+        np.savez_compressed(workdir / "samples.npz", images=images)
+        print(f"{len(images)} images in {workdir / 'samples.png'} and {workdir / 'samples.npz'}")
+
+
+def report(config: Any, workdir: pathlib.Path, command: str) -> None:
+    """Draws the curves anew and writes `report.html` from what is in the workdir."""
+    del command
+    check_configuration_of(workdir, config)
+    with exclusive(workdir):
+        _save_curves(workdir)
+        print(f"report in {write_report(workdir)}")
+
+
+def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
+    """Returns whether the last step was reached; False after a signal."""
+    config = experiment.config
+    state, train_seconds = _resume(experiment, workdir, checkpoints)
+    step = int(state.step)
+    if step >= experiment.total_steps:
+        return True
+    dispatch = experiment.create_train_dispatch()
+    state = replicate(state)
+    images = replicate(experiment.dataset.train)
+    validation = replicate(experiment.dataset.validation)
+    evaluate_every = experiment.duration_in_steps("evaluate_every")
+    checkpoint_every = experiment.duration_in_steps("checkpoint_every")
+    boundaries = (
+        experiment.steps_per_epoch,
+        config.training.steps_per_dispatch,
+        evaluate_every,
+        checkpoint_every,
+        experiment.total_steps,
+    )
+
+    def save(validation_elbo):
+        progress = {
+            "train_seconds": train_seconds,
+            "dataset_fingerprint": experiment.dataset.fingerprint,
+        }
+        checkpoints.save(state, progress, validation_elbo)
+
+    with (
+        MetricsLogger(workdir, resume_step=step) as logger,
+        Interruption() as interruption,
+        progress_bar(experiment.total_steps, step, workdir.name) as bar,
+    ):
+        saved_step, validation_elbo = step, None
+        while step < experiment.total_steps:
+            started = time.perf_counter()
+            num_steps = min(boundary - step % boundary for boundary in boundaries)
+            state, metrics = dispatch(state, images, num_steps)
+            metrics = jax.tree.map(float, metrics)
+            seconds = time.perf_counter() - started
+            train_seconds += seconds
+            step += num_steps
+            epoch = step / experiment.steps_per_epoch
+            record = _train_record(experiment, state, metrics, num_steps / seconds)
+            logger.write(step, epoch, "train", record)
+            bar.update(num_steps)
+            bar.set_postfix_str(
+                f"elbo {record['elbo']:.2f}, {record['images_per_second']:.0f} images/s",
+                refresh=False,
+            )
+            if int(state.consecutive_skips) >= config.training.max_consecutive_skips:
+                checkpoints.wait()
+                raise TrainingDiverged(_divergence(experiment, checkpoints, step, metrics))
+            is_last = step == experiment.total_steps
+            if is_last or step % evaluate_every == 0:
+                validation_elbo = None
+                if len(validation):
+                    terms = experiment.evaluator.elbo(state.ema_params, validation)
+                    logger.write(step, epoch, "validation", terms)
+                    validation_elbo = terms["elbo"]
+            if is_last or step % checkpoint_every == 0 or interruption.signal_number:
+                at_evaluation = is_last or step % evaluate_every == 0
+                save(validation_elbo if at_evaluation else None)
+                saved_step = step
+            if interruption.signal_number and not is_last:
+                checkpoints.wait()
+                name = signal.Signals(interruption.signal_number).name
+                bar.close()
+                print(
+                    f"{name}: saved at step {saved_step} of {experiment.total_steps}; "
+                    "the same command resumes",
+                    file=sys.stderr,
+                )
+                return False
+        checkpoints.wait()
+    return True
+
+
+def _resume(experiment, workdir, checkpoints):
+    """State and seconds of training so far, from the latest checkpoint or from the start."""
+    state = experiment.init_state()
+    restored = checkpoints.restore_latest(state)
+    if restored is None:
+        return state, 0.0
+    state, progress = restored
+    _check_same_data(experiment, workdir, progress)
+    logging.info("resuming %s at step %d", workdir, int(state.step))
+    return state, progress["train_seconds"]
+
+
+def _check_same_data(experiment, workdir, progress):
+    recorded = progress["dataset_fingerprint"]
+    if recorded != experiment.dataset.fingerprint:
+        raise UserError(
+            f"the images of {experiment.config.dataset.name!r} are not those that {workdir} was "
+            f"trained on (fingerprint {experiment.dataset.fingerprint}, then {recorded}); "
+            "restore them, or choose another --workdir"
+        )
+
+
+def _train_record(experiment, state, metrics: training.StepMetrics, steps_per_second):
+    count = metrics.count or math.nan
+    step = int(state.step) - 1
+    return {
+        "objective": metrics.objective / count,
+        "elbo": (metrics.log_likelihood - metrics.kl) / count,
+        "log_likelihood": metrics.log_likelihood / count,
+        "kl": metrics.kl / count,
+        "gradient_norm": metrics.gradient_norm / count,
+        "max_gradient_norm": metrics.max_gradient_norm,
+        "lowest_objective": metrics.lowest_objective,
+        "parameter_norm": metrics.parameter_norm,
+        "learning_rate": float(experiment.learning_rate(step)),
+        "kl_weight": float(experiment.kl_weight(step)),
+        "skipped_steps": int(state.skipped_steps),
+        "images_per_second": steps_per_second * experiment.config.training.batch_size,
+    }
+
+
+def _divergence(experiment, checkpoints, step, metrics):
+    steps = checkpoints.steps()
+    last = f"the last good checkpoint is at step {steps[-1]}" if steps else "there is no checkpoint"
+    return (
+        f"stopped at step {step}: {experiment.config.training.max_consecutive_skips} updates in a "
+        f"row were not finite (largest gradient norm {metrics.max_gradient_norm:.4g}, parameter "
+        f"norm {metrics.parameter_norm:.4g}); {last}; lower config.training.learning_rate or "
+        "config.training.max_gradient_norm in a new --workdir"
+    )
+
+
+def _restore_for_evaluation(experiment, checkpoints):
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"there is no checkpoint in {checkpoints.directory}; train first")
+    step = steps[-1]
+    if experiment.config.evaluation.checkpoint == "best":
+        step = checkpoints.best_step() or step
+    template = jax.eval_shape(experiment.init_state)
+    template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+    return checkpoints.restore(template, step)
+
+
+def _is_evaluated(experiment, workdir):
+    path = workdir / RESULTS_FILE
+    if not path.exists():
+        return False
+    results = json.loads(path.read_text())
+    return results["evaluation"] == experiment.config.evaluation.to_dict()
+
+
+def _evaluate(experiment, workdir, checkpoints, command):
+    config = experiment.config
+    state, progress = _restore_for_evaluation(experiment, checkpoints)
+    params = replicate(state.ema_params)
+    images = replicate(experiment.test_images())
+    terms = experiment.evaluator.elbo(params, images)
+    _save_pictures(experiment, workdir, params)
+    figures.save_kl_per_layer(
+        terms["kl_per_layer"], workdir / "kl_per_layer.png", history=_kl_history(workdir)
+    )
+    with progress_bar(len(images), 0, "importance sampling") as bar:
+
+        def advance(num_images, mean):
+            bar.update(num_images)
+            bar.set_postfix_str(f"log p(x) {mean:.2f}", refresh=False)
+
+        log_likelihood = experiment.evaluator.log_likelihood(params, images, advance)
+    nll = -float(log_likelihood.mean())
+    num_values = math.prod(config.model.data_shape)
+    step = int(state.step)
+    results = {
+        "nll": nll,
+        "nll_stderr": standard_error(log_likelihood),
+        "elbo": terms["elbo"],
+        "elbo_stderr": terms["elbo_stderr"],
+        "bits_per_dim": nll / (num_values * math.log(2)),
+        "kl_per_layer": terms["kl_per_layer"],
+        "num_importance_samples": config.evaluation.num_importance_samples,
+        "num_examples": len(images),
+        "step": step,
+        "epoch": step / experiment.steps_per_epoch,
+        "num_params": count_parameters(params),
+        "train_seconds": progress["train_seconds"],
+        "dataset": config.dataset.name,
+        "validation_elbo": checkpoints.validation_elbo(step),
+        "paper_nll": config.paper.nll or None,
+        "evaluation": config.evaluation.to_dict(),
+        "git_commit": git_commit(),
+        "command": command,
+    }
+    write_json_atomically(workdir / RESULTS_FILE, results)
+    _save_curves(workdir)
+    write_report(workdir)
+    print(
+        f"test: -log p(x) {nll:.2f} ± {results['nll_stderr']:.2f} nats "
+        f"(K = {results['num_importance_samples']}, {len(images)} images), "
+        f"ELBO {terms['elbo']:.2f} nats, {results['bits_per_dim']:.4f} bits/dim; "
+        f"report in {workdir / 'report.html'}"
+    )
+
+
+def _save_pictures(experiment, workdir, params):
+    _save_samples(experiment, workdir, params)
+    originals = experiment.dataset.test[:12]
+    x = (originals >= experiment.dataset.max_value / 2).astype(np.float32)
+    key = jax.random.key(experiment.config.sampling.seed)
+    reconstructions = sere_jax.reconstruct(experiment.model, params, x, key, expected=True)
+    figures.save_reconstructions(x, np.asarray(reconstructions), workdir / "reconstructions.png")
+
+
+def _save_samples(experiment, workdir, params):
+    sampling = experiment.config.sampling
+    key = jax.random.key(sampling.seed)
+    images = sere_jax.sample(
+        experiment.model, params, key, sampling.num_images, expected=True
+    )
+    images = np.asarray(images)
+    figures.save_image_grid(images, workdir / "samples.png")
+    return images
+
+
+def _save_curves(workdir):
+    records = read_metrics(workdir)
+    if records:
+        figures.save_learning_curves(records, workdir / "learning_curves.png")
+
+
+def _kl_history(workdir):
+    return [
+        (record["epoch"], record["kl_per_layer"])
+        for record in read_metrics(workdir)
+        if record["split"] == "validation"
+    ]

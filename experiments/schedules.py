@@ -1,0 +1,101 @@
+"""Durations, learning rate and KL weight."""
+
+import math
+import re
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from experiments.errors import UserError
+
+_DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(steps?|epochs?|%)\s*")
+
+
+def duration_in_steps(
+    name: str, duration: str, *, steps_per_epoch: int, total_steps: int | None = None
+) -> int:
+    """Turns "500 steps", "1.5 epochs" or "10%" (of the training) into optimizer steps.
+
+    Args:
+        name: the field, for the message.
+        duration: what it says.
+        steps_per_epoch: optimizer steps an epoch.
+        total_steps: optimizer steps of the training, for percentages.
+
+    Raises:
+        UserError: the duration is not of that form.
+    """
+    match = _DURATION.fullmatch(str(duration))
+    if match is None or (match[2] == "%" and total_steps is None):
+        raise UserError(
+            f"{name}={duration!r} is not a duration; write '500 steps', '1.5 epochs' or '10%'"
+        )
+    amount, unit = float(match[1]), match[2]
+    if unit == "%":
+        return round(amount / 100 * (total_steps or 0))
+    return round(amount * (steps_per_epoch if unit.startswith("epoch") else 1))
+
+
+def total_training_steps(training: Any, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole training: `num_steps` if above 0, else `num_epochs`."""
+    return training.num_steps or training.num_epochs * steps_per_epoch
+
+
+def learning_rate_schedule(
+    training: Any, *, steps_per_epoch: int, total_steps: int
+) -> optax.Schedule:
+    """Linear warm-up to the learning rate, then constant, linear or cosine decay."""
+    warmup = duration_in_steps(
+        "config.training.warmup",
+        training.warmup,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+    warmup = min(warmup, total_steps // 2)
+    peak = training.learning_rate
+    final = peak * training.final_learning_rate_factor
+    decay_steps = max(total_steps - warmup, 1)
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, final, decay_steps),
+        "cosine": optax.cosine_decay_schedule(
+            peak, decay_steps, alpha=training.final_learning_rate_factor
+        ),
+    }[training.learning_rate_schedule]
+    if warmup == 0:
+        return after
+    # Step 0 already moves: the warm-up starts at peak / warmup, not at 0.
+    before = optax.linear_schedule(peak / warmup, peak, warmup - 1 or 1)
+    return optax.join_schedules([before, after], [warmup])
+
+
+def kl_weight_schedule(
+    training: Any, *, steps_per_epoch: int, total_steps: int
+) -> optax.Schedule:
+    """The weight of the KL: from `kl_weight_start` to 1, linearly over `kl_warmup`."""
+    steps = duration_in_steps(
+        "config.training.kl_warmup",
+        training.kl_warmup,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+    start = training.kl_weight_start
+
+    def schedule(step):
+        progress = jnp.minimum(step / steps, 1.0) if steps else 1.0
+        return start + (1.0 - start) * progress
+
+    return schedule
+
+
+def create_optimizer(training: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping by the global norm, then the optimizer named in the configuration."""
+    scale = {"adam": optax.scale_by_adam, "adamax": optax.scale_by_adamax}[training.optimizer]
+    clip = training.max_gradient_norm or math.inf
+    return optax.chain(
+        optax.clip_by_global_norm(clip) if math.isfinite(clip) else optax.identity(),
+        scale(),
+        optax.add_decayed_weights(training.weight_decay) if training.weight_decay else optax.identity(),
+        optax.scale_by_learning_rate(schedule),
+    )

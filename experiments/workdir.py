@@ -1,0 +1,112 @@
+"""The folder of one run: its configuration, its lock, and what was recorded about it."""
+
+import contextlib
+import fcntl
+import json
+import pathlib
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+from experiments.configuration import differences
+from experiments.errors import UserError
+from experiments.metrics import write_json_atomically
+
+CONFIG_FILE = "config.json"
+RESULTS_FILE = "results.json"
+LOCK_FILE = ".lock"
+
+# Fields that do not change what was trained; --mode=evaluate and relaunches may set them anew.
+FREE_FIELDS = (
+    "dataset.data_dir",
+    "dataset.download",
+    "evaluation",
+    "sampling",
+    "paper",
+    "training.keep_checkpoints",
+)
+
+
+@contextlib.contextmanager
+def exclusive(workdir: pathlib.Path) -> Iterator[None]:
+    """Creates the workdir and holds its lock, which the system releases if the process dies.
+
+    Raises:
+        UserError: it cannot be written to, or another process works in it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / LOCK_FILE).open("w")
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be written to ({error.strerror}); choose another one"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"--workdir={workdir} is in use by another process; wait for it, or choose "
+                "another --workdir"
+            ) from error
+        yield
+
+
+def record_configuration(workdir: pathlib.Path, config: Any) -> None:
+    """Writes `config.json`, or checks that the run in the workdir has the same configuration.
+
+    Raises:
+        UserError: the workdir belongs to a different run.
+    """
+    if (workdir / CONFIG_FILE).exists():
+        check_configuration_of(workdir, config)
+    elif (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()):
+        raise UserError(
+            f"--workdir={workdir} has checkpoints but no {CONFIG_FILE}; choose another one"
+        )
+    write_json_atomically(workdir / CONFIG_FILE, config.to_dict())
+
+
+def check_configuration_of(workdir: pathlib.Path, config: Any) -> None:
+    """Checks that the run in the workdir was trained with `config`.
+
+    Raises:
+        UserError: it was not, or there is none; the message names the fields that differ.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        raise UserError(f"there is no run in --workdir={workdir}; train first (--mode=train)")
+    try:
+        recorded = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not readable as JSON ({error}); choose another --workdir") from error
+    changed = differences(json.loads(json.dumps(config.to_dict())), recorded, FREE_FIELDS)
+    if changed:
+        shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
+        raise UserError(
+            f"--workdir={workdir} holds a run with another configuration ({shown}); "
+            "choose another --workdir, or use the configuration it was started with"
+        )
+
+
+def git_commit() -> str:
+    """The commit of this code, with '-dirty' if files differ from it, or 'unknown'."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        # Installed into somebody else's repository, HEAD would be that repository's.
+        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return "unknown"
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

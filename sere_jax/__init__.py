@@ -1,0 +1,37 @@
+"""Self-Reflective Variational Autoencoders in JAX (arXiv 2007.05166).
+
+    model = sere_jax.create_model(config)
+    params = sere_jax.init(model, jax.random.key(0))
+    sere_jax.log_likelihood(model, params, x, jax.random.key(1), num_samples=1000)
+"""
+
+from sere_jax.config import ConfigError, ModelConfig
+from sere_jax.vae import (
+    Inference,
+    Objective,
+    SeReVAE,
+    create_model,
+    elbo,
+    infer,
+    init,
+    log_likelihood,
+    objective,
+    reconstruct,
+    sample,
+)
+
+__all__ = [
+    "ConfigError",
+    "Inference",
+    "ModelConfig",
+    "Objective",
+    "SeReVAE",
+    "create_model",
+    "elbo",
+    "infer",
+    "init",
+    "log_likelihood",
+    "objective",
+    "reconstruct",
+    "sample",
+]

@@ -1,0 +1,140 @@
+"""Bijective layers z_l = f_l(ε_l ; z_{l-1}), shared by generation and inference (paper, 3.3).
+
+A bijective layer is a Linen module that maps the window of codes to a distrax bijector with one
+event of shape `latent_shape`. To add one, write the module and enter it in `BIJECTORS`.
+"""
+
+import math
+
+import distrax
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sere_jax.config import ModelConfig, choose
+from sere_jax.network import create_network
+
+Array = jax.Array
+
+
+class RankOneAffine(distrax.Bijector):
+    """z = c + (diag(d) + u uᵀ) ε with d > 0, over the flattened event.
+
+    Forward and inverse cost O(N) for N latents, by the Sherman-Morrison formula, and the
+    log-determinant log|det| = Σ log d + log(1 + Σ u²/d) by the matrix determinant lemma, where
+    `distrax.DiagPlusLowRankLinear` would factorize a matrix for every example.
+
+    Args:
+        shift: c [..., *latent_shape].
+        diagonal: d [..., *latent_shape], positive.
+        direction: u [..., *latent_shape].
+        event_ndims: number of axes of `latent_shape`.
+    """
+
+    def __init__(self, shift: Array, diagonal: Array, direction: Array, event_ndims: int = 1):
+        super().__init__(event_ndims_in=event_ndims)
+        self.shift = shift
+        self.diagonal = diagonal
+        self.direction = direction
+
+    def forward(self, x: Array) -> Array:
+        """ε to z."""
+        projection = self._sum(self.direction * x, keepdims=True)
+        return self.shift + self.diagonal * x + self.direction * projection
+
+    def inverse(self, y: Array) -> Array:
+        """z to ε."""
+        scaled = (y - self.shift) / self.diagonal
+        weight = self.direction / self.diagonal
+        capacitance = 1.0 + self._sum(self.direction * weight, keepdims=True)
+        projection = self._sum(self.direction * scaled, keepdims=True)
+        return scaled - weight * projection / capacitance
+
+    def forward_log_det_jacobian(self, x: Array) -> Array:
+        """log|det dz/dε| [...], constant in x."""
+        weight = jnp.square(self.direction) / self.diagonal
+        log_det = self._sum(jnp.log(self.diagonal)) + jnp.log1p(self._sum(weight))
+        batch_shape = x.shape[: x.ndim - self.event_ndims_in]
+        return jnp.broadcast_to(log_det, jnp.broadcast_shapes(batch_shape, log_det.shape))
+
+    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+        """z and log|det dz/dε|."""
+        return self.forward(x), self.forward_log_det_jacobian(x)
+
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+        """ε and log|det dε/dz|."""
+        return self.inverse(y), -self.forward_log_det_jacobian(y)
+
+    def same_as(self, other: distrax.Bijector) -> bool:
+        """Whether `other` is certainly the same bijector."""
+        return other is self
+
+    def _sum(self, values, keepdims=False):
+        return jnp.sum(values, axis=tuple(range(-self.event_ndims_in, 0)), keepdims=keepdims)
+
+
+class RankOneAffineLayer(nn.Module):
+    """Window of codes to a `RankOneAffine`, near the identity at the start.
+
+    d lies in (0, 2) and u uᵀ has a norm below 1: the overall scale of z is a gauge that the layers
+    reading z can undo, and without these bounds the product of d over the layers diverges.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, window: Array | None) -> distrax.Bijector:
+        """window [..., k, *latent_shape], or None: a bijector that is the same for all codes."""
+        shape = self.config.latent_shape
+        num_latents = math.prod(shape)
+        network = create_network(
+            self.config, (*shape[:-1], 3 * shape[-1]), head_scale=0.1, name="network"
+        )
+        shift, diagonal, direction = jnp.split(network(window, 1 + len(shape), None), 3, axis=-1)
+        # Without a constant to start from, u = 0 would be a saddle: d(u uᵀ)/du vanishes there.
+        start = self.param("direction_start", nn.initializers.normal(0.3), shape)
+        return RankOneAffine(
+            shift=shift,
+            diagonal=2.0 * jax.nn.sigmoid(diagonal),
+            direction=jnp.tanh(direction + start) / math.sqrt(num_latents),
+            event_ndims=len(shape),
+        )
+
+
+class Identity(distrax.Bijector):
+    """z = ε. (`distrax.Lambda` would trace the identity to find its log-determinant.)"""
+
+    def __init__(self, event_ndims: int = 1):
+        super().__init__(event_ndims_in=event_ndims, is_constant_jacobian=True)
+
+    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+        """x and 0."""
+        return x, jnp.zeros(x.shape[: x.ndim - self.event_ndims_in], x.dtype)
+
+    inverse_and_log_det = forward_and_log_det
+
+    def same_as(self, other: distrax.Bijector) -> bool:
+        """Whether `other` is the identity too."""
+        return isinstance(other, Identity)
+
+
+class IdentityLayer(nn.Module):
+    """No bijective layer: z_l = ε_l."""
+
+    config: ModelConfig
+
+    def __call__(self, window: Array | None) -> distrax.Bijector:
+        """Ignores the window."""
+        del window
+        return Identity(len(self.config.latent_shape))
+
+
+BIJECTORS: dict[str, type[nn.Module]] = {
+    "rank_one_affine": RankOneAffineLayer,
+    "identity": IdentityLayer,
+}
+
+
+def create_bijector(config: ModelConfig, **kwargs) -> nn.Module:
+    """The bijective layer called `config.bijector`."""
+    return choose("bijector", config.bijector, BIJECTORS)(config, **kwargs)

@@ -1,0 +1,151 @@
+"""The model's configuration: one frozen record, checked before anything is traced."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """An impossible configuration. The message is one line: field, value, choices, way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What `config.model` of an experiment says, checked and hashable.
+
+    Attributes:
+        data_shape: (height, width, channels) of one image.
+        num_layers: L, the number of blocks of x and of latent layers.
+        latent_shape: shape of the latent code of one layer; (10,) for `mlp`.
+        partition: how x is cut into L blocks: `raster`, `checkerboard` or `tiles`.
+        context: k, every layer sees the codes z_{l-k} .. z_{l-1}; 1 is the paper.
+        data_context: j, a data layer sees the blocks x_{l-j} .. x_{l-1}; 1 is the paper, L is all.
+        couple_prior: prior and posterior layers see the previous codes.
+        couple_bijector: bijective layers see the previous codes.
+        couple_data: data layers see the previous blocks.
+        couple_data_to_prior: prior and posterior layers see the previous blocks too.
+        bijector: name of the bijective layer.
+        data_layer: name of the data layer.
+        network: family of the neural networks.
+        hidden_size: width of their hidden layers.
+        num_hidden_layers: number of their hidden layers.
+        sigma_min: lower bound on the prior's scale (0: none).
+        sigma_max: upper bound on the prior's scale.
+        condition_residual_on_latents: the posterior's residual sees z_{l-1} as well as x.
+    """
+
+    data_shape: tuple[int, ...]
+    num_layers: int
+    latent_shape: tuple[int, ...]
+    partition: str = "raster"
+    context: int = 1
+    data_context: int = 1
+    couple_prior: bool = True
+    couple_bijector: bool = True
+    couple_data: bool = True
+    couple_data_to_prior: bool = False
+    bijector: str = "rank_one_affine"
+    data_layer: str = "bernoulli"
+    network: str = "mlp"
+    hidden_size: int = 200
+    num_hidden_layers: int = 2
+    sigma_min: float = 0.1
+    sigma_max: float = 2.0
+    condition_residual_on_latents: bool = True
+
+    def __post_init__(self):
+        _require_positive_ints("data_shape", self.data_shape, length=3)
+        _require_positive_ints("latent_shape", self.latent_shape)
+        for field in ("num_layers", "context", "data_context", "hidden_size", "num_hidden_layers"):
+            _require_positive_ints(field, (getattr(self, field),), shown=getattr(self, field))
+        for field in ("couple_prior", "couple_bijector", "couple_data", "couple_data_to_prior",
+                      "condition_residual_on_latents"):
+            value = getattr(self, field)
+            if not isinstance(value, bool):
+                raise ConfigError(f"config.model.{field}={value!r} must be True or False")
+        for field in ("context", "data_context"):
+            value = getattr(self, field)
+            if value > self.num_layers:
+                raise ConfigError(
+                    f"config.model.{field}={value} exceeds num_layers={self.num_layers}; "
+                    f"choose 1 to {self.num_layers}"
+                )
+        for field in ("sigma_min", "sigma_max"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ConfigError(f"config.model.{field}={value!r} must be a number")
+        if not 0 <= self.sigma_min < self.sigma_max < math.inf:
+            raise ConfigError(
+                f"config.model.sigma_min={self.sigma_min} and sigma_max={self.sigma_max} must "
+                "satisfy 0 <= sigma_min < sigma_max < infinity"
+            )
+
+    @property
+    def residual_sees_latents(self) -> bool:
+        """Whether the posterior's residual sees z_{l-1}: never where the prior does not."""
+        return self.couple_prior and self.condition_residual_on_latents
+
+
+def model_config(config: Any) -> ModelConfig:
+    """Reads and checks the model part of a configuration.
+
+    Args:
+        config: a `ModelConfig`, or an experiment's configuration (a ConfigDict or a mapping)
+            whose field `model` holds the fields of `ModelConfig`.
+
+    Raises:
+        ConfigError: a field is unknown, missing or has an impossible value.
+    """
+    if isinstance(config, ModelConfig):
+        return config
+    fields = dict(config["model"])
+    known = [field.name for field in dataclasses.fields(ModelConfig)]
+    for name in fields:
+        if name not in known:
+            raise ConfigError(f"config.model.{name} is not a field{nearest(name, known)}")
+    required = [
+        field.name
+        for field in dataclasses.fields(ModelConfig)
+        if field.default is dataclasses.MISSING
+    ]
+    for name in required:
+        if name not in fields:
+            raise ConfigError(f"config.model.{name} is missing; it has no default")
+    for name in ("data_shape", "latent_shape"):
+        value = fields[name]
+        fields[name] = tuple(value) if isinstance(value, Iterable) else (value,)
+    return ModelConfig(**fields)
+
+
+def choose(field: str, name: str, choices: Mapping[str, Any]) -> Any:
+    """The entry of `choices` called `name`.
+
+    Raises:
+        ConfigError: there is none; the message names the choices.
+    """
+    if name not in choices:
+        raise ConfigError(
+            f"config.model.{field}={name!r} is not one of {', '.join(sorted(choices))}"
+            f"{nearest(str(name), choices)}"
+        )
+    return choices[name]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' with the known name closest to `name`, or nothing."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def _require_positive_ints(field, values, *, length=None, shown=None):
+    shown = values if shown is None else shown
+    if length is not None and len(values) != length:
+        raise ConfigError(
+            f"config.model.{field}={shown} must have {length} entries: (height, width, channels)"
+        )
+    if not values or any(
+        isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in values
+    ):
+        raise ConfigError(f"config.model.{field}={shown!r} must hold integers of at least 1")

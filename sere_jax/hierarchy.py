@@ -1,0 +1,234 @@
+"""The hierarchy: one layer module, scanned over L stacked copies of its parameters.
+
+Three phases, so that only what is sequential is scanned (paper, Figure 1 and Eqs. 2-7):
+
+    observe   what depends on x alone, for all layers at once (encoders, previous blocks)
+    infer     z_{l-1} -> z_l, the scan over layers
+    decode    the data layers given all codes, for all layers at once
+
+`generate` scans prior, bijector and data layer together, as each block needs the one before.
+"""
+
+import distrax
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from sere_jax.bijector import create_bijector
+from sere_jax.config import ModelConfig
+from sere_jax.data_layer import create_data_layer
+from sere_jax.network import create_features
+from sere_jax.partition import create_partition, previous_blocks
+from sere_jax.posterior import PosteriorLayer, Residual, posterior_sample
+from sere_jax.prior import Prior, PriorLayer
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Observed:
+    """What the layers know of the image; every array [..., hidden_size], or None if uncoupled."""
+
+    posterior: Array  # features of the whole image
+    prior: Array | None  # features of the previous blocks, for prior and posterior
+    data: Array | None  # features of the previous blocks, for the data layer
+
+
+@struct.dataclass
+class Latents:
+    """What a layer inferred."""
+
+    epsilon: Array  # [..., *latent_shape]
+    z: Array  # [..., *latent_shape]
+    prior: Prior
+    residual: Residual
+    bijector: distrax.Bijector  # f_l, its parameters stacked over layers
+
+
+class Layer(nn.Module):
+    """Layer l of the model: prior, posterior, bijector, data layer and encoder."""
+
+    config: ModelConfig
+
+    def setup(self):
+        """Creates the parts; the prior's network and the bijector serve both directions."""
+        config = self.config
+        self.encoder = create_features(config)
+        self.prior = PriorLayer(config)
+        self.posterior = PosteriorLayer(config)
+        self.bijector = create_bijector(config)
+        self.data_layer = create_data_layer(config, create_partition(config).block_shape)
+        if config.couple_data_to_prior:
+            self.prior_observed = create_features(config)
+
+    def observe(self, x: Array, previous: Array) -> Observed:
+        """Features of x [..., *data_shape] and of the blocks [..., j, h, w, channels] before."""
+        encoding = self.encoder(self.data_layer.to_network(x), 3)
+        return Observed(encoding, *self.observe_previous(previous))
+
+    def observe_previous(self, previous: Array) -> tuple[Array | None, Array | None]:
+        """Features of the previous blocks for the prior and for the data layer."""
+        prior = None
+        if self.config.couple_data_to_prior:
+            prior = self.prior_observed(self.data_layer.to_network(previous), 4)
+        return prior, self.data_layer.observe(previous)
+
+    def prior_and_bijector(self, window: Array, offset: Array | None):
+        """p(ε_l | ·) and f_l for the window [..., k, *latent_shape] of codes."""
+        config = self.config
+        prior = self.prior(window if config.couple_prior else None, offset)
+        return prior, self.bijector(window if config.couple_bijector else None)
+
+    def infer(self, window: Array, inputs: tuple[Observed, Array]) -> tuple[Array, Latents]:
+        """One step of inference.
+
+        Args:
+            window: the last codes [..., k, *latent_shape], newest last.
+            inputs: features of x, and standard normal noise [..., *latent_shape].
+
+        Returns:
+            The next window, and what the layer inferred.
+        """
+        observed, noise = inputs
+        prior, bijector = self.prior_and_bijector(window, observed.prior)
+        residual = self.posterior(
+            window if self.config.residual_sees_latents else None, observed.posterior
+        )
+        epsilon = posterior_sample(prior, residual, noise)
+        z = bijector.forward(epsilon)
+        prior, residual = jax.tree.map(
+            lambda parameter: jnp.broadcast_to(parameter, epsilon.shape), (prior, residual)
+        )
+        latents = Latents(
+            epsilon=epsilon, z=z, prior=prior, residual=residual, bijector=bijector
+        )
+        return self._push_code(window, z), latents
+
+    def decode(self, z: Array, offset: Array | None) -> Array:
+        """Parameters γ_l of the data layer."""
+        return self.data_layer(z, offset)
+
+    def generate(self, carry: tuple[Array, Array], inputs: tuple[Array, Array]):
+        """One step of generation.
+
+        Args:
+            carry: windows of codes [B, k, *latent_shape] and of blocks [B, j, h, w, channels].
+            inputs: noise [B, *latent_shape] of ε_l, keys [B] of x_l.
+
+        Returns:
+            The next carry, and (block, its expectation).
+        """
+        window, previous = carry
+        noise, keys = inputs
+        prior_offset, data_offset = self.observe_previous(previous)
+        prior, bijector = self.prior_and_bijector(window, prior_offset)
+        z = bijector.forward(prior.sample(noise))
+        previous, blocks = self._emit(previous, z, data_offset, keys)
+        return (self._push_code(window, z), previous), blocks
+
+    def regenerate(self, previous: Array, inputs: tuple[Array, Array]):
+        """One step of `generate` with the code z_l given instead of drawn from the prior."""
+        z, keys = inputs
+        _, data_offset = self.observe_previous(previous)
+        return self._emit(previous, z, data_offset, keys)
+
+    def _emit(self, previous, z, data_offset, keys):
+        parameters = self.decode(z, data_offset)
+        block = jax.vmap(self.data_layer.sample)(parameters, keys)
+        previous = _push(previous, block.astype(previous.dtype), event_ndims=3)
+        return previous, (block, self.data_layer.mean(parameters))
+
+    def _push_code(self, window, z):
+        return _push(window, z, event_ndims=len(self.config.latent_shape))
+
+
+def _push(window, newest, event_ndims):
+    """Drops the oldest entry of the window [..., k, *event] and appends the newest."""
+    axis = window.ndim - event_ndims - 1
+    kept = jax.lax.slice_in_dim(window, 1, None, axis=axis)
+    return jnp.concatenate([kept, jnp.expand_dims(newest, axis)], axis=axis)
+
+
+class Hierarchy(nn.Module):
+    """L layers with stacked parameters (leading axis L), applied by `nn.scan` and `nn.vmap`.
+
+    All arrays of this class have the layers as their first axis.
+    """
+
+    config: ModelConfig
+
+    def setup(self):
+        """Creates the one layer whose parameters are stacked."""
+        self.partition = create_partition(self.config)
+        self.layer = Layer(self.config, name="layers")
+
+    def observe(self, x: Array) -> Observed:
+        """Features [L, B, ...] of x [B, *data_shape], for all layers at once."""
+        previous = previous_blocks(self.partition.split(x), self.config.data_context)
+        return self._all_at_once(Layer.observe, (None, 0))(self.layer, x, previous)
+
+    def infer(self, observed: Observed, noise: Array) -> Latents:
+        """The scan over layers.
+
+        Args:
+            observed: from `observe`, [L, B, ...].
+            noise: standard normal, [L, ..., B, *latent_shape]; further axes before B hold several
+                samples of the codes of the same images.
+        """
+        window = self._no_codes(noise.shape[1 : noise.ndim - len(self.config.latent_shape)])
+        _, latents = self._one_after_another(Layer.infer)(self.layer, window, (observed, noise))
+        return latents
+
+    def decode(self, z: Array, observed: Observed) -> Array:
+        """Data parameters [L, ..., B, h, w, c] of all layers at once."""
+        return self._all_at_once(Layer.decode, (0, 0))(self.layer, z, observed.data)
+
+    def log_prob(self, parameters: Array, x: Array) -> Array:
+        """log p(x_l | z_l, x_{l-1}) in nats of each layer, [L, ..., B]."""
+        blocks = jnp.moveaxis(self.partition.split(x), -4, 0)
+        extra = parameters.ndim - blocks.ndim
+        blocks = jnp.expand_dims(blocks, tuple(range(1, 1 + extra)))
+        log_prob = self.layer.data_layer.log_prob(parameters, blocks)
+        mask = self.partition.mask
+        mask = mask.reshape(mask.shape[0], *[1] * (log_prob.ndim - 4), *mask.shape[1:])
+        return jnp.sum(log_prob * mask, axis=(-3, -2, -1))
+
+    def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
+        """Images and expected images [B, *data_shape] from noise [L, B, ...] and keys [L, B]."""
+        batch_shape = keys.shape[1:]
+        carry = (self._no_codes(batch_shape), self._no_blocks(batch_shape))
+        _, blocks = self._one_after_another(Layer.generate)(self.layer, carry, (noise, keys))
+        return self._merge(blocks)
+
+    def regenerate(self, z: Array, keys: Array) -> tuple[Array, Array]:
+        """Images and expected images [B, *data_shape] from codes [L, B, ...] and keys [L, B]."""
+        carry = self._no_blocks(keys.shape[1:])
+        _, blocks = self._one_after_another(Layer.regenerate)(self.layer, carry, (z, keys))
+        return self._merge(blocks)
+
+    def _merge(self, blocks):
+        return jax.tree.map(lambda b: self.partition.merge(jnp.moveaxis(b, 0, -4)), blocks)
+
+    def _no_codes(self, batch_shape):
+        return jnp.zeros((*batch_shape, self.config.context, *self.config.latent_shape))
+
+    def _no_blocks(self, batch_shape):
+        return jnp.zeros((*batch_shape, self.config.data_context, *self.partition.block_shape))
+
+    def _all_at_once(self, method, in_axes):
+        return nn.vmap(
+            method,
+            in_axes=in_axes,
+            axis_size=self.config.num_layers,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+        )
+
+    def _one_after_another(self, method):
+        return nn.scan(
+            method,
+            length=self.config.num_layers,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+        )

@@ -1,0 +1,159 @@
+"""Cutting an image x into the blocks x_1 .. x_L that the layers generate (paper, section 4)."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sere_jax.config import ConfigError, ModelConfig, choose
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Partition:
+    """A table that says which pixel stands where in which block.
+
+    Attributes:
+        data_shape: (height, width, channels) of the image.
+        pixels: [L, h, w] int, row-major index of the pixel at each place of each block; `num_pixels`
+            marks padding (only in the last block of `raster`).
+    """
+
+    data_shape: tuple[int, int, int]
+    pixels: np.ndarray
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of blocks."""
+        return self.pixels.shape[0]
+
+    @property
+    def num_pixels(self) -> int:
+        """Number of pixels of the image."""
+        return self.data_shape[0] * self.data_shape[1]
+
+    @property
+    def block_shape(self) -> tuple[int, int, int]:
+        """(h, w, channels) of every block."""
+        _, height, width = self.pixels.shape
+        return (height, width, self.data_shape[2])
+
+    @functools.cached_property
+    def mask(self) -> np.ndarray:
+        """[L, h, w, 1] float32: 1 where a block holds a pixel, 0 where it is padding."""
+        return (self.pixels < self.num_pixels)[..., None].astype(np.float32)
+
+    def split(self, x: Array) -> Array:
+        """Cuts x [..., height, width, channels] into blocks [..., L, h, w, channels].
+
+        Padding is 0.
+        """
+        batch_shape = x.shape[:-3]
+        flat = x.reshape(*batch_shape, self.num_pixels, self.data_shape[2])
+        padding = [(0, 0)] * len(batch_shape) + [(0, 1), (0, 0)]
+        return jnp.pad(flat, padding)[..., self.pixels, :]
+
+    def merge(self, blocks: Array) -> Array:
+        """Inverse of `split`: blocks [..., L, h, w, channels] to x; padding is dropped."""
+        batch_shape = blocks.shape[:-4]
+        flat = blocks.reshape(*batch_shape, self.pixels.size, self.data_shape[2])
+        place_of_pixel = np.argsort(self.pixels.reshape(-1), kind="stable")[: self.num_pixels]
+        return flat[..., place_of_pixel, :].reshape(*batch_shape, *self.data_shape)
+
+
+def raster(data_shape: tuple[int, int, int], num_layers: int) -> Partition:
+    """Runs of ceil(pixels / L) pixels, left to right, top to bottom; the last run is shorter.
+
+    Blocks have the shape (1, ceil(pixels / L), channels).
+    """
+    num_pixels = data_shape[0] * data_shape[1]
+    length = math.ceil(num_pixels / num_layers)
+    if (num_layers - 1) * length >= num_pixels:
+        raise ConfigError(
+            f"config.model.num_layers={num_layers} leaves the last raster block of a "
+            f"{data_shape[0]}x{data_shape[1]} image empty ({length} pixels a block); "
+            f"choose num_layers={math.ceil(num_pixels / length)}"
+        )
+    pixels = np.minimum(np.arange(num_layers * length), num_pixels)
+    return Partition(data_shape, pixels.reshape(num_layers, 1, length))
+
+
+def checkerboard(data_shape: tuple[int, int, int], num_layers: int) -> Partition:
+    """Interleaved sub-lattices x[i::s, j::s] of an s x s pattern, L = s^2, in row-major order."""
+    side = _pattern_side("checkerboard", data_shape, num_layers)
+    pixels = _pixel_indices(data_shape)
+    return Partition(
+        data_shape,
+        np.stack([pixels[i::side, j::side] for i in range(side) for j in range(side)]),
+    )
+
+
+def tiles(data_shape: tuple[int, int, int], num_layers: int) -> Partition:
+    """Contiguous patches of an s x s grid, L = s^2, in row-major order."""
+    side = _pattern_side("tiles", data_shape, num_layers)
+    pixels = _pixel_indices(data_shape)
+    rows = np.split(pixels, side, axis=0)
+    return Partition(
+        data_shape, np.stack([tile for row in rows for tile in np.split(row, side, axis=1)])
+    )
+
+
+PARTITIONS: dict[str, Callable[[tuple[int, int, int], int], Partition]] = {
+    "raster": raster,
+    "checkerboard": checkerboard,
+    "tiles": tiles,
+}
+
+
+def create_partition(config: ModelConfig) -> Partition:
+    """The partition of `config`.
+
+    Raises:
+        ConfigError: unknown name, or L does not fit the image.
+    """
+    create = choose("partition", config.partition, PARTITIONS)
+    return create(config.data_shape, config.num_layers)
+
+
+def previous_blocks(blocks: Array, count: int) -> Array:
+    """The blocks that each layer sees, newest last; blocks before the first are 0 (x_0 = 0).
+
+    Args:
+        blocks: [..., L, h, w, channels].
+        count: j, how many previous blocks.
+
+    Returns:
+        [L, ..., j, h, w, channels]; entry l holds x_{l-j} .. x_{l-1}.
+    """
+    blocks = jnp.moveaxis(blocks, -4, 0)
+    num_layers = blocks.shape[0]
+    padded = jnp.pad(blocks, [(count, 0)] + [(0, 0)] * (blocks.ndim - 1))
+    windows = [padded[i : i + num_layers] for i in range(count)]
+    return jnp.stack(windows, axis=-4)
+
+
+def _pixel_indices(data_shape):
+    height, width, _ = data_shape
+    return np.arange(height * width).reshape(height, width)
+
+
+def _pattern_side(name, data_shape, num_layers):
+    side = math.isqrt(num_layers)
+    height, width, _ = data_shape
+    if side * side != num_layers:
+        raise ConfigError(
+            f"config.model.num_layers={num_layers} is not a square, which the partition {name!r} "
+            f"needs; choose {side * side} or {(side + 1) ** 2}, or partition='raster'"
+        )
+    if height % side or width % side:
+        raise ConfigError(
+            f"config.model.num_layers={num_layers} cuts a {height}x{width} image into a "
+            f"{side}x{side} pattern, which does not divide it; the partition {name!r} needs "
+            "height and width to be multiples of sqrt(num_layers)"
+        )
+    return side

@@ -1,0 +1,51 @@
+"""Prior layers p(ε_l | z_{l-1}) = N(μ_l, diag σ_l²) (paper, Eq. 2 and section 3.2)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from sere_jax.config import ModelConfig
+from sere_jax.network import create_network
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Prior:
+    """Parameters of the prior of one layer."""
+
+    mean: Array  # [..., *latent_shape], μ
+    scale: Array  # [..., *latent_shape], σ
+
+    def sample(self, noise: Array) -> Array:
+        """ε = μ + σ noise, for standard normal noise [..., *latent_shape]."""
+        return self.mean + self.scale * noise
+
+
+class PriorLayer(nn.Module):
+    """Window of codes (and features of previous blocks) to the parameters of p(ε_l | ·).
+
+    The scale lies between `sigma_min` and `sigma_max` and starts at 1, or at the middle of the two
+    where 1 is not inside. Its upper bound costs nothing: the scale of ε is a gauge that
+    the bijector can undo.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, window: Array | None, offset: Array | None) -> Prior:
+        """window [..., k, *latent_shape] or None, offset of the previous blocks or None."""
+        config = self.config
+        shape = config.latent_shape
+        network = create_network(
+            config, (*shape[:-1], 2 * shape[-1]), head_scale=0.1, name="network"
+        )
+        mean, raw_scale = jnp.split(network(window, 1 + len(shape), offset), 2, axis=-1)
+        return Prior(mean=mean, scale=self._bounded_scale(raw_scale))
+
+    def _bounded_scale(self, raw_scale):
+        low, high = self.config.sigma_min, self.config.sigma_max
+        start = (1.0 - low) / (high - low) if low < 1.0 < high else 0.5
+        start_logit = jnp.log(start) - jnp.log1p(-start)
+        return low + (high - low) * jax.nn.sigmoid(raw_scale + start_logit)

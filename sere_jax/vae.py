@@ -1,0 +1,381 @@
+"""The Self-Reflective Variational Autoencoder: bounds, likelihood, sampling (paper, section 3).
+
+The public functions take a model from `create_model`, its parameters and a key. A key is one PRNG
+key, or [B] keys, one an example, so that an example's noise does not depend on its batch.
+All densities are in nats.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from sere_jax.config import ModelConfig, model_config
+from sere_jax.hierarchy import Hierarchy, Latents, Observed
+from sere_jax.posterior import kl_divergence, log_density_ratio
+
+Array = jax.Array
+Params = Any
+
+SAMPLES_AT_ONCE = 50
+
+
+@struct.dataclass
+class Inference:
+    """What the model infers of a batch x, with one sample of the codes."""
+
+    log_likelihood: Array  # [B], log p(x | z)
+    kl: Array  # [B, L], closed form
+    epsilon: Array  # [B, L, *latent_shape], drawn from q
+    z: Array  # [B, L, *latent_shape], f_l(epsilon_l)
+    prior_mean: Array  # [B, L, *latent_shape], μ
+    prior_scale: Array  # [B, L, *latent_shape], σ
+    residual_mean: Array  # [B, L, *latent_shape], δμ
+    residual_scale: Array  # [B, L, *latent_shape], δσ
+    data_parameters: Array  # [B, L, h, w, c], γ of the data layers
+    bijector: Any  # f_l as a distrax bijector whose parameters are [L, B, ...]
+
+    @property
+    def posterior_mean(self) -> Array:
+        """Mean of q(ε_l | z_{l-1}, x), [B, L, *latent_shape]."""
+        return self.prior_mean * self.residual_scale + self.residual_mean
+
+    @property
+    def posterior_scale(self) -> Array:
+        """Standard deviation of q(ε_l | z_{l-1}, x), [B, L, *latent_shape]."""
+        return self.prior_scale * self.residual_scale
+
+    @property
+    def elbo(self) -> Array:
+        """log p(x | z) - KL, [B]."""
+        return self.log_likelihood - jnp.sum(self.kl, axis=-1)
+
+
+class SeReVAE(nn.Module):
+    """Generative and inference network with shared priors and bijectors.
+
+    x_l ~ p(x_l | z_l, x_{l-1}): one version of the paper prints p(x_l | z_{l-1}, x_{l-1}) in its
+    Eq. 3, while p(x_1 | z_1), its Figure 1 and its proof need z_l; with z_{l-1} the last code would
+    generate nothing.
+
+    Attributes:
+        config: the checked configuration.
+    """
+
+    config: ModelConfig
+
+    def setup(self):
+        """Creates the hierarchy."""
+        self.hierarchy = Hierarchy(self.config, name="hierarchy")
+
+    def __call__(self, x: Array, noise: Array) -> Inference:
+        """Infers the codes of x [B, *data_shape] with noise [B, L, *latent_shape]."""
+        observed = self.hierarchy.observe(x)
+        latents = self.hierarchy.infer(observed, jnp.moveaxis(noise, 1, 0))
+        parameters = self.hierarchy.decode(latents.z, observed)
+        log_likelihood = jnp.sum(self.hierarchy.log_prob(parameters, x), axis=0)
+        kl = self._sum_latents(kl_divergence(latents.prior, latents.residual))
+
+        def batch_first(values):
+            return jnp.moveaxis(values, 0, 1)
+
+        return Inference(
+            log_likelihood=log_likelihood,
+            kl=batch_first(kl),
+            epsilon=batch_first(latents.epsilon),
+            z=batch_first(latents.z),
+            prior_mean=batch_first(latents.prior.mean),
+            prior_scale=batch_first(latents.prior.scale),
+            residual_mean=batch_first(latents.residual.mean),
+            residual_scale=batch_first(latents.residual.scale),
+            data_parameters=batch_first(parameters),
+            bijector=latents.bijector,
+        )
+
+    def elbo_terms(self, x: Array, noise: Array) -> tuple[Array, Array]:
+        """log p(x | z) [B] and KL [B, L] for noise [B, L, *latent_shape]."""
+        inference = self(x, noise)
+        return inference.log_likelihood, inference.kl
+
+    def observe(self, x: Array) -> Observed:
+        """What all layers know of x, computed once for any number of samples."""
+        return self.hierarchy.observe(x)
+
+    def log_weights(self, x: Array, observed: Observed, noise: Array) -> tuple[Array, Array]:
+        """Both parts of log p(x, z) - log q(z | x) for several samples an image.
+
+        Args:
+            x: [B, *data_shape].
+            observed: `observe(x)`.
+            noise: [S, B, L, *latent_shape], standard normal.
+
+        Returns:
+            log p(x | z) [S, B] and log p(ε) - log q(ε | x) [S, B].
+        """
+        latents: Latents = self.hierarchy.infer(observed, jnp.moveaxis(noise, 2, 0))
+        parameters = self.hierarchy.decode(latents.z, observed)
+        log_likelihood = jnp.sum(self.hierarchy.log_prob(parameters, x), axis=0)
+        ratio = log_density_ratio(latents.prior, latents.residual, jnp.moveaxis(noise, 2, 0))
+        return log_likelihood, jnp.sum(self._sum_latents(ratio), axis=0)
+
+    def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
+        """Images and their expectations from noise [B, L, *latent_shape] and keys [B, L]."""
+        return self.hierarchy.generate(jnp.moveaxis(noise, 1, 0), jnp.moveaxis(keys, 1, 0))
+
+    def regenerate(self, z: Array, keys: Array) -> tuple[Array, Array]:
+        """Images and their expectations from codes z [B, L, *latent_shape] and keys [B, L]."""
+        return self.hierarchy.regenerate(jnp.moveaxis(z, 1, 0), jnp.moveaxis(keys, 1, 0))
+
+    def _sum_latents(self, values):
+        return jnp.sum(values, axis=tuple(range(-len(self.config.latent_shape), 0)))
+
+
+def create_model(config: Any) -> SeReVAE:
+    """The model of an experiment's configuration.
+
+    Args:
+        config: a ConfigDict (or mapping) with the field `model`, or a `ModelConfig`.
+
+    Raises:
+        ConfigError: the configuration is impossible; nothing has been compiled.
+    """
+    checked = model_config(config)
+    model = SeReVAE(checked)
+    # An abstract trace runs every constructor, so that all choices are checked here.
+    jax.eval_shape(functools.partial(init, model), jax.random.key(0))
+    return model
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init(model: SeReVAE, key: Array) -> Params:
+    """Random parameters; those of the layers are stacked along a leading axis of length L."""
+    x = jnp.zeros((1, *model.config.data_shape))
+    noise = jnp.zeros((1, *noise_shape(model)))
+    return model.init(key, x, noise)["params"]
+
+
+def infer(model: SeReVAE, params: Params, x: Array, key: Array) -> Inference:
+    """Everything the model infers of x [B, *data_shape] with one sample of the codes."""
+    x = check_images(model, x)
+    return _infer(model, params, x, key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _infer(model, params, x, key):
+    noise = example_noise(model, key, x.shape[0])
+    return model.apply({"params": params}, x, noise)
+
+
+def elbo(model: SeReVAE, params: Params, x: Array, key: Array) -> Array:
+    """Evidence lower bound log p(x | z) - KL with one sample of z, [B] nats (paper, Eq. 9)."""
+    x = check_images(model, x)
+    return _elbo(model, params, x, key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _elbo(model, params, x, key):
+    noise = example_noise(model, key, x.shape[0])
+    log_likelihood, kl = model.apply({"params": params}, x, noise, method="elbo_terms")
+    return log_likelihood - jnp.sum(kl, axis=-1)
+
+
+def log_likelihood(
+    model: SeReVAE, params: Params, x: Array, key: Array, num_samples: int = 1000
+) -> Array:
+    """Importance-weighted estimate of log p(x) (Burda et al. 2016, Eq. 8).
+
+    log 1/K Σ_k p(x, z_k) / q(z_k | x), a lower bound in expectation that rises with K. The encoders
+    run once an image and the samples are streamed, so that memory does not grow with K.
+
+    Args:
+        model: from `create_model`.
+        params: its parameters.
+        x: [B, *data_shape] in data space.
+        key: one PRNG key, or [B] keys.
+        num_samples: K.
+
+    Returns:
+        [B] nats.
+
+    Raises:
+        ValueError: x has the wrong shape, or K is below 1.
+    """
+    x = check_images(model, x)
+    if num_samples < 1:
+        raise ValueError(f"num_samples={num_samples} must be at least 1")
+    return _log_likelihood(model, params, x, key, num_samples)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _log_likelihood(model, params, x, key, num_samples):
+    keys = example_keys(key, x.shape[0])
+    variables = {"params": params}
+    observed = model.apply(variables, x, method="observe")
+    chunk = min(num_samples, SAMPLES_AT_ONCE)
+    num_chunks = math.ceil(num_samples / chunk)
+
+    def add_chunk(total, index):
+        samples = index * chunk + jnp.arange(chunk)
+        noise = jax.vmap(lambda sample: sample_noise(model, keys, sample))(samples)
+        log_likelihood, ratio = model.apply(
+            variables, x, observed, noise, method="log_weights"
+        )
+        log_weights = jnp.where(samples[:, None] < num_samples, log_likelihood + ratio, -jnp.inf)
+        return jnp.logaddexp(total, jax.nn.logsumexp(log_weights, axis=0)), None
+
+    start = jnp.full(x.shape[0], -jnp.inf)
+    total, _ = jax.lax.scan(add_chunk, start, jnp.arange(num_chunks))
+    return total - math.log(num_samples)
+
+
+def sample(
+    model: SeReVAE, params: Params, key: Array, num: int, *, expected: bool = False
+) -> Array:
+    """Draws images from the model, in O(L) steps.
+
+    Args:
+        model: from `create_model`.
+        params: its parameters.
+        key: PRNG key.
+        num: how many images.
+        expected: return each block's expectation given the sampled codes and blocks before it,
+            as figures show it, instead of the sample itself.
+
+    Returns:
+        [num, *data_shape] in data space.
+    """
+    if num < 1:
+        raise ValueError(f"num={num} must be at least 1")
+    return _sample(model, params, example_keys(key, num))[int(expected)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample(model, params, keys):
+    noise = example_noise(model, keys, keys.shape[0])
+    block_keys = jax.vmap(lambda key: jax.random.split(_data_key(key), model.config.num_layers))
+    return model.apply({"params": params}, noise, block_keys(keys), method="generate")
+
+
+def reconstruct(
+    model: SeReVAE, params: Params, x: Array, key: Array, *, expected: bool = False
+) -> Array:
+    """Infers the codes of x and generates images from them.
+
+    The data layers see the blocks that they generate, never those of x.
+
+    Args:
+        model: from `create_model`.
+        params: its parameters.
+        x: [B, *data_shape] in data space.
+        key: one PRNG key, or [B] keys.
+        expected: as in `sample`.
+
+    Returns:
+        [B, *data_shape] in data space.
+    """
+    x = check_images(model, x)
+    return _reconstruct(model, params, x, key)[int(expected)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(model, params, x, key):
+    keys = example_keys(key, x.shape[0])
+    z = _infer(model, params, x, keys).z
+    block_keys = jax.vmap(lambda key: jax.random.split(_data_key(key), model.config.num_layers))
+    return model.apply({"params": params}, z, block_keys(keys), method="regenerate")
+
+
+@struct.dataclass
+class Objective:
+    """A training objective and its parts, of a batch."""
+
+    value: Array  # [B], to be maximized: the bound with the KL weighted
+    log_likelihood: Array  # [B], log p(x | z), mean over samples
+    kl: Array  # [B], unweighted; closed form for one sample, Monte Carlo for several
+
+
+def objective(
+    model: SeReVAE,
+    params: Params,
+    x: Array,
+    key: Array,
+    *,
+    kl_weight: Array | float = 1.0,
+    num_samples: int = 1,
+) -> Objective:
+    """The ELBO, or with several samples the importance-weighted bound, for training.
+
+    With one sample the KL is in closed form (paper, Eqs. 9 and 10); with S samples the bound is
+    log 1/S Σ_s p(x | z_s) (p(ε_s) / q(ε_s))^kl_weight (Burda et al. 2016, Eq. 8).
+
+    Args:
+        model: from `create_model`.
+        params: its parameters.
+        x: [B, *data_shape] in data space.
+        key: one PRNG key, or [B] keys.
+        kl_weight: weight of the KL, for a warm-up.
+        num_samples: S.
+    """
+    variables = {"params": params}
+    keys = example_keys(key, x.shape[0])
+    if num_samples == 1:
+        noise = sample_noise(model, keys, 0)
+        log_likelihood, kl = model.apply(variables, x, noise, method="elbo_terms")
+        kl = jnp.sum(kl, axis=-1)
+        return Objective(log_likelihood - kl_weight * kl, log_likelihood, kl)
+    noise = jax.vmap(lambda s: sample_noise(model, keys, s))(jnp.arange(num_samples))
+    observed = model.apply(variables, x, method="observe")
+    log_likelihood, ratio = model.apply(variables, x, observed, noise, method="log_weights")
+    log_weights = log_likelihood + kl_weight * ratio
+    bound = jax.nn.logsumexp(log_weights, axis=0) - math.log(num_samples)
+    return Objective(bound, jnp.mean(log_likelihood, axis=0), -jnp.mean(ratio, axis=0))
+
+
+def check_images(model: SeReVAE, x: Array) -> Array:
+    """x as an array.
+
+    Raises:
+        ValueError: its shape is not [B, *data_shape].
+    """
+    x = jnp.asarray(x)
+    if x.shape[1:] != model.config.data_shape or x.ndim != 4:
+        raise ValueError(
+            f"x has the shape {x.shape}; the model expects (batch, *data_shape) = "
+            f"(batch, {', '.join(map(str, model.config.data_shape))})"
+        )
+    return x
+
+
+def noise_shape(model: SeReVAE) -> tuple[int, ...]:
+    """(L, *latent_shape): the noise that one sample of all codes of one image takes."""
+    return (model.config.num_layers, *model.config.latent_shape)
+
+
+def example_keys(key: Array, num_examples: int) -> Array:
+    """[B] keys: `key` itself if it holds one an example, else folded with the example's index."""
+    if key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_examples))
+
+
+def sample_noise(model: SeReVAE, keys: Array, sample: Array | int) -> Array:
+    """Noise [B, L, *latent_shape] of sample number `sample` of each example's codes."""
+
+    def draw(key):
+        return jax.random.normal(jax.random.fold_in(key, sample), noise_shape(model))
+
+    return jax.vmap(draw)(keys)
+
+
+def example_noise(model: SeReVAE, key: Array, num_examples: int) -> Array:
+    """Noise [B, L, *latent_shape] of one sample of each example's codes."""
+    return sample_noise(model, example_keys(key, num_examples), 0)
+
+
+def _data_key(key):
+    # Codes use the fold-in numbers of the samples, from 0 up.
+    return jax.random.fold_in(key, 2**32 - 1)

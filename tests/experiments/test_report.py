@@ -1,0 +1,252 @@
+"""The report, parsed with html.parser."""
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.errors import UserError
+from experiments.report import write_report
+
+HOSTILE = '</td><script>alert("1")</script><img src=x onerror=alert(1)>&amp;\''
+VOID_TAGS = {"meta", "img", "br", "link"}
+CONFIG = {
+    "seed": 0,
+    "model": {
+        "num_layers": 16,
+        "hidden": [256, 128],
+        "coupling": {"kind": "affine", "blocks": [{"width": 64}, {"width": 32}]},
+    },
+    "training": {"learning_rate": 1e-05, "clip": None, "ema": True, "note": ""},
+    "paper": {"nll": 79.84},
+}
+RESULTS = {
+    "nll": 80.124,
+    "nll_stderr": 0.031,
+    "elbo": -84.33,
+    "bits_per_dim": 0.14744,
+    "num_importance_samples": 1000,
+    "num_examples": 10000,
+    "step": 60000,
+    "num_params": 4123456,
+    "train_seconds": 98765.4,
+    "git_commit": "0f3c9d2e",
+    "command": "python -m experiments.train --workdir=runs/mnist",
+    "kl_per_layer": [6.012345678, 0.5],
+}
+
+
+class Page(HTMLParser):
+    """Collects the text of each table row and caption, images and the tags that occur."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.rows, self.captions, self.images = {}, [], []
+        self.tags, self.open_tags = set(), []
+        self._texts, self._summaries, self._label = [], [], ""
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open_tags == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        if tag == "img":
+            self.images.append(dict(attributes))
+        if tag not in VOID_TAGS:
+            self.open_tags.append(tag)
+        if tag in ("th", "td", "figcaption", "summary"):
+            self._texts.append("")
+
+    def handle_data(self, data):
+        self.text += data
+        if self._texts:
+            self._texts[-1] += data
+
+    def handle_endtag(self, tag):
+        assert self.open_tags.pop() == tag
+        if tag == "th":
+            self._label = self._texts.pop()
+        elif tag == "td":
+            self.rows[".".join([*self._summaries, self._label])] = self._texts.pop()
+        elif tag == "figcaption":
+            self.captions.append(self._texts.pop())
+        elif tag == "summary":
+            self._summaries.append(self._texts.pop())
+        elif tag == "details":
+            self._summaries.pop()
+
+
+def write_run(workdir, config=CONFIG, results=RESULTS, metrics=()):
+    if config is not None:
+        (workdir / "config.json").write_text(json.dumps(config))
+    if results is not None:
+        (workdir / "results.json").write_text(json.dumps(results))
+    lines = "".join(json.dumps(record) + "\n" for record in metrics)
+    (workdir / "metrics.jsonl").write_text(lines)
+    return workdir
+
+
+def save_png(path, value):
+    Image.fromarray(np.full((4, 4), value, np.uint8)).save(path)
+
+
+def test_results_have_their_units_and_the_papers_figure(tmp_path):
+    path = write_report(write_run(tmp_path))
+    assert path == tmp_path / "report.html"
+    rows = Page(path).rows
+    assert rows["Negative log-likelihood"] == (
+        "80.12 ± 0.03 nats paper: 79.84 nats, difference +0.28"
+    )
+    assert rows["ELBO"] == "-84.33 nats"
+    assert rows["Bits per dimension"] == "0.1474"
+    assert rows["Importance samples per example"] == "1,000"
+    assert rows["Examples"] == "10,000"
+    assert rows["Training steps"] == "60,000"
+    assert rows["Parameters"] == "4,123,456"
+    assert rows["Training time"] == "1 d 3 h"
+    assert rows["Git commit"] == "0f3c9d2e"
+    assert rows["Command"] == RESULTS["command"]
+    assert rows["kl_per_layer"] == "6.01235, 0.5"
+
+
+def test_the_results_own_paper_nll_comes_before_the_configurations(tmp_path):
+    rows = Page(write_report(write_run(tmp_path, results=RESULTS | {"paper_nll": 81.0}))).rows
+    assert "paper: 81.00 nats, difference -0.88" in rows["Negative log-likelihood"]
+    assert "paper_nll" not in rows
+
+
+@pytest.mark.parametrize("paper", [None, {}, {"nll": None}, "arXiv"])
+def test_no_comparison_without_the_papers_figure(tmp_path, paper):
+    rows = Page(write_report(write_run(tmp_path, config={"paper": paper}))).rows
+    assert rows["Negative log-likelihood"] == "80.12 ± 0.03 nats"
+
+
+def test_missing_and_null_results(tmp_path):
+    results = {"nll": None, "elbo": None}
+    rows = Page(write_report(write_run(tmp_path, config={}, results=results))).rows
+    assert rows["Negative log-likelihood"] == "not available"
+    assert rows["ELBO"] == "not available"
+    assert "Parameters" not in rows
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 0 s"), (3599, "59 min 59 s"),
+     (3600, "1 h 0 min"), (86399, "23 h 59 min"), (86400, "1 d 0 h"), (1e6, "11 d 13 h")],
+)  # fmt: skip
+def test_training_time_is_readable(tmp_path, seconds, shown):
+    page = Page(write_report(write_run(tmp_path, results={"train_seconds": seconds})))
+    assert page.rows["Training time"] == shown
+
+
+def test_small_standard_error_keeps_a_digit(tmp_path):
+    results = {"nll": 80.0, "nll_stderr": 0.0042}
+    rows = Page(write_report(write_run(tmp_path, config=None, results=results))).rows
+    assert rows["Negative log-likelihood"] == "80.00 ± 0.004 nats"
+
+
+def test_report_of_a_run_that_has_not_been_evaluated(tmp_path):
+    metrics = [
+        {"step": 100, "epoch": 1.0, "split": "validation", "elbo": -88.5},
+        {"step": 200, "epoch": 2.0, "split": "validation", "elbo": -95.0},
+        {"step": 300, "epoch": 3.0, "split": "validation", "elbo": None},
+        {"step": 300, "epoch": 3.0, "split": "train", "elbo": -87.0, "images_per_second": 5200.4,
+         "skipped_steps": 2.0},
+    ]  # fmt: skip
+    page = Page(write_report(write_run(tmp_path, results=None, metrics=metrics)))
+    assert "The final evaluation has not run." in page.text
+    assert page.rows["Negative log-likelihood in the paper"] == "79.84 nats"
+    assert page.rows["Last logged step"] == "300 (epoch 3.00)"
+    assert page.rows["Best validation ELBO"] == "-88.50 nats at step 100"
+    assert page.rows["Last training ELBO"] == "-87.00 nats"
+    assert page.rows["Images per second"] == "5,200"
+    assert page.rows["Skipped steps"] == "2"
+
+
+def test_configuration_keeps_its_nesting(tmp_path):
+    rows = Page(write_report(write_run(tmp_path))).rows
+    assert {key: value for key, value in rows.items() if "." in key or key == "seed"} == {
+        "seed": "0",
+        "model.num_layers": "16",
+        "model.hidden": "256, 128",
+        "model.coupling.kind": "affine",
+        "model.coupling.blocks.0.width": "64",
+        "model.coupling.blocks.1.width": "32",
+        "training.learning_rate": "1e-05",
+        "training.clip": "null",
+        "training.ema": "true",
+        "training.note": '""',
+        "paper.nll": "79.84",
+    }
+
+
+def test_every_figure_is_inside_the_page_with_its_caption(tmp_path):
+    names = ["zebra <1>.png", "kl_per_layer.png", "learning_curves.png", "samples.png",
+             "reconstructions.png", "attention.png"]  # fmt: skip
+    for value, name in enumerate(names):
+        save_png(tmp_path / name, value)
+    page = Page(write_report(write_run(tmp_path)))
+
+    shown = []
+    for image in page.images:
+        kind, data = image["src"].split(",", 1)
+        assert kind == "data:image/png;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
+            assert picture.format == "PNG"
+            shown.append(names[picture.getpixel((0, 0))])
+    assert shown == ["samples.png", "reconstructions.png", "learning_curves.png",
+                     "kl_per_layer.png", "attention.png", "zebra <1>.png"]  # fmt: skip
+    assert page.captions[-2:] == ["attention.png", "zebra <1>.png"]
+    assert [image["alt"] for image in page.images] == page.captions
+
+
+def test_hostile_strings_stay_text(tmp_path):
+    workdir = tmp_path / "run <script>&"
+    workdir.mkdir()
+    config = {HOSTILE: HOSTILE, "nested": {HOSTILE: {HOSTILE: [HOSTILE]}}, "$title": "${results}"}
+    results = {key: HOSTILE for key in RESULTS} | {HOSTILE: HOSTILE, "dict": {HOSTILE: 1}}
+    save_png(workdir / "a<b>&\"'.png", 0)
+    page = Page(write_report(write_run(workdir, config, results)))
+
+    assert "script" not in page.tags
+    assert [image["alt"] for image in page.images] == ["a<b>&\"'.png"]
+    assert page.rows[HOSTILE] == HOSTILE
+    assert page.rows[f"nested.{HOSTILE}.{HOSTILE}"] == HOSTILE
+    assert page.rows["$title"] == "${results}"
+    assert page.rows["Git commit"] == HOSTILE
+    assert HOSTILE in page.rows["Negative log-likelihood"]
+    assert "SeRe-VAE: run <script>&" in page.text
+
+
+def test_page_loads_nothing_from_elsewhere(tmp_path):
+    save_png(tmp_path / "samples.png", 0)
+    content = write_report(write_run(tmp_path)).read_text()
+    assert "http" not in content and "url(" not in content and "@import" not in content
+    assert Page(tmp_path / "report.html").tags.isdisjoint({"script", "link", "iframe"})
+    assert 'name="viewport"' in content and "prefers-color-scheme: dark" in content
+
+
+def test_new_report_replaces_the_old_one(tmp_path):
+    write_report(write_run(tmp_path, results=None))
+    page = Page(write_report(write_run(tmp_path)))
+    assert "has not run" not in page.text
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".jsonl", ".html"}
+
+
+def test_directories_that_hold_no_run_are_refused(tmp_path):
+    for workdir in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match="is not the directory of a run"):
+            write_report(workdir)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ['{"seed": ', "[1, 2]"])
+def test_unreadable_configuration_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json"):
+        write_report(tmp_path)
