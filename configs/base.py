@@ -7,6 +7,9 @@ trains the paper's MLP SeRe-VAE at its defaults on the embedded digits.
 Durations are strings: "500 steps", "1.5 epochs", or "10%" of the training.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
 
@@ -81,7 +84,7 @@ def get_config(variant: str = "") -> ConfigDict:
     return config.lock()
 
 
-def choose_variant(variant: str, variants: dict[str, dict]) -> dict:
+def choose_variant(variant: str, variants: Mapping[str, Any]) -> Any:
     """The overrides called `variant`.
 
     Raises:

@@ -1,6 +1,6 @@
 """Quickstart: a small SeRe-VAE on scikit-learn's 8x8 handwritten digits; no download.
 
-    python -m experiments.main --config=configs/digits.py
+python -m experiments.main --config=configs/digits.py
 """
 
 from ml_collections import ConfigDict

@@ -118,6 +118,17 @@ class Checkpoints:
             raise UserError(
                 f"checkpoint {self.directory / str(step)} cannot be restored: {reason}"
             ) from error
+        for (path, expected), (_, found) in zip(
+            jax.tree.leaves_with_path(template),
+            jax.tree.leaves_with_path(restored.state),
+            strict=True,
+        ):
+            if np.shape(expected) != np.shape(found):
+                raise UserError(
+                    f"checkpoint {self.directory / str(step)} belongs to another model: "
+                    f"{jax.tree_util.keystr(path)} has the shape {np.shape(found)} instead of "
+                    f"{np.shape(expected)}; choose another --workdir"
+                )
         return restored.state, restored.progress
 
     def restore_latest(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:

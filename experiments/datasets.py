@@ -342,12 +342,12 @@ def _prepared_builder(dataset_config: ml_collections.ConfigDict) -> Any:
     else:
         obstacle, cause = "config.dataset.download is False", None
     num_channels = builder.info.features[feature].shape[-1]
-    embedded = "digits" if num_channels == 1 else "photos"
+    embedded = "--config=configs/digits.py" if num_channels == 1 else "--config.dataset.name=photos"
     raise UserError(
         f"the data set {name!r} is not prepared in {builder.data_path}, and {obstacle}; prepare it "
         "on a machine with a network, or from files already downloaded, by: "
         f"{prepare_data.preparation_command(builder)} -- or try, without any download: "
-        f"--config.dataset.name={embedded}"
+        f"{embedded}"
     ) from cause
 
 

@@ -60,14 +60,26 @@ class Evaluator:
         self._elbo_terms = parallelize(elbo_terms, num_arguments=3)
         self._log_likelihood = parallelize(log_likelihood, num_arguments=3)
 
-    def _batch(self, images, indices):
-        indices = indices.reshape(num_devices(), -1)[jax.lax.axis_index(DEVICES)]
+    def to_data_space(self, images: Array, indices: Array) -> tuple[Array, Array]:
+        """What the model is evaluated on.
+
+        Args:
+            images: [num, h, w, c] uint8, a whole split.
+            indices: [B], which of them.
+
+        Returns:
+            x [B, h, w, c] in data space, and [B] keys for the model's noise.
+        """
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(DATA_SEED), i))(indices)
         data_keys, model_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         x = input_pipeline.to_data_space(
             images[indices], data_keys, self._model.config, self._max_value
         )
         return x, model_keys
+
+    def _batch(self, images, indices):
+        device = jax.lax.axis_index(DEVICES)
+        return self.to_data_space(images, indices.reshape(num_devices(), -1)[device])
 
     def elbo(self, params: Any, images: Array) -> dict[str, Any]:
         """Exact means over all images.
@@ -84,7 +96,9 @@ class Evaluator:
             jax.tree.map(np.float64, self._elbo_terms(params, images, indices))
             for indices in _batches(len(images), batch_size)
         ]
-        log_likelihood, kl = (np.concatenate(part)[: len(images)] for part in zip(*parts, strict=True))
+        log_likelihood, kl = (
+            np.concatenate(part)[: len(images)] for part in zip(*parts, strict=True)
+        )
         elbo = log_likelihood - kl.sum(axis=1)
         return {
             "elbo": float(elbo.mean()),
@@ -107,8 +121,8 @@ class Evaluator:
         parts = []
         done = 0
         for indices in _batches(len(images), self._batch_size * num_devices()):
-            part = np.asarray(self._log_likelihood(params, images, indices), np.float64)
-            part = part[: len(images) - done]
+            batch = self._log_likelihood(params, images, indices)
+            part = np.asarray(batch, np.float64)[: len(images) - done]
             done += len(part)
             parts.append(part)
             if progress is not None:
@@ -125,4 +139,3 @@ def _batches(num_examples: int, batch_size: int) -> Iterator[np.ndarray]:
     """Indices [batch_size] that cover 0 .. num_examples - 1; the last batch repeats the last."""
     for start in range(0, num_examples, batch_size):
         yield np.minimum(np.arange(start, start + batch_size), num_examples - 1)
-

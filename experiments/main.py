@@ -61,7 +61,7 @@ def main(_: list[str]) -> None:
         getattr(run, _MODE.value)(_CONFIG.value, workdir, command)
     except (UserError, ConfigError) as error:
         _fail(str(error), USER_ERROR)
-    except run.TrainingDiverged as error:
+    except run.TrainingDivergedError as error:
         _fail(str(error), DIVERGED)
 
 
@@ -76,12 +76,12 @@ def parse_flags(argv: list[str]) -> list[str]:
         _fail(_explanation(error), USER_ERROR)
     if remaining[1:]:
         _fail(f"unexpected arguments {' '.join(remaining[1:])}; see --help", USER_ERROR)
-    try:
-        missing = _CONFIG.value is None
-    except OSError as error:
-        _fail(f"--config={_config_argument()} cannot be read: {_explanation(error)}", USER_ERROR)
-    if missing:
+    if _CONFIG.value is None:
         _fail("--config is missing; try --config=configs/digits.py, or --help", USER_ERROR)
+    try:
+        hasattr(_CONFIG.value, "seed")  # where the file could not be loaded, any access raises
+    except OSError as error:
+        _fail(f"--config={_config_argument()}: {_explanation(error)}", USER_ERROR)
     return argv
 
 
@@ -90,7 +90,7 @@ def _config_argument() -> str:
 
 
 def _explanation(error: Exception) -> str:
-    message = str(error.args[0] if error.args else error)
+    message = str(error.args[0] if len(error.args) == 1 else error)
     # config_flags quotes the traceback of a configuration that raised; its last line says why.
     if "Traceback" in message:
         message = message.strip().splitlines()[-1].partition(": ")[2]

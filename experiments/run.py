@@ -20,7 +20,13 @@ from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
 from experiments.evaluation import standard_error
 from experiments.experiment import Experiment, count_parameters, create_experiment
-from experiments.metrics import MetricsLogger, progress_bar, read_metrics, write_json_atomically
+from experiments.metrics import (
+    MetricsLogger,
+    open_atomically,
+    progress_bar,
+    read_metrics,
+    write_json_atomically,
+)
 from experiments.parallel import replicate
 from experiments.report import write_report
 from experiments.workdir import (
@@ -32,7 +38,7 @@ from experiments.workdir import (
 )
 
 
-class TrainingDiverged(Exception):
+class TrainingDivergedError(Exception):
     """Too many updates in a row were not finite."""
 
 
@@ -71,7 +77,7 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
 
     Raises:
         UserError: bad input.
-        TrainingDiverged: too many updates in a row were not finite.
+        TrainingDivergedError: too many updates in a row were not finite.
     """
     experiment = create_experiment(config)
     with exclusive(workdir):
@@ -94,14 +100,19 @@ def evaluate(config: Any, workdir: pathlib.Path, command: str) -> None:
 
 
 def sample(config: Any, workdir: pathlib.Path, command: str) -> None:
-    """Draws images from the run's weights: `samples.png` and `samples.npz`."""
+    """Draws images from the run's weights.
+
+    `samples.npz` holds `images` in data space and their expectations `expected`, which
+    `samples.png` shows.
+    """
     del command
     experiment = create_experiment(config)
     check_configuration_of(workdir, config)
     with exclusive(workdir), Checkpoints(workdir, read_only=True) as checkpoints:
         state, _ = _restore_for_evaluation(experiment, checkpoints)
-        images = _save_samples(experiment, workdir, state.ema_params)
-        np.savez_compressed(workdir / "samples.npz", images=images)
+        images, expected = _save_samples(experiment, workdir, state.ema_params)
+        with open_atomically(workdir / "samples.npz") as file:
+            np.savez_compressed(file, images=images, expected=expected)
         print(f"{len(images)} images in {workdir / 'samples.png'} and {workdir / 'samples.npz'}")
 
 
@@ -166,7 +177,7 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
             )
             if int(state.consecutive_skips) >= config.training.max_consecutive_skips:
                 checkpoints.wait()
-                raise TrainingDiverged(_divergence(experiment, checkpoints, step, metrics))
+                raise TrainingDivergedError(_divergence(experiment, checkpoints, step, metrics))
             is_last = step == experiment.total_steps
             if is_last or step % evaluate_every == 0:
                 validation_elbo = None
@@ -317,22 +328,24 @@ def _evaluate(experiment, workdir, checkpoints, command):
 
 def _save_pictures(experiment, workdir, params):
     _save_samples(experiment, workdir, params)
-    originals = experiment.dataset.test[:12]
-    x = (originals >= experiment.dataset.max_value / 2).astype(np.float32)
-    key = jax.random.key(experiment.config.sampling.seed)
-    reconstructions = sere_jax.reconstruct(experiment.model, params, x, key, expected=True)
-    figures.save_reconstructions(x, np.asarray(reconstructions), workdir / "reconstructions.png")
+    images = experiment.test_images()[:16]
+    x, keys = experiment.evaluator.to_data_space(images, np.arange(len(images)))
+    reconstructions = sere_jax.reconstruct(experiment.model, params, x, keys, expected=True)
+    figures.save_reconstructions(
+        np.asarray(x), np.asarray(reconstructions), workdir / "reconstructions.png"
+    )
 
 
 def _save_samples(experiment, workdir, params):
-    sampling = experiment.config.sampling
-    key = jax.random.key(sampling.seed)
-    images = sere_jax.sample(
-        experiment.model, params, key, sampling.num_images, expected=True
+    """Returns the samples and their expectations; the latter are drawn, as in most papers."""
+    key = jax.random.key(experiment.config.sampling.seed)
+    num_images = experiment.config.sampling.num_images
+    images, expected = (
+        np.asarray(sere_jax.sample(experiment.model, params, key, num_images, expected=as_expected))
+        for as_expected in (False, True)
     )
-    images = np.asarray(images)
-    figures.save_image_grid(images, workdir / "samples.png")
-    return images
+    figures.save_image_grid(expected, workdir / "samples.png")
+    return images, expected
 
 
 def _save_curves(workdir):

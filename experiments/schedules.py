@@ -1,6 +1,5 @@
 """Durations, learning rate and KL weight."""
 
-import math
 import re
 from typing import Any
 
@@ -70,9 +69,7 @@ def learning_rate_schedule(
     return optax.join_schedules([before, after], [warmup])
 
 
-def kl_weight_schedule(
-    training: Any, *, steps_per_epoch: int, total_steps: int
-) -> optax.Schedule:
+def kl_weight_schedule(training: Any, *, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
     """The weight of the KL: from `kl_weight_start` to 1, linearly over `kl_warmup`."""
     steps = duration_in_steps(
         "config.training.kl_warmup",
@@ -90,12 +87,14 @@ def kl_weight_schedule(
 
 
 def create_optimizer(training: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping by the global norm, then the optimizer named in the configuration."""
+    """Clipping by the global norm (0: none), then the optimizer named in the configuration.
+
+    Weight decay is decoupled from the gradient (AdamW).
+    """
     scale = {"adam": optax.scale_by_adam, "adamax": optax.scale_by_adamax}[training.optimizer]
-    clip = training.max_gradient_norm or math.inf
-    return optax.chain(
-        optax.clip_by_global_norm(clip) if math.isfinite(clip) else optax.identity(),
-        scale(),
-        optax.add_decayed_weights(training.weight_decay) if training.weight_decay else optax.identity(),
-        optax.scale_by_learning_rate(schedule),
-    )
+    parts = [scale(), optax.scale_by_learning_rate(schedule)]
+    if training.weight_decay:
+        parts.insert(1, optax.add_decayed_weights(training.weight_decay))
+    if training.max_gradient_norm:
+        parts.insert(0, optax.clip_by_global_norm(training.max_gradient_norm))
+    return optax.chain(*parts)

@@ -122,7 +122,7 @@ def create_train_dispatch(
             jax.grad(objective, has_aux=True)(state.params, x, keys, kl_weight(state.step)),
             DEVICES,
         )
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         proceed = jnp.isfinite(norm) & jnp.isfinite(means.value)
         proceed &= state.consecutive_skips < training.max_consecutive_skips
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -156,16 +156,13 @@ def create_train_dispatch(
 
     def dispatch(state, images, num_steps):
         order_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 2**32 - 1)
-        order = input_pipeline.epoch_order(
-            order_key, state.step // steps_per_epoch, num_examples
-        )
-        state, metrics = jax.lax.fori_loop(
-            0,
-            num_steps,
-            lambda _, carry: update(*carry, images, order),
-            (state, StepMetrics.zeros()),
-        )
-        return state, metrics.replace(parameter_norm=optax.global_norm(state.params))
+        order = input_pipeline.epoch_order(order_key, state.step // steps_per_epoch, num_examples)
+
+        def body(_, carry):
+            return update(carry[0], carry[1], images, order)
+
+        state, metrics = jax.lax.fori_loop(0, num_steps, body, (state, StepMetrics.zeros()))
+        return state, metrics.replace(parameter_norm=optax.tree.norm(state.params))
 
     return parallelize(dispatch, donate=(0,), num_arguments=3)
 

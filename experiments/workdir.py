@@ -79,7 +79,7 @@ def check_configuration_of(workdir: pathlib.Path, config: Any) -> None:
     try:
         recorded = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is not readable as JSON ({error}); choose another --workdir") from error
+        raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
     changed = differences(json.loads(json.dumps(config.to_dict())), recorded, FREE_FIELDS)
     if changed:
         shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")

@@ -1,8 +1,8 @@
 """Self-Reflective Variational Autoencoders in JAX (arXiv 2007.05166).
 
-    model = sere_jax.create_model(config)
-    params = sere_jax.init(model, jax.random.key(0))
-    sere_jax.log_likelihood(model, params, x, jax.random.key(1), num_samples=1000)
+model = sere_jax.create_model(config)
+params = sere_jax.init(model, jax.random.key(0))
+sere_jax.log_likelihood(model, params, x, jax.random.key(1), num_samples=1000)
 """
 
 from sere_jax.config import ConfigError, ModelConfig

@@ -135,6 +135,6 @@ BIJECTORS: dict[str, type[nn.Module]] = {
 }
 
 
-def create_bijector(config: ModelConfig, **kwargs) -> nn.Module:
+def create_bijector(config: ModelConfig) -> nn.Module:
     """The bijective layer called `config.bijector`."""
-    return choose("bijector", config.bijector, BIJECTORS)(config, **kwargs)
+    return choose("bijector", config.bijector, BIJECTORS)(config)

@@ -30,7 +30,8 @@ class ModelConfig:
         data_layer: name of the data layer.
         network: family of the neural networks.
         hidden_size: width of their hidden layers.
-        num_hidden_layers: number of their hidden layers.
+        num_hidden_layers: number of their hidden layers, at least 2; an encoder of the whole image
+            has one more.
         sigma_min: lower bound on the prior's scale (0: none).
         sigma_max: upper bound on the prior's scale.
         condition_residual_on_latents: the posterior's residual sees z_{l-1} as well as x.
@@ -60,11 +61,20 @@ class ModelConfig:
         _require_positive_ints("latent_shape", self.latent_shape)
         for field in ("num_layers", "context", "data_context", "hidden_size", "num_hidden_layers"):
             _require_positive_ints(field, (getattr(self, field),), shown=getattr(self, field))
-        for field in ("couple_prior", "couple_bijector", "couple_data", "couple_data_to_prior",
-                      "condition_residual_on_latents"):
+        for field in (
+            "couple_prior",
+            "couple_bijector",
+            "couple_data",
+            "couple_data_to_prior",
+            "condition_residual_on_latents",
+        ):
             value = getattr(self, field)
             if not isinstance(value, bool):
                 raise ConfigError(f"config.model.{field}={value!r} must be True or False")
+        if self.num_hidden_layers < 2:
+            raise ConfigError(
+                f"config.model.num_hidden_layers={self.num_hidden_layers} must be at least 2"
+            )
         for field in ("context", "data_context"):
             value = getattr(self, field)
             if value > self.num_layers:

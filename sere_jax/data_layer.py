@@ -36,7 +36,9 @@ class DataLayer(nn.Module):
         shape = (height, width, channels * self.parameters_per_value)
         self.base = create_network(self.config, shape, bounded=False)
         if self.config.couple_data:
-            self.observed = create_features(self.config, num_hidden_layers=1)
+            self.observed = create_features(
+                self.config, num_hidden_layers=self.config.num_hidden_layers - 1
+            )
             self.residual = create_network(self.config, shape, bounded=False)
 
     def observe(self, previous: Array) -> Array | None:
@@ -98,6 +100,6 @@ DATA_LAYERS: dict[str, type[DataLayer]] = {
 }
 
 
-def create_data_layer(config: ModelConfig, block_shape: tuple[int, int, int], **kwargs) -> DataLayer:
+def create_data_layer(config: ModelConfig, block_shape: tuple[int, int, int]) -> DataLayer:
     """The data layer called `config.data_layer`."""
-    return choose("data_layer", config.data_layer, DATA_LAYERS)(config, block_shape, **kwargs)
+    return choose("data_layer", config.data_layer, DATA_LAYERS)(config, block_shape)

@@ -54,13 +54,15 @@ class Layer(nn.Module):
     def setup(self):
         """Creates the parts; the prior's network and the bijector serve both directions."""
         config = self.config
-        self.encoder = create_features(config)
+        self.encoder = create_features(config, num_hidden_layers=config.num_hidden_layers)
         self.prior = PriorLayer(config)
         self.posterior = PosteriorLayer(config)
         self.bijector = create_bijector(config)
         self.data_layer = create_data_layer(config, create_partition(config).block_shape)
         if config.couple_data_to_prior:
-            self.prior_observed = create_features(config)
+            self.prior_observed = create_features(
+                config, num_hidden_layers=config.num_hidden_layers - 1
+            )
 
     def observe(self, x: Array, previous: Array) -> Observed:
         """Features of x [..., *data_shape] and of the blocks [..., j, h, w, channels] before."""
@@ -100,9 +102,7 @@ class Layer(nn.Module):
         prior, residual = jax.tree.map(
             lambda parameter: jnp.broadcast_to(parameter, epsilon.shape), (prior, residual)
         )
-        latents = Latents(
-            epsilon=epsilon, z=z, prior=prior, residual=residual, bijector=bijector
-        )
+        latents = Latents(epsilon=epsilon, z=z, prior=prior, residual=residual, bijector=bijector)
         return self._push_code(window, z), latents
 
     def decode(self, z: Array, offset: Array | None) -> Array:

@@ -2,7 +2,7 @@
 
 Every layer of the hierarchy reads a window of codes (sequential) and features of the observed
 image (known in advance). `Network` keeps the two apart: what depends on the image enters as an
-offset to the first hidden layer, so that it is computed once an image, for all layers at once,
+offset to the last hidden layer, so that it is computed once an image, for all layers at once,
 outside the scan and outside the loop over importance samples.
 """
 
@@ -26,10 +26,15 @@ def head_initializer(scale: float) -> nn.initializers.Initializer:
 
 
 class MLPFeatures(nn.Module):
-    """An image, or a window of blocks, to the offset of a `Network`'s first hidden layer."""
+    """An image, or a window of blocks, to the offset of an `MLPNetwork`.
+
+    Attributes:
+        config: the model's configuration.
+        num_hidden_layers: hidden layers before the one that the offset is added to.
+    """
 
     config: ModelConfig
-    num_hidden_layers: int = 2
+    num_hidden_layers: int
 
     @nn.compact
     def __call__(self, inputs: Array, event_ndims: int) -> Array:
@@ -71,19 +76,22 @@ class MLPNetwork(nn.Module):
         """
         if codes is None and offset is None:
             return self.param("constant", nn.initializers.zeros_init(), self.output_shape)
-        hidden = offset
+        terms = [] if offset is None else [offset]
         if codes is not None:
-            size = self.config.hidden_size
-            hidden = nn.Dense(size)(flatten(codes, event_ndims))
-            hidden = jnp.tanh(hidden) if self.bounded else nn.elu(hidden)
-            for _ in range(self.config.num_hidden_layers - 2):
-                hidden = nn.elu(nn.Dense(size)(hidden))
-            hidden = nn.Dense(size, use_bias=offset is None)(hidden)
-            hidden = hidden if offset is None else hidden + offset
-        hidden = nn.elu(hidden)
+            terms.append(self._hidden(flatten(codes, event_ndims), use_bias=offset is None))
+        hidden = nn.elu(sum(terms[1:], terms[0]))
         kernel_init = head_initializer(self.head_scale)
         head = nn.Dense(math.prod(self.output_shape), kernel_init=kernel_init)(hidden)
         return head.reshape(*head.shape[:-1], *self.output_shape)
+
+    def _hidden(self, codes, use_bias):
+        """The last hidden layer of the codes, before its activation."""
+        size = self.config.hidden_size
+        hidden = nn.Dense(size)(codes)
+        hidden = jnp.tanh(hidden) if self.bounded else nn.elu(hidden)
+        for _ in range(self.config.num_hidden_layers - 2):
+            hidden = nn.elu(nn.Dense(size)(hidden))
+        return nn.Dense(size, use_bias=use_bias)(hidden)
 
 
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {

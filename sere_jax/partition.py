@@ -20,8 +20,8 @@ class Partition:
 
     Attributes:
         data_shape: (height, width, channels) of the image.
-        pixels: [L, h, w] int, row-major index of the pixel at each place of each block; `num_pixels`
-            marks padding (only in the last block of `raster`).
+        pixels: [L, h, w] int, row-major index of the pixel at each place of each block;
+            `num_pixels` marks padding (only in the last block of `raster`).
     """
 
     data_shape: tuple[int, int, int]

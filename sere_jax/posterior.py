@@ -43,9 +43,7 @@ class PosteriorLayer(nn.Module):
             self.config, (*shape[:-1], 2 * shape[-1]), head_scale=0.1, name="network"
         )
         mean, raw_scale = jnp.split(network(window, 1 + len(shape), offset), 2, axis=-1)
-        return Residual(
-            mean=mean, log_scale=jax.nn.log_sigmoid(raw_scale + INITIAL_SCALE_LOGIT)
-        )
+        return Residual(mean=mean, log_scale=jax.nn.log_sigmoid(raw_scale + INITIAL_SCALE_LOGIT))
 
 
 def posterior_sample(prior: Prior, residual: Residual, noise: Array) -> Array:

@@ -167,7 +167,7 @@ def infer(model: SeReVAE, params: Params, x: Array, key: Array) -> Inference:
 @functools.partial(jax.jit, static_argnums=0)
 def _infer(model, params, x, key):
     noise = example_noise(model, key, x.shape[0])
-    return model.apply({"params": params}, x, noise)
+    return _apply(model, params, x, noise)
 
 
 def elbo(model: SeReVAE, params: Params, x: Array, key: Array) -> Array:
@@ -179,7 +179,7 @@ def elbo(model: SeReVAE, params: Params, x: Array, key: Array) -> Array:
 @functools.partial(jax.jit, static_argnums=0)
 def _elbo(model, params, x, key):
     noise = example_noise(model, key, x.shape[0])
-    log_likelihood, kl = model.apply({"params": params}, x, noise, method="elbo_terms")
+    log_likelihood, kl = _apply(model, params, x, noise, method="elbo_terms")
     return log_likelihood - jnp.sum(kl, axis=-1)
 
 
@@ -213,17 +213,14 @@ def log_likelihood(
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _log_likelihood(model, params, x, key, num_samples):
     keys = example_keys(key, x.shape[0])
-    variables = {"params": params}
-    observed = model.apply(variables, x, method="observe")
+    observed = _apply(model, params, x, method="observe")
     chunk = min(num_samples, SAMPLES_AT_ONCE)
     num_chunks = math.ceil(num_samples / chunk)
 
     def add_chunk(total, index):
         samples = index * chunk + jnp.arange(chunk)
         noise = jax.vmap(lambda sample: sample_noise(model, keys, sample))(samples)
-        log_likelihood, ratio = model.apply(
-            variables, x, observed, noise, method="log_weights"
-        )
+        log_likelihood, ratio = _apply(model, params, x, observed, noise, method="log_weights")
         log_weights = jnp.where(samples[:, None] < num_samples, log_likelihood + ratio, -jnp.inf)
         return jnp.logaddexp(total, jax.nn.logsumexp(log_weights, axis=0)), None
 
@@ -257,7 +254,7 @@ def sample(
 def _sample(model, params, keys):
     noise = example_noise(model, keys, keys.shape[0])
     block_keys = jax.vmap(lambda key: jax.random.split(_data_key(key), model.config.num_layers))
-    return model.apply({"params": params}, noise, block_keys(keys), method="generate")
+    return _apply(model, params, noise, block_keys(keys), method="generate")
 
 
 def reconstruct(
@@ -286,7 +283,7 @@ def _reconstruct(model, params, x, key):
     keys = example_keys(key, x.shape[0])
     z = _infer(model, params, x, keys).z
     block_keys = jax.vmap(lambda key: jax.random.split(_data_key(key), model.config.num_layers))
-    return model.apply({"params": params}, z, block_keys(keys), method="regenerate")
+    return _apply(model, params, z, block_keys(keys), method="regenerate")
 
 
 @struct.dataclass
@@ -320,16 +317,15 @@ def objective(
         kl_weight: weight of the KL, for a warm-up.
         num_samples: S.
     """
-    variables = {"params": params}
     keys = example_keys(key, x.shape[0])
     if num_samples == 1:
         noise = sample_noise(model, keys, 0)
-        log_likelihood, kl = model.apply(variables, x, noise, method="elbo_terms")
+        log_likelihood, kl = _apply(model, params, x, noise, method="elbo_terms")
         kl = jnp.sum(kl, axis=-1)
         return Objective(log_likelihood - kl_weight * kl, log_likelihood, kl)
     noise = jax.vmap(lambda s: sample_noise(model, keys, s))(jnp.arange(num_samples))
-    observed = model.apply(variables, x, method="observe")
-    log_likelihood, ratio = model.apply(variables, x, observed, noise, method="log_weights")
+    observed = _apply(model, params, x, method="observe")
+    log_likelihood, ratio = _apply(model, params, x, observed, noise, method="log_weights")
     log_weights = log_likelihood + kl_weight * ratio
     bound = jax.nn.logsumexp(log_weights, axis=0) - math.log(num_samples)
     return Objective(bound, jnp.mean(log_likelihood, axis=0), -jnp.mean(ratio, axis=0))
@@ -374,6 +370,10 @@ def sample_noise(model: SeReVAE, keys: Array, sample: Array | int) -> Array:
 def example_noise(model: SeReVAE, key: Array, num_examples: int) -> Array:
     """Noise [B, L, *latent_shape] of one sample of each example's codes."""
     return sample_noise(model, example_keys(key, num_examples), 0)
+
+
+def _apply(model: SeReVAE, params: Params, *arguments: Any, method: str = "__call__") -> Any:
+    return model.apply({"params": params}, *arguments, method=method)
 
 
 def _data_key(key):

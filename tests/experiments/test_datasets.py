@@ -438,7 +438,7 @@ def test_without_a_network_fails_soon(address, mnist_source, tmp_path, monkeypat
     assert url in message
     command = f"python -m experiments.prepare_data --dataset=mnist --data_dir={tmp_path / 'data'}"
     assert f"{command} [--manual_dir=DIR]" in message
-    assert "--config.dataset.name=digits" in message
+    assert "--config=configs/digits.py" in message
 
 
 def test_download_can_be_forbidden(mnist_source, server, tmp_path, monkeypatch):

@@ -1,0 +1,113 @@
+"""Impossible configurations are refused by name before anything is loaded or compiled."""
+
+import pytest
+
+from configs import base, digits, mnist_mlp
+from experiments.configuration import RULES, check_configuration, differences
+from experiments.errors import UserError
+
+INVALID = {
+    "seed": [-1, 2**32, 1.5],
+    "dataset.validation_size": [0.0, -3.0, 2.5],
+    "dataset.num_train_examples": [-1],
+    "dataset.image_size": [0],
+    "dataset.horizontal_flip": [1],
+    "training.batch_size": [0, -5],
+    "training.num_epochs": [0],
+    "training.num_steps": [-1],
+    "training.num_train_samples": [0],
+    "training.optimizer": ["sgdd"],
+    "training.weight_decay": [-0.1],
+    "training.learning_rate": [0.0, -1e-3, float("nan"), float("inf")],
+    "training.learning_rate_schedule": ["step"],
+    "training.final_learning_rate_factor": [1.5],
+    "training.warmup": ["soon", "5"],
+    "training.kl_weight_start": [-0.1, 2.0],
+    "training.kl_warmup": ["half"],
+    "training.max_gradient_norm": [-1.0],
+    "training.ema_decay": [1.0, -0.1],
+    "training.max_consecutive_skips": [0],
+    "training.steps_per_dispatch": [0],
+    "training.evaluate_every": ["0 steps", "often"],
+    "training.checkpoint_every": ["0 epochs"],
+    "training.keep_checkpoints": [0],
+    "evaluation.num_importance_samples": [0],
+    "evaluation.batch_size": [0],
+    "evaluation.num_examples": [-1],
+    "evaluation.checkpoint": ["first"],
+    "sampling.num_images": [0],
+    "sampling.seed": [-1],
+}
+
+
+def set_field(config, path, value):
+    *parents, name = path.split(".")
+    for parent in parents:
+        config = config[parent]
+    with config.ignore_type():
+        config[name] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(path, value) for path, values in INVALID.items() for value in values]
+)
+def test_an_impossible_value_is_refused_by_name(path, value):
+    config = base.get_config()
+    set_field(config, path, value)
+    with pytest.raises(UserError) as error:
+        check_configuration(config)
+    assert f"config.{path}={value!r}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_rule_is_tried_with_a_value_that_breaks_it():
+    assert set(RULES) - set(INVALID) == {"dataset.download"}
+
+
+def test_a_missing_field_is_refused_by_name():
+    config = base.get_config().unlock()
+    del config.training.optimizer
+    with pytest.raises(UserError, match=r"config\.training\.optimizer is missing"):
+        check_configuration(config)
+
+
+@pytest.mark.parametrize(
+    ("module", "variant"),
+    [(base, ""), (digits, ""), *((mnist_mlp, variant) for variant in mnist_mlp.VARIANTS)],
+)
+def test_configurations_of_the_project_are_valid_and_locked(module, variant):
+    config = module.get_config(variant)
+    check_configuration(config)
+    assert config.is_locked
+    with pytest.raises(AttributeError):
+        config.model.hiden_size = 3
+
+
+@pytest.mark.parametrize("module", [base, digits, mnist_mlp])
+def test_an_unknown_variant_is_refused_with_the_choices(module):
+    with pytest.raises(ValueError, match="unknown variant 'nope'; choose one of: .*none"):
+        module.get_config("nope")
+
+
+def test_variants_switch_the_couplings_of_the_design_table():
+    columns = ("couple_prior", "couple_bijector", "couple_data")
+    table = {
+        "case1": (False, False, False),
+        "case2": (False, False, True),
+        "case3": (True, True, True),
+        "dlgm": (False, True, True),
+    }
+    for variant, couplings in table.items():
+        model = mnist_mlp.get_config(variant).model
+        assert tuple(model[column] for column in columns) == couplings
+
+
+def test_differences_name_path_and_both_values():
+    ours = {"a": {"b": 1, "c": 2}, "d": [1, 2], "e": 0}
+    theirs = {"a": {"b": 1, "c": 3}, "d": [1, 2], "f": 0}
+    assert differences(ours, theirs) == [
+        "a.c: 3 -> 2",
+        "e: '(missing)' -> 0",
+        "f: 0 -> '(missing)'",
+    ]
+    assert differences(ours, theirs, ignored=("a", "e", "f")) == []

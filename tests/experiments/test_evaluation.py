@@ -1,0 +1,66 @@
+"""Evaluation covers every image once, whatever the batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sere_jax
+from configs import base
+from experiments.evaluation import Evaluator, standard_error
+from experiments.parallel import replicate
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = base.get_config()
+    config.model.update(data_shape=(2, 3, 1), num_layers=3, latent_shape=(2,), hidden_size=8)
+    return sere_jax.create_model(config)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return sere_jax.init(model, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def images():
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 2, 3, 1))
+    return replicate(pixels.astype(np.uint8))
+
+
+def evaluator(model, batch_size):
+    return Evaluator(model, max_value=255, batch_size=batch_size, num_importance_samples=5)
+
+
+def test_elbo_is_the_mean_over_all_images(model, params, images, monkeypatch):
+    monkeypatch.setattr("experiments.evaluation.ELBO_BATCH_SIZE", 3)  # 7 images: 3 + 3 + 1
+    ours = evaluator(model, 3)
+    terms = ours.elbo(params, images)
+    x, keys = ours.to_data_space(images, jnp.arange(7))
+    each = [sere_jax.infer(model, params, x[i : i + 1], keys[i : i + 1]) for i in range(7)]
+    elbos = np.array([float(one.elbo[0]) for one in each])
+    assert terms["elbo"] == pytest.approx(elbos.mean(), rel=1e-5)
+    assert terms["elbo_stderr"] == pytest.approx(elbos.std(ddof=1) / np.sqrt(7), rel=1e-4)
+    kl = np.mean([np.asarray(one.kl[0]) for one in each], axis=0)
+    np.testing.assert_allclose(terms["kl_per_layer"], kl, rtol=1e-4)
+    assert terms["kl"] == pytest.approx(kl.sum(), rel=1e-5)
+    assert terms["log_likelihood"] - terms["kl"] == pytest.approx(terms["elbo"], rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [3, 7, 100])
+def test_likelihood_of_each_image_does_not_depend_on_the_batches(model, params, images, batch_size):
+    ours = evaluator(model, batch_size)
+    seen = []
+    values = ours.log_likelihood(params, images, lambda num, mean: seen.append((num, mean)))
+    x, keys = ours.to_data_space(images, jnp.arange(7))
+    expected = sere_jax.log_likelihood(model, params, x, keys, num_samples=5)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert sum(num for num, _ in seen) == 7
+    assert sum(num * mean for num, mean in seen) / 7 == pytest.approx(values.mean())
+
+
+def test_standard_error_is_that_of_the_mean():
+    values = np.random.default_rng(0).normal(0, 3, (2000, 100))
+    errors = [standard_error(row) for row in values]
+    assert np.mean(errors) == pytest.approx(values.mean(axis=1).std(), rel=0.05)

@@ -1,0 +1,57 @@
+"""Shuffling, binarization and flips."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import input_pipeline
+
+
+def test_every_epoch_visits_every_example_once_in_its_own_order():
+    orders = [
+        np.asarray(input_pipeline.epoch_order(jax.random.key(0), epoch, 100)) for epoch in (0, 1)
+    ]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(100))
+    assert not np.array_equal(*orders)
+
+
+@pytest.mark.parametrize("max_value", [1, 16, 255])
+def test_binarization_has_the_probability_of_the_grey_level(max_value):
+    levels = np.unique(np.array([0, 1, max_value // 3, max_value - 1, max_value], np.uint8))
+    num = 40_000
+    images = np.broadcast_to(levels, (num, len(levels)))[:, None, :, None]
+    keys = jax.random.split(jax.random.key(0), num)
+    x = np.asarray(input_pipeline.binarize(jnp.asarray(images), keys, max_value))
+    assert set(np.unique(x)) <= {0.0, 1.0}
+    probability = levels / max_value
+    error = np.sqrt(probability * (1 - probability) / num)
+    assert np.all(np.abs(x.mean(axis=(0, 1, 3)) - probability) <= 4 * error)
+
+
+def test_black_is_never_and_white_is_always_drawn():
+    keys = jax.random.split(jax.random.key(1), 4)
+    for value, expected in ((0, 0.0), (255, 1.0)):
+        images = jnp.full((4, 128, 256, 1), value, jnp.uint8)
+        assert np.all(np.asarray(input_pipeline.binarize(images, keys, 255)) == expected)
+
+
+def test_binarization_of_an_example_depends_on_its_key_alone():
+    images = jax.random.randint(jax.random.key(0), (6, 4, 4, 1), 0, 256).astype(jnp.uint8)
+    keys = jax.random.split(jax.random.key(1), 6)
+    together = input_pipeline.binarize(images, keys, 255)
+    alone = [input_pipeline.binarize(images[i : i + 1], keys[i : i + 1], 255) for i in range(6)]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+def test_half_of_the_images_are_mirrored():
+    images = jnp.arange(6, dtype=jnp.uint8).reshape(1, 2, 3, 1)
+    images = jnp.broadcast_to(images, (1000, 2, 3, 1))
+    flipped = np.asarray(
+        input_pipeline.flip_horizontally(images, jax.random.split(jax.random.key(0), 1000))
+    )
+    mirrored = np.all(flipped == np.asarray(images)[:, :, ::-1], axis=(1, 2, 3))
+    same = np.all(flipped == np.asarray(images), axis=(1, 2, 3))
+    assert np.all(mirrored ^ same)
+    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(1000)

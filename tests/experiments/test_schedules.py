@@ -1,0 +1,95 @@
+"""Durations, learning rate and KL weight."""
+
+import numpy as np
+import optax
+import pytest
+
+from configs import base
+from experiments import schedules
+from experiments.errors import UserError
+
+STEPS = {"steps_per_epoch": 40, "total_steps": 1000}
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [
+        ("500 steps", 500),
+        ("1 step", 1),
+        ("1.5 epochs", 60),
+        ("1 epoch", 40),
+        ("10%", 100),
+        ("0 steps", 0),
+        ("1e2 steps", 100),
+    ],
+)
+def test_a_duration_is_given_in_steps_epochs_or_percent(duration, steps):
+    assert schedules.duration_in_steps("field", duration, **STEPS) == steps
+
+
+@pytest.mark.parametrize("duration", ["soon", "-1 steps", "5", "", "1 day", "steps", 7, None])
+def test_anything_else_is_refused_with_field_and_value(duration):
+    with pytest.raises(UserError, match=r"config\.x=.*is not a duration"):
+        schedules.duration_in_steps("config.x", duration, **STEPS)
+
+
+def test_number_of_steps_goes_before_number_of_epochs():
+    training = base.get_config().training
+    training.num_epochs, training.num_steps = 3, 0
+    assert schedules.total_training_steps(training, 40) == 120
+    training.num_steps = 7
+    assert schedules.total_training_steps(training, 40) == 7
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_learning_rate_warms_up_linearly_and_then_follows_its_curve(name):
+    training = base.get_config().training
+    training.learning_rate, training.warmup = 2e-3, "100 steps"
+    training.learning_rate_schedule, training.final_learning_rate_factor = name, 0.1
+    schedule = schedules.learning_rate_schedule(training, **STEPS)
+    actual = np.array([schedule(step) for step in range(1001)])
+    step = np.arange(1001)
+    progress = np.clip((step - 100) / 900, 0, 1)
+    decay = {
+        "constant": np.ones(1001),
+        "linear": 1 - 0.9 * progress,
+        "cosine": 0.1 + 0.9 * (1 + np.cos(np.pi * progress)) / 2,
+    }[name]
+    expected = 2e-3 * np.where(step < 100, (step + 1) / 100, decay)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+def test_warmup_never_takes_more_than_half_of_a_short_training():
+    training = base.get_config().training
+    training.warmup = "500 steps"
+    schedule = schedules.learning_rate_schedule(training, steps_per_epoch=1, total_steps=10)
+    assert schedule(5) == pytest.approx(training.learning_rate)
+
+
+def test_kl_weight_rises_linearly_from_its_start_to_one():
+    training = base.get_config().training
+    training.kl_weight_start, training.kl_warmup = 0.2, "50%"
+    schedule = schedules.kl_weight_schedule(training, **STEPS)
+    weights = [float(schedule(step)) for step in (0, 250, 500, 999)]
+    np.testing.assert_allclose(weights, [0.2, 0.6, 1.0, 1.0], rtol=1e-6)
+
+
+def test_without_a_warmup_the_kl_weight_is_one():
+    training = base.get_config().training
+    training.kl_warmup = "0 steps"
+    assert float(schedules.kl_weight_schedule(training, **STEPS)(0)) == 1.0
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamax"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_optimizer_is_optax_own_with_clipping(optimizer, weight_decay):
+    training = base.get_config().training
+    training.optimizer, training.weight_decay = optimizer, weight_decay
+    training.max_gradient_norm = 1.0
+    params, gradient = np.array([1.0, -2.0], np.float32), np.array([30.0, 40.0], np.float32)
+    ours = schedules.create_optimizer(training, optax.constant_schedule(0.1))
+    library = {"adam": optax.adamw, "adamax": optax.adamaxw}[optimizer]
+    theirs = library(0.1, weight_decay=weight_decay)
+    actual, _ = ours.update(gradient, ours.init(params), params)
+    expected, _ = theirs.update(gradient / 50.0, theirs.init(params), params)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)

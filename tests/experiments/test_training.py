@@ -1,0 +1,178 @@
+"""The training step: updates, averages, skips, and the independence of dispatches and devices."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sere_jax
+from configs import base
+from experiments import training
+from experiments.input_pipeline import epoch_order, to_data_space
+from experiments.parallel import replicate
+
+NUM_EXAMPLES, BATCH = 24, 8
+
+
+@functools.cache
+def tiny_experiment(num_train_samples=1, **training_fields):
+    config = base.get_config()
+    config.model.update(data_shape=(2, 3, 1), num_layers=3, latent_shape=(2,), hidden_size=8)
+    config.training.update(batch_size=BATCH, num_train_samples=num_train_samples, **training_fields)
+    images = np.random.default_rng(0).integers(0, 256, (NUM_EXAMPLES, 2, 3, 1)).astype(np.uint8)
+    return config, sere_jax.create_model(config), images
+
+
+def create(optimizer=None, kl_weight=lambda step: 1.0, **fields):
+    config, model, images = tiny_experiment(**fields)
+    optimizer = optimizer or optax.adam(1e-2)
+    dispatch = training.create_train_dispatch(
+        model,
+        optimizer,
+        config.training,
+        kl_weight=kl_weight,
+        num_examples=NUM_EXAMPLES,
+        max_value=255,
+        horizontal_flip=False,
+    )
+    state = replicate(training.init_state(model, optimizer, seed=3))
+    return model, dispatch, state, replicate(images)
+
+
+def host(tree):
+    return jax.tree.map(np.array, tree)
+
+
+def assert_same_bits(one, other):
+    jax.tree.map(np.testing.assert_array_equal, host(one), host(other))
+
+
+def run(dispatch, state, images, lengths):
+    for length in lengths:
+        state, metrics = dispatch(state, images, length)
+    return state, metrics
+
+
+def test_an_update_is_a_gradient_step_on_the_batch_of_its_place_in_the_epoch():
+    model, dispatch, state, images = create(optimizer=optax.sgd(0.1))
+    before = host(state)
+    after = host(dispatch(state, images, 1)[0])
+
+    key = jax.random.wrap_key_data(before.key)
+    order = epoch_order(jax.random.fold_in(key, 2**32 - 1), 0, NUM_EXAMPLES)
+    step_key = jax.random.fold_in(key, 0)
+    gradients, x = [], np.asarray(images)[np.asarray(order[:BATCH])]
+    for place in range(BATCH):
+        _, data_key, noise_key = jax.random.split(jax.random.fold_in(step_key, place), 3)
+        example = to_data_space(x[place : place + 1], data_key[None], model.config, 255)
+
+        def loss(params, example=example, noise_key=noise_key):
+            return -jnp.mean(sere_jax.elbo(model, params, example, noise_key[None]))
+
+        gradients.append(jax.grad(loss)(before.params))
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / BATCH, *gradients)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, before.params, mean)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), after.params, expected
+    )
+
+
+def test_how_updates_are_cut_into_dispatches_changes_no_bit():
+    _, dispatch, state, images = create()
+    _, _, other, _ = create()
+    one, _ = run(dispatch, state, images, [3, 3])
+    other, _ = run(dispatch, other, images, [1, 2, 2, 1])
+    assert_same_bits(one, other)
+
+
+def test_averaged_weights_follow_their_recursion():
+    _, dispatch, state, images = create(ema_decay=0.5)
+    average = host(state.ema_params)
+    for step in range(5):
+        state, _ = dispatch(state, images, 1)
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = jax.tree.map(
+            lambda a, p, decay=decay: decay * a + (1 - decay) * p, average, host(state.params)
+        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        host(state.ema_params),
+        average,
+    )
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted_and_training_goes_on():
+    _, dispatch, state, images = create(
+        kl_weight=lambda step: jnp.where(step == 1, jnp.nan, 1.0), max_consecutive_skips=2
+    )
+    state, metrics = dispatch(state, images, 1)
+    before = host(state)
+    state, metrics = dispatch(state, images, 1)
+    skipped = host(state)
+    assert float(metrics.count) == 0
+    assert skipped.skipped_steps == skipped.consecutive_skips == 1
+    assert skipped.step == before.step + 1
+    for part in ("params", "ema_params", "opt_state"):
+        assert_same_bits(getattr(before, part), getattr(skipped, part))
+    state, metrics = dispatch(state, images, 1)
+    assert float(metrics.count) == 1
+    assert int(state.skipped_steps) == 1 and int(state.consecutive_skips) == 0
+    assert np.isfinite(float(metrics.objective))
+
+
+def test_after_too_many_skips_in_a_row_nothing_is_updated_any_more():
+    _, dispatch, state, images = create(
+        kl_weight=lambda step: jnp.where(step < 3, jnp.nan, 1.0), max_consecutive_skips=2
+    )
+    before = host(state)
+    state, _ = run(dispatch, state, images, [3, 3])
+    assert int(state.consecutive_skips) == 2
+    assert_same_bits(before.params, state.params)
+
+
+@pytest.mark.parametrize("num_train_samples", [1, 5])
+def test_both_objectives_rise(num_train_samples):
+    _, dispatch, state, images = create(num_train_samples=num_train_samples)
+    state, first = dispatch(state, images, 3)
+    for _ in range(30):
+        state, last = dispatch(state, images, 3)
+    assert float(last.objective / last.count) > float(first.objective / first.count) + 0.1
+
+
+WORKER = """
+import sys
+import numpy as np, jax, optax
+sys.path.insert(0, sys.argv[1])
+import test_training as t
+_, dispatch, state, images = t.create(optimizer=optax.sgd(0.05))
+state, metrics = t.run(dispatch, state, images, [3, 3, 3])
+leaves = jax.tree.leaves(t.host(state.params))
+np.savez(sys.argv[2], devices=jax.device_count(), metrics=float(metrics.objective), *leaves)
+"""
+
+
+@pytest.mark.parametrize("num_devices", [2, 4])
+def test_several_devices_compute_the_run_of_one(num_devices, tmp_path):
+    _, dispatch, state, images = create(optimizer=optax.sgd(0.05))
+    state, metrics = run(dispatch, state, images, [3, 3, 3])
+    path = tmp_path / "several.npz"
+    subprocess.run(
+        [sys.executable, "-c", WORKER, os.path.dirname(__file__), str(path)],
+        env={
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+            "JAX_PLATFORMS": "cpu",
+        },
+        check=True,
+    )
+    several = np.load(path)
+    assert several["devices"] == num_devices
+    assert several["metrics"] == pytest.approx(float(metrics.objective), rel=1e-5)
+    for i, leaf in enumerate(jax.tree.leaves(host(state.params))):
+        np.testing.assert_allclose(several[f"arr_{i}"], leaf, rtol=1e-4, atol=1e-6)

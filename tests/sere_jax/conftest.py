@@ -1,0 +1,72 @@
+"""Tiny models with random parameters."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import sere_jax
+
+TINY = {"data_shape": (2, 3, 1), "num_layers": 3, "latent_shape": (2,), "hidden_size": 8}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation():
+    """Programs that run for a millisecond need no optimization."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """Function of overrides to the configuration of a model of 6 binary pixels."""
+    return lambda **overrides: sere_jax.ModelConfig(**{**TINY, **overrides})
+
+
+@pytest.fixture(scope="session")
+def randomize():
+    """Function of a tree of shapes, and a seed, to random parameters without a single zero.
+
+    Parameters from `init` are no general position: biases and constants start at zero.
+    """
+
+    def draw(shapes, seed=0, kernel_scale=1.5):
+        generator = np.random.default_rng(seed)
+
+        def draw_one(path, leaf):
+            is_kernel = path[-1].key == "kernel"
+            scale = kernel_scale * leaf.shape[-2] ** -0.5 if is_kernel else 0.5
+            return (scale * generator.standard_normal(leaf.shape)).astype(np.float32)
+
+        return jax.tree_util.tree_map_with_path(draw_one, shapes)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def random_model(tiny_config, randomize):
+    """Function of overrides to a tiny model and random parameters for it."""
+
+    @functools.cache
+    def create(**overrides):
+        model = sere_jax.create_model(tiny_config(**overrides))
+        shapes = jax.eval_shape(functools.partial(sere_jax.init, model), jax.random.key(0))
+        return model, randomize(shapes)
+
+    return create
+
+
+@pytest.fixture(scope="session")
+def random_module(randomize):
+    """Function of a module and the inputs of one of its methods to random parameters for it."""
+
+    def create(module, *inputs, seed=0, **kwargs):
+        variables = jax.eval_shape(
+            lambda: module.init(jax.random.key(0), *inputs, **kwargs)
+        )
+        return {"params": randomize(variables.get("params", {}), seed)}
+
+    return create

@@ -1,0 +1,139 @@
+"""Bijective layers against automatic differentiation, and the rank-one affine against distrax."""
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sere_jax.bijector import BIJECTORS, RankOneAffine
+
+SHAPES = [(4,), (2, 1, 2)]
+
+
+def rank_one_affine(parameter_shape, event_shape):
+    generator = np.random.default_rng(0)
+    shape = (*parameter_shape, *event_shape)
+    return RankOneAffine(
+        shift=jnp.asarray(generator.normal(size=shape), jnp.float32),
+        diagonal=jnp.asarray(generator.uniform(0.3, 2.0, shape), jnp.float32),
+        direction=jnp.asarray(generator.normal(size=shape), jnp.float32),
+        event_ndims=len(event_shape),
+    )
+
+
+def random_codes(*shape):
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+@jax.jit
+def everything_a_bijector_computes(bijector, x):
+    y, forward_log_det = bijector.forward_and_log_det(x)
+    back, inverse_log_det = bijector.inverse_and_log_det(y)
+    return {
+        "y": y,
+        "forward": bijector.forward(x),
+        "back": back,
+        "inverse": bijector.inverse(y),
+        "forward_log_det": forward_log_det,
+        "forward_log_det_alone": bijector.forward_log_det_jacobian(x),
+        "inverse_log_det": inverse_log_det,
+        "inverse_log_det_alone": bijector.inverse_log_det_jacobian(y),
+    }
+
+
+def assert_is_bijective_with_correct_log_det(bijector, x, event_shape):
+    """Compares with the determinant of the Jacobian of the whole batch, example by example."""
+    batch_shape = x.shape[: x.ndim - len(event_shape)]
+    size = int(np.prod(event_shape))
+    result = everything_a_bijector_computes(bijector, x)
+
+    jacobian = jax.jit(jax.jacobian(lambda x: bijector.forward(x).reshape(-1, size)))(x)
+    jacobian = np.asarray(jacobian, np.float64).reshape(-1, size, int(np.prod(batch_shape)), size)
+    own = np.moveaxis(np.diagonal(jacobian, axis1=0, axis2=2), -1, 0)
+    log_det = np.linalg.slogdet(own).logabsdet.reshape(batch_shape)
+
+    assert result["y"].shape == x.shape
+    np.testing.assert_allclose(result["back"], x, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(result["forward_log_det"], log_det, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(result["inverse_log_det"], -log_det, rtol=1e-3, atol=1e-3)
+    assert result["forward_log_det"].shape == result["inverse_log_det"].shape == batch_shape
+    np.testing.assert_array_equal(result["forward"], result["y"])
+    for name in ("forward_log_det", "inverse_log_det"):
+        np.testing.assert_allclose(result[f"{name}_alone"], result[name], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result["inverse"], result["back"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("event_shape", SHAPES, ids=str)
+@pytest.mark.parametrize("conditional", [True, False], ids=["conditional", "constant"])
+@pytest.mark.parametrize("name", sorted(BIJECTORS))
+def test_every_bijective_layer_inverts_itself_and_knows_its_log_determinant(
+    tiny_config, random_module, name, conditional, event_shape
+):
+    config = tiny_config(latent_shape=event_shape, bijector=name, context=2)
+    layer = BIJECTORS[name](config)
+    window = 3 * random_codes(3, 2, *event_shape) if conditional else None
+    bijector = layer.apply(random_module(layer, window), window)
+
+    x = 2 * random_codes(3, *event_shape)[::-1]
+    assert_is_bijective_with_correct_log_det(bijector, x, event_shape)
+
+
+@pytest.mark.parametrize("name", sorted(set(BIJECTORS) - {"identity"}))
+def test_a_conditional_bijector_reads_every_code_of_its_window(tiny_config, random_module, name):
+    layer = BIJECTORS[name](tiny_config(bijector=name, context=3))
+    window, x = random_codes(3, 2), random_codes(2)
+    params = random_module(layer, window)
+
+    jacobian = jax.jacobian(lambda window: layer.apply(params, window).forward(x))(window)
+
+    assert (np.abs(jacobian).max(axis=(0, 2)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("event_shape", [(1,), (5,), (2, 3)], ids=str)
+def test_rank_one_affine_is_the_diagonal_plus_low_rank_of_distrax(event_shape):
+    bijector = rank_one_affine((3,), event_shape)
+    x = random_codes(3, *event_shape)
+    diagonal, direction, shift, flat = (
+        value.reshape(3, -1)
+        for value in (bijector.diagonal, bijector.direction, bijector.shift, x)
+    )
+    reference = distrax.DiagPlusLowRankLinear(
+        diagonal, direction[..., None], direction[..., None]
+    )
+
+    result = everything_a_bijector_computes(bijector, x)
+
+    y, log_det = reference.forward_and_log_det(flat)
+    np.testing.assert_allclose(result["y"].reshape(3, -1), y + shift, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result["forward_log_det"], log_det, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        bijector.inverse(x).reshape(3, -1), reference.inverse(flat - shift), rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("parameter_shape", "batch_shape"), [((), (3,)), ((3,), (3,)), ((3,), (2, 3)), ((1,), (2, 3))]
+)
+def test_rank_one_affine_broadcasts_its_parameters(parameter_shape, batch_shape):
+    bijector, x = rank_one_affine(parameter_shape, (4,)), random_codes(*batch_shape, 4)
+
+    assert_is_bijective_with_correct_log_det(bijector, x, (4,))
+
+
+def test_bijectors_pass_through_vmap_and_scan():
+    stacked, x = rank_one_affine((3,), (4,)), random_codes(3, 4)
+    y, log_det = stacked.forward_and_log_det(x)
+
+    def step(carry, inputs):
+        bijector, x = inputs
+        return carry, (bijector, *bijector.forward_and_log_det(x))
+
+    mapped = jax.vmap(lambda bijector, x: bijector.forward_and_log_det(x))(stacked, x)
+    _, (collected, *scanned) = jax.jit(lambda inputs: jax.lax.scan(step, None, inputs))(
+        (stacked, x)
+    )
+
+    for result in (mapped, scanned, collected.forward_and_log_det(x)):
+        np.testing.assert_allclose(result[0], y, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(result[1], log_det, rtol=1e-5, atol=1e-6)

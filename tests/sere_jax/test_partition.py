@@ -1,0 +1,161 @@
+"""Partitions of the image, against slices of numpy arrays."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sere_jax.config import ConfigError
+from sere_jax.partition import (
+    PARTITIONS,
+    checkerboard,
+    create_partition,
+    previous_blocks,
+    raster,
+    tiles,
+)
+
+
+def numbered(*shape):
+    """Distinct values, none of them the 0 of the padding."""
+    return np.arange(1.0, 1.0 + math.prod(shape), dtype=np.float32).reshape(shape)
+
+
+@st.composite
+def partitions(draw):
+    name = draw(st.sampled_from(sorted(PARTITIONS)))
+    size = st.integers(1, 5)
+    height, width, channels = draw(size), draw(size), draw(st.integers(1, 3))
+    if name == "raster":
+        pixels_a_block = draw(st.integers(1, height * width))
+        num_layers = math.ceil(height * width / pixels_a_block)
+    else:
+        side = draw(st.integers(1, 3))
+        height, width, num_layers = side * height, side * width, side * side
+    return PARTITIONS[name]((height, width, channels), num_layers), num_layers
+
+
+@given(partitions(), st.lists(st.integers(1, 2), max_size=2))
+@settings(max_examples=8, deadline=None, derandomize=True)
+def test_every_pixel_is_in_one_block_and_merge_puts_it_back(drawn, batch_shape):
+    partition, num_layers = drawn
+    x = numbered(*batch_shape, *partition.data_shape)
+
+    blocks = np.asarray(partition.split(x))
+
+    assert blocks.shape == (*batch_shape, num_layers, *partition.block_shape)
+    mask = np.broadcast_to(partition.mask, blocks.shape) == 1
+    np.testing.assert_array_equal(np.sort(blocks[mask]), x.ravel())
+    np.testing.assert_array_equal(blocks[~mask], 0)
+    np.testing.assert_array_equal(partition.merge(blocks), x)
+
+
+@given(partitions())
+@settings(deadline=None, derandomize=True)
+def test_only_the_last_block_is_padded_and_no_block_is_empty(drawn):
+    partition, num_layers = drawn
+    num_pixels = partition.data_shape[0] * partition.data_shape[1]
+    sizes = partition.mask.sum(axis=(1, 2, 3))
+
+    present = partition.pixels[partition.mask[..., 0] == 1]
+    np.testing.assert_array_equal(np.sort(present), np.arange(num_pixels))
+    assert (sizes[:-1] == math.prod(partition.block_shape[:2])).all()
+    assert sizes[-1] >= 1
+    assert partition.mask.shape == (num_layers, *partition.block_shape[:2], 1)
+    assert partition.mask.dtype == np.float32
+
+
+def test_raster_cuts_mnist_into_nine_runs_of_79_pixels_and_one_of_73():
+    partition = raster((28, 28, 1), 10)
+    x = numbered(28, 28, 1)
+
+    blocks = partition.split(x)
+
+    assert partition.mask.sum(axis=(1, 2, 3)).tolist() == [79] * 9 + [73]
+    runs = np.split(x.ravel(), np.arange(79, 784, 79))
+    for block, run in zip(np.asarray(blocks), runs, strict=True):
+        np.testing.assert_array_equal(block.ravel(), np.pad(run, (0, 79 - run.size)))
+
+
+def test_checkerboard_blocks_are_sub_lattices_in_row_major_order():
+    x = numbered(2, 6, 9, 3)
+
+    blocks = checkerboard((6, 9, 3), 9).split(x)
+
+    expected = [x[:, i::3, j::3] for i in range(3) for j in range(3)]
+    np.testing.assert_array_equal(blocks, np.stack(expected, axis=1))
+
+
+def test_tiles_are_contiguous_patches_in_row_major_order():
+    x = numbered(2, 6, 9, 3)
+
+    blocks = tiles((6, 9, 3), 9).split(x)
+
+    expected = [
+        x[:, 2 * i : 2 * i + 2, 3 * j : 3 * j + 3] for i in range(3) for j in range(3)
+    ]
+    np.testing.assert_array_equal(blocks, np.stack(expected, axis=1))
+
+
+@pytest.mark.parametrize("batch_shape", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_layer_sees_the_blocks_before_it_newest_last_and_zeros_before_the_first(
+    batch_shape, count
+):
+    num_layers, block_shape = 4, (1, 2, 1)
+    blocks = numbered(*batch_shape, num_layers, *block_shape)
+
+    previous = previous_blocks(blocks, count)
+
+    assert previous.shape == (num_layers, *batch_shape, count, *block_shape)
+    for layer in range(num_layers):
+        for place in range(count):
+            source = layer - count + place
+            expected = blocks[..., source, :, :, :] if source >= 0 else 0
+            np.testing.assert_array_equal(previous[layer, ..., place, :, :, :], expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "value", "way_out", "accepted"),
+    [
+        ({"num_layers": 4}, "num_layers=4", "num_layers=3", {"num_layers": 3}),
+        ({"num_layers": 7}, "num_layers=7", "num_layers=6", {"num_layers": 6}),
+        (
+            {"partition": "tiles", "data_shape": (4, 4, 1), "num_layers": 5},
+            "num_layers=5",
+            "choose 4 or 9, or partition='raster'",
+            {"partition": "tiles", "data_shape": (4, 4, 1), "num_layers": 4},
+        ),
+        (
+            {"partition": "checkerboard", "num_layers": 3},
+            "num_layers=3",
+            "choose 1 or 4, or partition='raster'",
+            {"partition": "raster", "num_layers": 3},
+        ),
+        (
+            {"partition": "checkerboard", "num_layers": 4},
+            "num_layers=4",
+            "multiples of sqrt(num_layers)",
+            {"partition": "checkerboard", "data_shape": (2, 4, 1), "num_layers": 4},
+        ),
+        (
+            {"partition": "tiles", "data_shape": (3, 2, 1), "num_layers": 4},
+            "3x2 image",
+            "multiples of sqrt(num_layers)",
+            {"partition": "tiles", "data_shape": (4, 2, 1), "num_layers": 4},
+        ),
+        ({"partition": "rastr"}, "partition='rastr'", "'raster'?", {"partition": "raster"}),
+        ({"partition": "x"}, "partition='x'", "checkerboard, raster, tiles", {}),
+    ],
+)
+def test_an_impossible_partition_is_refused_and_the_proposed_way_out_works(
+    tiny_config, overrides, value, way_out, accepted
+):
+    with pytest.raises(ConfigError) as refusal:
+        create_partition(tiny_config(**overrides))
+
+    assert value in str(refusal.value)
+    assert way_out in str(refusal.value)
+    assert create_partition(tiny_config(**accepted)).num_layers >= 1
