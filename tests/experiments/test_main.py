@@ -4,9 +4,11 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -26,6 +28,7 @@ TINY = (
     "--config.evaluation.num_examples=30",
     "--config.sampling.num_images=9",
 )
+COMPILATION_CACHE = tempfile.TemporaryDirectory()  # the launches compile the same programs
 
 
 def command(*arguments, config="configs/digits.py"):
@@ -47,8 +50,13 @@ def launch(*arguments, devices=1, config="configs/digits.py", check=True):
 
 
 def environment(devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    return {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": COMPILATION_CACHE.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
 def train(workdir, *arguments, **options):
@@ -80,9 +88,16 @@ def assert_same_bits(one, other):
         np.testing.assert_array_equal(array, other[name], err_msg=name)
 
 
-def last_record(workdir):
+def logged(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return json.loads(lines[-1]) if lines else {"step": 0}
+    return [json.loads(line) for line in lines]
+
+
+def last_step(workdir):
+    """The last step in the log of a run that is under way; 0 before the first."""
+    path = workdir / "metrics.jsonl"
+    steps = re.findall(r'^{"step": (\d+),', path.read_text() if path.exists() else "", re.MULTILINE)
+    return int(steps[-1]) if steps else 0
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +134,7 @@ def test_a_run_leaves_all_that_it_promises(finished):
     assert results["command"].startswith("python -m experiments.main --config=configs/digits.py")
     config = json.loads((finished / "config.json").read_text())
     assert config["model"]["hidden_size"] == 8
-    records = [json.loads(line) for line in (finished / "metrics.jsonl").open()]
+    records = logged(finished)
     steps = [record["step"] for record in records if record["split"] == "validation"]
     assert steps == [10, 20, 30, 40, 50, 60]
     best = max(
@@ -158,9 +173,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(finished, tmp_path, seed
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not (workdir / "metrics.jsonl").exists() or (
-        last_record(workdir)["step"] < kill_after_step
-    ):
+    while last_step(workdir) < kill_after_step:
         assert process.poll() is None
         time.sleep(0.001)
     time.sleep(generator.random() * 0.02)
@@ -170,10 +183,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(finished, tmp_path, seed
     train(workdir)
     assert_same_bits(saved_arrays(finished), saved_arrays(workdir))
     ours, theirs = (
-        [
-            {name: value for name, value in json.loads(line).items() if name != "images_per_second"}
-            for line in (directory / "metrics.jsonl").open()
-        ]
+        [{**record, "images_per_second": None} for record in logged(directory)]
         for directory in (workdir, finished)
     )
     assert ours == theirs
@@ -189,7 +199,7 @@ def test_sigterm_saves_and_exits_cleanly_and_another_number_of_devices_resumes(f
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (workdir / "metrics.jsonl").exists() or last_record(workdir)["step"] < 6:
+    while last_step(workdir) < 6:
         assert process.poll() is None
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
@@ -197,7 +207,7 @@ def test_sigterm_saves_and_exits_cleanly_and_another_number_of_devices_resumes(f
     assert process.returncode == 0
     assert "SIGTERM: saved at step" in stderr
     (step,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
-    assert 6 <= step < 60 and step == last_record(workdir)["step"]
+    assert 6 <= step < 60 and step == last_step(workdir)
     train(workdir, *slow, devices=1)
     one, other = saved_arrays(finished), saved_arrays(workdir)
     assert one.keys() == other.keys()

@@ -64,9 +64,7 @@ def random_module(randomize):
     """Function of a module and the inputs of one of its methods to random parameters for it."""
 
     def create(module, *inputs, seed=0, **kwargs):
-        variables = jax.eval_shape(
-            lambda: module.init(jax.random.key(0), *inputs, **kwargs)
-        )
+        variables = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, **kwargs))
         return {"params": randomize(variables.get("params", {}), seed)}
 
     return create

@@ -85,35 +85,39 @@ def test_a_conditional_bijector_reads_every_code_of_its_window(tiny_config, rand
     window, x = random_codes(3, 2), random_codes(2)
     params = random_module(layer, window)
 
-    jacobian = jax.jacobian(lambda window: layer.apply(params, window).forward(x))(window)
+    @jax.jit
+    @jax.jacobian
+    def jacobian(window):
+        return layer.apply(params, window).forward(x)
 
-    assert (np.abs(jacobian).max(axis=(0, 2)) > 1e-3).all()
+    assert (np.abs(jacobian(window)).max(axis=(0, 2)) > 1e-3).all()
 
 
-@pytest.mark.parametrize("event_shape", [(1,), (5,), (2, 3)], ids=str)
+@pytest.mark.parametrize("event_shape", [(1,), (2, 3)], ids=str)
 def test_rank_one_affine_is_the_diagonal_plus_low_rank_of_distrax(event_shape):
     bijector = rank_one_affine((3,), event_shape)
     x = random_codes(3, *event_shape)
-    diagonal, direction, shift, flat = (
-        value.reshape(3, -1)
-        for value in (bijector.diagonal, bijector.direction, bijector.shift, x)
-    )
-    reference = distrax.DiagPlusLowRankLinear(
-        diagonal, direction[..., None], direction[..., None]
-    )
+
+    @jax.jit
+    def reference(bijector, x):
+        diagonal, direction, shift, x = (
+            value.reshape(3, -1)
+            for value in (bijector.diagonal, bijector.direction, bijector.shift, x)
+        )
+        linear = distrax.DiagPlusLowRankLinear(diagonal, direction[..., None], direction[..., None])
+        y, log_det = linear.forward_and_log_det(x)
+        return y + shift, log_det, linear.inverse(x - shift)
+
+    y, log_det, inverse = reference(bijector, x)
 
     result = everything_a_bijector_computes(bijector, x)
-
-    y, log_det = reference.forward_and_log_det(flat)
-    np.testing.assert_allclose(result["y"].reshape(3, -1), y + shift, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result["y"].reshape(3, -1), y, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(result["forward_log_det"], log_det, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        bijector.inverse(x).reshape(3, -1), reference.inverse(flat - shift), rtol=1e-3, atol=1e-4
-    )
+    np.testing.assert_allclose(bijector.inverse(x).reshape(3, -1), inverse, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("parameter_shape", "batch_shape"), [((), (3,)), ((3,), (3,)), ((3,), (2, 3)), ((1,), (2, 3))]
+    ("parameter_shape", "batch_shape"), [((), (3,)), ((3,), (2, 3)), ((1,), (2, 3))]
 )
 def test_rank_one_affine_broadcasts_its_parameters(parameter_shape, batch_shape):
     bijector, x = rank_one_affine(parameter_shape, (4,)), random_codes(*batch_shape, 4)
@@ -123,17 +127,18 @@ def test_rank_one_affine_broadcasts_its_parameters(parameter_shape, batch_shape)
 
 def test_bijectors_pass_through_vmap_and_scan():
     stacked, x = rank_one_affine((3,), (4,)), random_codes(3, 4)
-    y, log_det = stacked.forward_and_log_det(x)
+    result = everything_a_bijector_computes(stacked, x)
 
-    def step(carry, inputs):
-        bijector, x = inputs
-        return carry, (bijector, *bijector.forward_and_log_det(x))
+    @jax.jit
+    def map_and_scan(stacked, x):
+        def step(carry, inputs):
+            bijector, x = inputs
+            return carry, (bijector, *bijector.forward_and_log_det(x))
 
-    mapped = jax.vmap(lambda bijector, x: bijector.forward_and_log_det(x))(stacked, x)
-    _, (collected, *scanned) = jax.jit(lambda inputs: jax.lax.scan(step, None, inputs))(
-        (stacked, x)
-    )
+        mapped = jax.vmap(lambda bijector, x: bijector.forward_and_log_det(x))(stacked, x)
+        _, (collected, *scanned) = jax.lax.scan(step, None, (stacked, x))
+        return mapped, scanned, collected.forward_and_log_det(x)
 
-    for result in (mapped, scanned, collected.forward_and_log_det(x)):
-        np.testing.assert_allclose(result[0], y, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(result[1], log_det, rtol=1e-5, atol=1e-6)
+    for y, log_det in map_and_scan(stacked, x):
+        np.testing.assert_allclose(y, result["y"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(log_det, result["forward_log_det"], rtol=1e-5, atol=1e-6)

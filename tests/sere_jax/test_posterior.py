@@ -114,7 +114,7 @@ def with_constant_output(layer, head, *inputs):
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variables)
     last = max(zeros["params"]["network"])
     zeros["params"]["network"][last]["bias"] = np.asarray(head, np.float32)
-    return layer.apply(zeros, *inputs)
+    return jax.jit(layer.apply)(zeros, *inputs)
 
 
 @pytest.mark.parametrize("raw", [-1e4, -100.0, -3.0, 0.0, 3.0, 100.0, 1e4])
@@ -146,13 +146,3 @@ def test_the_prior_scale_starts_at_one_and_stays_within_its_bounds(tiny_config, 
     np.testing.assert_array_equal(first.mean, [0.5, -0.5])
     np.testing.assert_allclose(first.scale, start, rtol=1e-6)
     np.testing.assert_allclose(extreme.scale, bounds, rtol=1e-6, atol=1e-30)
-
-
-def test_a_new_posterior_is_close_to_the_prior_whatever_the_image(tiny_config):
-    config = tiny_config(latent_shape=(50,), hidden_size=50)
-    window, offset = jnp.zeros((1, 50)), jax.random.normal(jax.random.key(1), (20, 50))
-
-    residual, _ = PosteriorLayer(config).init_with_output(jax.random.key(0), window, offset)
-
-    assert np.abs(residual.mean).max() < 0.5
-    assert 0.6 < residual.scale.min() < residual.scale.max() < 0.85

@@ -1,0 +1,113 @@
+"""Every impossible model is refused by name before anything is compiled."""
+
+import math
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+import sere_jax
+
+TINY = {"data_shape": (2, 3, 1), "num_layers": 3, "latent_shape": (2,), "hidden_size": 8}
+
+
+@pytest.fixture
+def compilations(caplog):
+    """The messages of JAX about programs that it has compiled in this test."""
+    jax.random.key(0)
+    with jax.log_compiles():
+        yield lambda: [message for message in caplog.messages if "XLA compilation" in message]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"data_shape": (28, 28)}, ["data_shape=(28, 28)", "(height, width, channels)"]),
+        ({"data_shape": 28}, ["data_shape=(28,)", "3 entries"]),
+        ({"data_shape": (2, 0, 1)}, ["data_shape=(2, 0, 1)", "at least 1"]),
+        ({"data_shape": (2, 3.0, 1)}, ["data_shape=(2, 3.0, 1)", "integers"]),
+        ({"latent_shape": ()}, ["latent_shape=()"]),
+        ({"latent_shape": (0,)}, ["latent_shape=(0,)", "at least 1"]),
+        ({"num_layers": 0}, ["num_layers=0", "at least 1"]),
+        ({"num_layers": -1}, ["num_layers=-1", "at least 1"]),
+        ({"num_layers": "3"}, ["num_layers='3'", "integers"]),
+        ({"num_layers": True}, ["num_layers=True", "integers"]),
+        ({"num_layers": 4}, ["num_layers=4", "num_layers=3"]),
+        ({"num_layers": 9, "partition": "tiles"}, ["num_layers=9", "2x3", "'tiles'"]),
+        ({"partition": "chequerboard"}, ["'chequerboard'", "did you mean 'checkerboard'?"]),
+        ({"context": 0}, ["context=0", "at least 1"]),
+        ({"context": 4}, ["context=4", "num_layers=3", "choose 1 to 3"]),
+        ({"data_context": 4}, ["data_context=4", "num_layers=3", "choose 1 to 3"]),
+        ({"data_context": 1.5}, ["data_context=1.5", "integers"]),
+        ({"hidden_size": 0}, ["hidden_size=0", "at least 1"]),
+        ({"num_hidden_layers": 1}, ["num_hidden_layers=1", "at least 2"]),
+        ({"couple_prior": "yes"}, ["couple_prior='yes'", "True or False"]),
+        ({"couple_bijector": 1}, ["couple_bijector=1", "True or False"]),
+        ({"couple_data": None}, ["couple_data=None", "True or False"]),
+        ({"couple_data_to_prior": "off"}, ["couple_data_to_prior='off'", "True or False"]),
+        (
+            {"condition_residual_on_latents": 0},
+            ["condition_residual_on_latents=0", "True or False"],
+        ),
+        ({"bijector": "rank_one"}, ["bijector='rank_one'", "did you mean 'rank_one_affine'?"]),
+        ({"data_layer": "bernouli"}, ["data_layer='bernouli'", "did you mean 'bernoulli'?"]),
+        ({"network": "transformer"}, ["network='transformer'", "mlp"]),
+        ({"sigma_min": -0.1}, ["sigma_min=-0.1"]),
+        ({"sigma_min": 2.0}, ["sigma_min=2.0", "sigma_max=2.0", "sigma_min < sigma_max"]),
+        ({"sigma_min": math.nan}, ["sigma_min=nan"]),
+        ({"sigma_max": math.inf}, ["sigma_max=inf"]),
+        ({"sigma_max": "2"}, ["sigma_max='2'", "number"]),
+        ({"hiden_size": 8}, ["hiden_size", "did you mean 'hidden_size'?"]),
+        ({"colour": "red"}, ["colour is not a field"]),
+    ],
+    ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
+)
+def test_an_impossible_model_is_refused_in_one_line_before_compilation(
+    compilations, overrides, words
+):
+    with pytest.raises(sere_jax.ConfigError) as refusal:
+        sere_jax.create_model({"model": {**TINY, **overrides}})
+
+    message = str(refusal.value)
+    assert message.startswith("config.model.")
+    assert "\n" not in message
+    for word in (next(iter(overrides)), *words):
+        assert word in message
+    assert compilations() == []
+
+
+@pytest.mark.parametrize("field", ["data_shape", "num_layers", "latent_shape"])
+def test_a_missing_field_is_named(field):
+    fields = {name: value for name, value in TINY.items() if name != field}
+
+    with pytest.raises(sere_jax.ConfigError, match=f"config.model.{field} is missing"):
+        sere_jax.create_model({"model": fields})
+
+
+def test_creating_a_model_compiles_nothing(compilations):
+    model = sere_jax.create_model({"model": TINY})
+    assert compilations() == []
+
+    jax.jit(lambda x: x + model.config.num_layers)(np.ones(1))
+    assert len(compilations()) == 1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        sere_jax.ModelConfig(**TINY),
+        {"model": {**TINY, "data_shape": [2, 3, 1], "latent_shape": [2]}},
+        {"model": {**TINY, "latent_shape": 2}, "training": {"batch_size": 3}},
+        ml_collections.ConfigDict({"model": TINY}).lock(),
+        ml_collections.FrozenConfigDict({"model": {**TINY, "data_shape": [2, 3, 1]}}),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_lists_tuples_and_config_dicts_give_the_same_model(config):
+    model = sere_jax.create_model(config)
+
+    assert model == sere_jax.create_model({"model": TINY})
+    assert hash(model) == hash(sere_jax.create_model({"model": TINY}))
+    assert model.config.data_shape == (2, 3, 1)
+    assert model.config.latent_shape == (2,)

@@ -1,0 +1,295 @@
+"""The hierarchy: who depends on whom, by automatic differentiation, and the scan against a loop."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+import sere_jax
+from sere_jax.hierarchy import Layer
+
+EVERYTHING = {"context": 2, "data_context": 2, "couple_data_to_prior": True}
+# Blocks of two pixels of two channels; the last pixel of the last block is padding.
+PADDED = {"data_shape": (1, 5, 2)}
+
+
+def random_values(*shape, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def random_images(*shape):
+    return (np.random.default_rng(2).random(shape) < 0.5).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        pytest.param(
+            {},
+            {
+                "prior": {"codes"},
+                "residual": {"codes", "image"},
+                "bijector": {"codes"},
+                "data": {"blocks"},
+            },
+            id="case 3",
+        ),
+        pytest.param(
+            {"couple_prior": False, "couple_bijector": False},
+            {"prior": set(), "residual": {"image"}, "bijector": set(), "data": {"blocks"}},
+            id="case 2",
+        ),
+        pytest.param(
+            {"couple_prior": False, "couple_bijector": False, "couple_data": False},
+            {"prior": set(), "residual": {"image"}, "bijector": set(), "data": set()},
+            id="case 1",
+        ),
+        pytest.param(
+            {"couple_prior": False},
+            {"prior": set(), "residual": {"image"}, "bijector": {"codes"}, "data": {"blocks"}},
+            id="DLGM",
+        ),
+        pytest.param(
+            {"condition_residual_on_latents": False, "bijector": "identity"},
+            {"prior": {"codes"}, "residual": {"image"}, "bijector": set(), "data": {"blocks"}},
+            id="residual of the image alone, no bijector",
+        ),
+        pytest.param(
+            {"couple_data_to_prior": True, "couple_data": False},
+            {
+                "prior": {"codes", "blocks"},
+                "residual": {"codes", "image"},
+                "bijector": {"codes"},
+                "data": set(),
+            },
+            id="blocks to the prior only",
+        ),
+        pytest.param(
+            {"couple_data_to_prior": True, "couple_prior": False, "data_context": 1},
+            {
+                "prior": {"blocks"},
+                "residual": {"image"},
+                "bijector": {"codes"},
+                "data": {"blocks"},
+            },
+            id="DLGM, blocks to the prior too",
+        ),
+    ],
+)
+def test_each_part_of_a_layer_sees_exactly_what_its_flags_couple(
+    tiny_config, random_module, overrides, expected
+):
+    config = tiny_config(**{"context": 2, "data_context": 2, **overrides})
+    layer = Layer(config)
+    inputs = {
+        "codes": random_values(config.context, 2),
+        "blocks": random_values(config.data_context, 1, 2, 1),
+        "image": random_values(*config.data_shape),
+    }
+    noise = random_values(2, seed=3)
+
+    def compute(layer, inputs):
+        observed = layer.observe(inputs["image"], inputs["blocks"])
+        _, latents = layer.infer(inputs["codes"], (observed, noise))
+        return {
+            "prior": jnp.stack([latents.prior.mean, latents.prior.scale]),
+            "residual": jnp.stack([latents.residual.mean, latents.residual.scale]),
+            "bijector": latents.bijector.forward(noise),
+            "data": layer.decode(noise, observed.data),
+        }
+
+    params = random_module(layer, inputs, method=compute)
+    jacobians = jax.jit(jax.jacobian(functools.partial(layer.apply, method=compute), argnums=1))(
+        params, inputs
+    )
+
+    event_ndims = {"codes": 1, "blocks": 3, "image": 0}
+    for output, by_input in jacobians.items():
+        for name, jacobian in by_input.items():
+            lead = jacobian.ndim - inputs[name].ndim
+            # One figure for each code and each block of the windows, and for each pixel.
+            kept = range(lead, jacobian.ndim - event_ndims[name])
+            summed = tuple(axis for axis in range(jacobian.ndim) if axis not in kept)
+            influence = np.abs(jacobian).sum(axis=summed)
+            if name in expected[output]:
+                assert (influence > 1e-3).all(), (output, name)
+            else:
+                assert (influence == 0).all(), (output, name)
+
+
+@pytest.mark.parametrize("context", [1, 2])
+def test_posterior_given_the_last_codes_and_the_image_is_independent_of_older_codes(
+    random_model, context
+):
+    """∂q_l/∂z_m, by the chain rule from the noise that drives both: (∂q/∂noise) (∂z/∂noise)⁻¹."""
+    num_layers, num_latents = 4, 2
+    model, params = random_model(
+        data_shape=(2, 4, 1), num_layers=num_layers, context=context, couple_data_to_prior=True
+    )
+    size = num_layers * num_latents
+
+    def codes_and_posterior(noise):
+        out = model.apply({"params": params}, x, noise.reshape(1, num_layers, num_latents))
+        posterior = jnp.concatenate([out.posterior_mean, out.posterior_scale], axis=-1)
+        return out.z.reshape(size), posterior.reshape(2 * size)
+
+    with jax.enable_x64(True):
+        x = jnp.asarray(random_images(1, 2, 4, 1), jnp.float64)
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+        noise = jnp.asarray(random_values(size), jnp.float64)
+        z_by_noise, q_by_noise = jax.jit(jax.jacobian(codes_and_posterior))(noise)
+        q_by_z = np.asarray(q_by_noise) @ np.linalg.inv(z_by_noise)
+
+    blocks = q_by_z.reshape(num_layers, 2 * num_latents, num_layers, num_latents)
+    depends = np.abs(blocks).max(axis=(1, 3)) > 1e-9
+    distance = np.subtract.outer(np.arange(num_layers), np.arange(num_layers))
+    np.testing.assert_array_equal(depends, (distance >= 1) & (distance <= context))
+
+
+@pytest.mark.parametrize(
+    ("couple_data", "data_context"), [(True, 1), (True, 2), (True, 4), (False, 2)]
+)
+def test_data_layers_see_exactly_the_last_blocks(random_model, couple_data, data_context):
+    model, params = random_model(
+        data_shape=(2, 4, 1), num_layers=4, data_context=data_context, couple_data=couple_data
+    )
+    z = random_values(4, 2)
+
+    @jax.jit
+    @jax.jacobian
+    def jacobian(x):
+        return model.apply(
+            {"params": params},
+            lambda model, x: model.hierarchy.decode(z, model.hierarchy.observe(x)),
+            x,
+            method=lambda model, function, x: function(model, x),
+        ).reshape(4, 2)
+
+    by_block = jacobian(random_values(2, 4, 1)).reshape(4, 2, 4, 2)
+    depends = np.abs(by_block).max(axis=(1, 3)) > 1e-6
+    distance = np.subtract.outer(np.arange(4), np.arange(4))
+    expected = couple_data & (distance >= 1) & (distance <= data_context)
+    np.testing.assert_array_equal(depends, expected)
+
+
+def last(items, count, like):
+    """The last `count` items, newest last, after zeros if there are not so many."""
+    return jnp.stack(([jnp.zeros_like(like)] * count + items)[-count:], axis=1)
+
+
+def on_layer(config, params, index, compute):
+    """Calls `compute` with the layer number `index` alone."""
+    own = jax.tree.map(lambda leaf: leaf[index], params["hierarchy"]["layers"])
+    return Layer(config).apply({"params": own}, method=compute)
+
+
+def infer_by_loop(config, params, x, noise):
+    """`SeReVAE.__call__` for images of one row, as a Python loop over the layers."""
+    length = -(-config.data_shape[1] // config.num_layers)
+    missing = config.num_layers * length - config.data_shape[1]
+    blocks = jnp.split(jnp.pad(x, [(0, 0), (0, 0), (0, missing), (0, 0)]), config.num_layers, 2)
+    codes, results = [], []
+    for index in range(config.num_layers):
+
+        def infer_layer(layer, index=index):
+            observed = layer.observe(x, last(blocks[:index], config.data_context, blocks[0]))
+            window = last(codes, config.context, noise[:, 0])
+            prior, bijector = layer.prior_and_bijector(window, observed.prior)
+            residual = layer.posterior(window, observed.posterior)
+            mean = prior.mean * residual.scale + residual.mean
+            epsilon = mean + prior.scale * residual.scale * noise[:, index]
+            z = bijector.forward(epsilon)
+            return {
+                "prior_mean": prior.mean,
+                "prior_scale": prior.scale,
+                "residual_mean": residual.mean,
+                "residual_scale": residual.scale,
+                "epsilon": epsilon,
+                "z": z,
+                "data_parameters": layer.decode(z, observed.data),
+            }
+
+        results.append(on_layer(config, params, index, infer_layer))
+        codes.append(results[-1]["z"])
+    return {name: jnp.stack([result[name] for result in results], axis=1) for name in results[0]}
+
+
+def generate_by_loop(config, params, noise, keys, codes=None):
+    """`SeReVAE.generate`, or with codes [B, L, ...] `SeReVAE.regenerate`, in the same way."""
+    length = -(-config.data_shape[1] // config.num_layers)
+    drawn, blocks, means = [], [], []
+    empty = jnp.zeros((len(noise), 1, length, config.data_shape[2]))
+    for index in range(config.num_layers):
+
+        def generate_layer(layer, index=index):
+            previous = last(blocks, config.data_context, empty)
+            for_prior, for_data = layer.observe_previous(previous)
+            window = last(drawn, config.context, noise[:, 0])
+            prior, bijector = layer.prior_and_bijector(window, for_prior)
+            z = bijector.forward(prior.mean + prior.scale * noise[:, index])
+            z = z if codes is None else codes[:, index]
+            return z, jax.nn.sigmoid(layer.decode(z, for_data))
+
+        z, mean = on_layer(config, params, index, generate_layer)
+        drawn.append(z)
+        means.append(mean)
+        blocks.append(jax.vmap(jax.random.bernoulli)(keys[:, index], mean).astype(jnp.float32))
+    width = config.data_shape[1]
+    return tuple(jnp.concatenate(parts, axis=2)[:, :, :width] for parts in (blocks, means))
+
+
+def test_scanned_inference_is_a_loop_over_layers(random_model):
+    model, params = random_model(**PADDED, **EVERYTHING)
+    x, noise = random_images(7, *model.config.data_shape), random_values(7, 3, 2)
+
+    out = jax.jit(model.apply)({"params": params}, x, noise)
+
+    expected = jax.jit(functools.partial(infer_by_loop, model.config))(params, x, noise)
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(out, name), value, rtol=1e-4, atol=1e-5, err_msg=name)
+    logits = np.asarray(expected["data_parameters"]).transpose(0, 2, 1, 3, 4).reshape(7, 1, 6, 2)
+    log_likelihood = special.log_expit((2 * x - 1) * logits[:, :, :5]).sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(out.log_likelihood, log_likelihood, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["generate", "regenerate"])
+def test_scanned_generation_is_a_loop_over_layers(random_model, method):
+    model, params = random_model(**PADDED, **EVERYTHING)
+    noise = random_values(7, 3, 2)
+    keys = jax.random.split(jax.random.key(0), (7, 3))
+
+    images, means = jax.jit(functools.partial(model.apply, method=method))(
+        {"params": params}, noise, keys
+    )
+
+    codes = noise if method == "regenerate" else None
+    expected_images, expected_means = jax.jit(functools.partial(generate_by_loop, model.config))(
+        params, noise, keys, codes
+    )
+    np.testing.assert_allclose(means, expected_means, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(images, expected_images)
+    assert 0.1 < images.mean() < 0.9
+
+
+@pytest.mark.parametrize("num_layers", [3, 6])
+def test_a_model_has_num_layers_times_the_parameters_of_a_layer(tiny_config, num_layers):
+    config = tiny_config(num_layers=num_layers, **EVERYTHING)
+    inputs = (jnp.zeros((2, 3, 1)), jnp.zeros((2, 1, 6 // num_layers, 1)), jnp.zeros((2, 2)))
+
+    def call_all(layer, x, previous, window):
+        observed = layer.observe(x, previous)
+        layer.infer(window, (observed, window[0]))
+        layer.decode(window[0], observed.data)
+
+    one_layer = jax.eval_shape(
+        lambda: Layer(config).init(jax.random.key(0), *inputs, method=call_all)
+    )["params"]
+    model = jax.eval_shape(lambda: sere_jax.init(sere_jax.SeReVAE(config), jax.random.key(0)))
+
+    stacked = jax.tree.map(lambda leaf: (num_layers, *leaf.shape), one_layer)
+    assert jax.tree.map(lambda leaf: leaf.shape, model["hierarchy"]["layers"]) == stacked
+    assert list(model) == ["hierarchy"]
+    assert list(model["hierarchy"]) == ["layers"]

@@ -1,0 +1,551 @@
+"""The public functions: bounds, likelihood and samples that agree with each other, in nats.
+
+Sums over all images of a few binary pixels stand in for integrals that have no closed form.
+"""
+
+import collections
+import functools
+import itertools
+import math
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.extend import core
+from scipy import special, stats
+
+import sere_jax
+import sere_jax.vae
+
+EVERYTHING = {"context": 2, "data_context": 2, "couple_data_to_prior": True}
+REPLICATES = 64
+
+
+def all_images(config):
+    """Every binary image [2^D, *data_shape]."""
+    pixels = itertools.product((0.0, 1.0), repeat=math.prod(config.data_shape))
+    return np.array(list(pixels), np.float32).reshape(-1, *config.data_shape)
+
+
+def replicated(x):
+    """Copies of the batch, replicate by replicate, and a key for every example."""
+    keys = jax.random.split(jax.random.key(7), REPLICATES * len(x))
+    return np.tile(x, (REPLICATES, 1, 1, 1)), keys
+
+
+def mean_and_standard_error(values, axis=0):
+    values = np.asarray(values, np.float64)
+    return values.mean(axis), values.std(axis, ddof=1) / np.sqrt(values.shape[axis])
+
+
+def with_prior_as_posterior(params):
+    """Parameters with δμ = 0 and δσ = 1, so that importance sampling draws from the prior."""
+    network = params["hierarchy"]["layers"]["posterior"]["network"]
+    head = network[max(network)]
+    bias = np.zeros(head["bias"].shape, np.float32)
+    bias[..., bias.shape[-1] // 2 :] = 50.0
+    constant = {"kernel": np.zeros_like(head["kernel"]), "bias": bias}
+    posterior = {"network": {**network, max(network): constant}}
+    layers = {**params["hierarchy"]["layers"], "posterior": posterior}
+    return {"hierarchy": {"layers": layers}}
+
+
+def estimate_likelihoods(model, params):
+    """Independent estimates of p(x) of every image, [REPLICATES, 2^D]."""
+    x, keys = replicated(all_images(model.config))
+    log_likelihood = sere_jax.log_likelihood(model, params, x, keys, num_samples=50)
+    return np.exp(np.asarray(log_likelihood, np.float64)).reshape(REPLICATES, -1)
+
+
+@pytest.fixture(scope="module")
+def tiny(random_model):
+    """A model with every coupling, random parameters, a batch of images and their keys."""
+    model, params = random_model(**EVERYTHING)
+    return model, params, *replicated(all_images(model.config))
+
+
+@pytest.fixture(scope="module")
+def inference(tiny):
+    return sere_jax.infer(*tiny)
+
+
+@pytest.fixture(scope="module")
+def weights(tiny):
+    """log p(x | z) and log p(ε) - log q(ε | x), [7, B], from Gaussian densities of scipy."""
+    model, params, x, keys = tiny
+    noise = jax.vmap(lambda s: sere_jax.vae.sample_noise(model, keys, s))(jnp.arange(7))
+    out = jax.jit(jax.vmap(lambda noise: model.apply({"params": params}, x, noise)))(noise)
+    ratio = stats.norm.logpdf(out.epsilon, out.prior_mean, out.prior_scale)
+    ratio -= stats.norm.logpdf(out.epsilon, out.posterior_mean, out.posterior_scale)
+    return np.asarray(out.log_likelihood), ratio.sum(axis=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_config):
+    """A model fitted to a random distribution over the images for a few hundred steps."""
+    model = sere_jax.create_model(tiny_config(**EVERYTHING))
+    images = jnp.asarray(all_images(model.config))
+    logits = 1.5 * jax.random.normal(jax.random.key(1), (len(images),))
+    optimizer = optax.adam(1e-2)
+
+    def loss(params, key):
+        choice_key, noise_key = jax.random.split(key)
+        x = images[jax.random.categorical(choice_key, logits, shape=(64,))]
+        return -jnp.mean(sere_jax.objective(model, params, x, noise_key).value)
+
+    def step(state, key):
+        params, optimizer_state = state
+        gradient = jax.grad(loss)(params, key)
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state)
+        return (optax.apply_updates(params, updates), optimizer_state), None
+
+    @jax.jit
+    def fit(params):
+        keys = jax.random.split(jax.random.key(2), 300)
+        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
+
+    return model, fit(sere_jax.init(model, jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "block_shape"),
+    [
+        ({}, (1, 2, 1)),
+        ({"data_shape": (28, 28, 1), "num_layers": 10, "latent_shape": (10,)}, (1, 79, 1)),
+        (
+            {
+                "data_shape": (4, 6, 3),
+                "num_layers": 4,
+                "latent_shape": (2, 1, 3),
+                "partition": "checkerboard",
+                "bijector": "identity",
+                **EVERYTHING,
+            },
+            (2, 3, 3),
+        ),
+    ],
+    ids=["tiny", "mnist", "checkerboard"],
+)
+def test_shapes_and_types_of_the_public_functions(tiny_config, overrides, block_shape):
+    config = tiny_config(**overrides)
+    model, key = sere_jax.create_model(config), jax.random.key(0)
+    params = jax.eval_shape(functools.partial(sere_jax.init, model), key)
+    x = jax.ShapeDtypeStruct((5, *config.data_shape), jnp.float32)
+
+    def shape_of(function, *arguments, **kwargs):
+        result = jax.eval_shape(functools.partial(function, model, **kwargs), params, *arguments)
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(result))
+        return jax.tree.map(lambda leaf: leaf.shape, result)
+
+    out = shape_of(sere_jax.infer, x, key)
+    latents = (5, config.num_layers, *config.latent_shape)
+    assert out.log_likelihood == (5,)
+    assert out.kl == (5, config.num_layers)
+    for name in ("epsilon", "z", "prior_mean", "prior_scale", "residual_mean", "residual_scale"):
+        assert getattr(out, name) == latents
+    assert out.data_parameters == (5, config.num_layers, *block_shape)
+    assert shape_of(sere_jax.elbo, x, key) == (5,)
+    assert shape_of(sere_jax.log_likelihood, x, key, num_samples=3) == (5,)
+    assert shape_of(lambda *a: sere_jax.sample(*a, num=4), key) == (4, *config.data_shape)
+    assert shape_of(sere_jax.reconstruct, x, key) == (5, *config.data_shape)
+
+
+@pytest.mark.parametrize("data_shape", [(2, 3, 1), (5, 3, 2, 1), (5, 2, 3), (5, 2, 3, 3)])
+@pytest.mark.parametrize("name", ["infer", "elbo", "log_likelihood", "reconstruct"])
+def test_images_of_another_shape_are_refused_with_both_shapes(tiny, name, data_shape):
+    model, params, *_ = tiny
+
+    with pytest.raises(ValueError, match="x has the shape") as refusal:
+        getattr(sere_jax, name)(model, params, np.zeros(data_shape), jax.random.key(0))
+
+    assert str(data_shape) in str(refusal.value)
+    assert "(batch, 2, 3, 1)" in str(refusal.value)
+
+
+def test_numbers_below_one_are_refused(tiny):
+    model, params, x, _ = tiny
+    key = jax.random.key(0)
+
+    with pytest.raises(ValueError, match="num=0 must be at least 1"):
+        sere_jax.sample(model, params, key, 0)
+    with pytest.raises(ValueError, match="num_samples=0 must be at least 1"):
+        sere_jax.log_likelihood(model, params, x, key, num_samples=0)
+
+
+def test_a_new_posterior_starts_close_to_the_prior(tiny_config):
+    model = sere_jax.create_model(tiny_config(**EVERYTHING))
+    params = sere_jax.init(model, jax.random.key(0))
+
+    out = sere_jax.infer(model, params, *replicated(all_images(model.config)))
+
+    assert np.abs(out.residual_mean).max() < 0.5
+    np.testing.assert_allclose(out.residual_scale, special.expit(1.0), atol=0.15)
+    np.testing.assert_allclose(out.prior_scale, 1.0, atol=0.3)
+    first, *others = np.asarray(params["hierarchy"]["layers"]["encoder"]["Dense_0"]["kernel"])
+    assert all(np.abs(first - other).min() > 0 for other in others)
+
+
+def test_elbo_is_the_expected_likelihood_minus_all_kl(tiny, inference):
+    elbo = sere_jax.elbo(*tiny)
+
+    expected = inference.log_likelihood - np.asarray(inference.kl).sum(axis=1)
+    np.testing.assert_allclose(elbo, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(inference.elbo, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_kl_is_that_of_the_two_gaussians(inference):
+    prior = distrax.Normal(inference.prior_mean, inference.prior_scale)
+    posterior = distrax.Normal(inference.posterior_mean, inference.posterior_scale)
+
+    expected = posterior.kl_divergence(prior).sum(axis=-1)
+    np.testing.assert_allclose(inference.kl, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_log_likelihood_of_one_sample_is_the_elbo_on_average(tiny):
+    difference = sere_jax.log_likelihood(*tiny, num_samples=1) - sere_jax.elbo(*tiny)
+
+    mean, standard_error = mean_and_standard_error(difference)
+    assert np.abs(difference).max() > 1
+    assert abs(mean) < 4 * standard_error < 0.5
+
+
+def test_log_likelihood_rises_with_the_number_of_samples(tiny, monkeypatch):
+    monkeypatch.setattr(sere_jax.vae, "SAMPLES_AT_ONCE", 3)
+    bounds = [sere_jax.log_likelihood(*tiny, num_samples=num) for num in (1, 5, 7)]
+
+    for lower, higher in itertools.pairwise(bounds):
+        mean, standard_error = mean_and_standard_error(higher - lower)
+        assert mean > 4 * standard_error
+
+
+@pytest.mark.parametrize(("num_samples", "samples_at_once"), [(5, 50), (7, 3)])
+def test_log_likelihood_averages_the_weights_whatever_the_chunks(
+    tiny, weights, monkeypatch, num_samples, samples_at_once
+):
+    monkeypatch.setattr(sere_jax.vae, "SAMPLES_AT_ONCE", samples_at_once)
+    sere_jax.vae._log_likelihood.clear_cache()
+
+    log_likelihood = sere_jax.log_likelihood(*tiny, num_samples=num_samples)
+
+    log_weights = sum(weights)[:num_samples]
+    expected = special.logsumexp(log_weights, axis=0) - np.log(num_samples)
+    np.testing.assert_allclose(log_likelihood, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kl_weight", [1.0, 0.3])
+@pytest.mark.parametrize("num_samples", [1, 4])
+def test_objective_is_the_weighted_bound(tiny, inference, weights, num_samples, kl_weight):
+    out = objective(num_samples)(*tiny, kl_weight)
+
+    log_likelihood, ratio = (terms[:num_samples] for terms in weights)
+    if num_samples == 1:
+        ratio = -np.asarray(inference.kl).sum(axis=1)[None]
+    expected = special.logsumexp(log_likelihood + kl_weight * ratio, axis=0)
+    np.testing.assert_allclose(out.value, expected - np.log(num_samples), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(out.log_likelihood, log_likelihood.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(out.kl, -ratio.mean(axis=0), rtol=1e-3, atol=1e-3)
+
+
+@functools.cache
+def objective(num_samples):
+    def compute(model, params, x, keys, kl_weight):
+        return sere_jax.objective(
+            model, params, x, keys, kl_weight=kl_weight, num_samples=num_samples
+        )
+
+    return jax.jit(compute, static_argnums=0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        sere_jax.elbo,
+        functools.partial(sere_jax.log_likelihood, num_samples=5),
+        functools.partial(sere_jax.reconstruct, expected=True),
+    ],
+    ids=["elbo", "log_likelihood", "reconstruct"],
+)
+def test_the_result_of_an_example_does_not_depend_on_its_batch(tiny, function):
+    model, params, x, keys = tiny
+    kept = np.arange(0, len(x), 3)[::-1]
+    order = np.random.default_rng(0).integers(len(x), size=len(x))
+    order[: len(kept)] = kept
+
+    result = np.asarray(function(*tiny))
+    reordered = np.asarray(function(model, params, x[order], keys[order]))
+
+    np.testing.assert_allclose(reordered[: len(kept)], result[kept], rtol=1e-5, atol=1e-5)
+    assert np.abs(reordered - result).max() > 0.1
+
+
+def test_one_key_gives_every_example_its_own_noise(tiny):
+    model, params, x, _ = tiny
+    x = np.zeros_like(x)
+
+    out = sere_jax.infer(model, params, x, jax.random.key(0))
+
+    noise = (out.epsilon - out.posterior_mean) / out.posterior_scale
+    assert len(np.unique(np.round(noise[:, 0, 0], 4))) > 0.95 * len(x)
+    assert stats.kstest(np.asarray(noise).ravel(), "norm").pvalue > 1e-3
+
+
+def test_kl_is_the_same_for_epsilon_and_for_z(inference):
+    """Proposition 1, by Monte Carlo and in closed form."""
+    num_samples, examples = 20_000, slice(0, 64, 11)
+    mean, scale, prior_mean, prior_scale = (
+        np.moveaxis(np.asarray(values), 1, 0)[:, examples]
+        for values in (
+            inference.posterior_mean,
+            inference.posterior_scale,
+            inference.prior_mean,
+            inference.prior_scale,
+        )
+    )
+    bijector = jax.tree.map(lambda leaf: leaf[:, examples], inference.bijector)
+    kl = np.asarray(inference.kl)[examples].T
+    noise = np.random.default_rng(0).normal(size=(num_samples, *mean.shape)).astype(np.float32)
+
+    epsilon = mean + scale * noise
+    log_q = stats.norm.logpdf(epsilon, mean, scale).sum(axis=-1)
+    log_p = stats.norm.logpdf(epsilon, prior_mean, prior_scale).sum(axis=-1)
+    z, forward_log_det = bijector.forward_and_log_det(epsilon)
+    back, inverse_log_det = bijector.inverse_and_log_det(z)
+    log_q_z = log_q - forward_log_det
+    log_p_z = stats.norm.logpdf(back, prior_mean, prior_scale).sum(axis=-1) + inverse_log_det
+
+    for log_ratio in (log_q - log_p, log_q_z - log_p_z):
+        estimate, standard_error = mean_and_standard_error(log_ratio)
+        assert (np.abs(estimate - kl) < 4.5 * standard_error).all()
+
+    jacobian = bijector_jacobian(bijector, mean)
+    for index in np.ndindex(kl.shape):
+        q, p = (
+            distrax.MultivariateNormalFullCovariance(
+                jacobian[index] @ center[index],
+                jacobian[index] @ np.diag(spread[index] ** 2) @ jacobian[index].T,
+            )
+            for center, spread in ((mean, scale), (prior_mean, prior_scale))
+        )
+        np.testing.assert_allclose(q.kl_divergence(p), kl[index], rtol=1e-2, atol=1e-3)
+
+
+def bijector_jacobian(bijector, epsilon):
+    """dz/dε [L, B, N, N] of a bijector with parameters [L, B, N]."""
+    own = jax.jacobian(lambda bijector, epsilon: bijector.forward(epsilon), argnums=1)
+    return np.asarray(jax.vmap(jax.vmap(own))(bijector, epsilon))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param({}, id="case 3"),
+        pytest.param({"couple_prior": False, "couple_bijector": False}, id="case 2"),
+        pytest.param(
+            {
+                "couple_prior": False,
+                "couple_bijector": False,
+                "couple_data": False,
+                "data_shape": (2, 2, 1),
+                "num_layers": 4,
+                "partition": "checkerboard",
+            },
+            id="case 1, checkerboard",
+        ),
+        pytest.param({"couple_prior": False, "data_shape": (1, 5, 1)}, id="DLGM, padded"),
+        pytest.param(EVERYTHING, id="all couplings"),
+        pytest.param(
+            {
+                "data_shape": (2, 2, 1),
+                "num_layers": 4,
+                "partition": "tiles",
+                "context": 2,
+                "data_context": 3,
+                "couple_data_to_prior": True,
+            },
+            id="tiles, longer context",
+        ),
+        pytest.param({"bijector": "identity"}, id="no bijector"),
+    ],
+)
+def test_probabilities_of_all_images_sum_to_one(random_model, overrides):
+    model, params = random_model(**overrides)
+
+    likelihoods = estimate_likelihoods(model, with_prior_as_posterior(params))
+
+    total, standard_error = mean_and_standard_error(likelihoods.sum(axis=1))
+    assert abs(total - 1) < 4 * standard_error < 0.04
+    assert likelihoods.mean(axis=0).max() > 2 * likelihoods.mean(axis=0).min()
+
+
+def test_probabilities_sum_to_one_under_a_fitted_posterior(fitted):
+    """The same probabilities as from samples of the prior, with a smaller error."""
+    model, params = fitted
+
+    by_posterior = estimate_likelihoods(model, params)
+    by_prior = estimate_likelihoods(model, with_prior_as_posterior(params))
+
+    total, standard_error = mean_and_standard_error(by_posterior.sum(axis=1))
+    assert abs(total - 1) < 4 * standard_error < 0.02
+    mean, error = mean_and_standard_error(by_posterior)
+    prior_mean, prior_error = mean_and_standard_error(by_prior)
+    assert (np.abs(mean - prior_mean) < 4.5 * np.hypot(error, prior_error)).all()
+    assert error.sum() < 0.8 * prior_error.sum()
+
+
+def test_samples_are_as_frequent_as_their_likelihood_says(tiny):
+    model, params, *_ = tiny
+    num_samples = 100_000
+    likelihoods, error = mean_and_standard_error(
+        estimate_likelihoods(model, with_prior_as_posterior(params))
+    )
+
+    samples = np.asarray(sere_jax.sample(model, params, jax.random.key(3), num_samples))
+
+    assert samples.shape == (num_samples, 2, 3, 1)
+    assert set(np.unique(samples)) == {0.0, 1.0}
+    counts = collections.Counter(map(tuple, samples.reshape(num_samples, -1).astype(int)))
+    order = [tuple(image.ravel().astype(int)) for image in all_images(model.config)]
+    frequencies = np.array([counts[image] / num_samples for image in order])
+    variance = likelihoods * (1 - likelihoods) / num_samples + error**2
+    chi_square = ((frequencies - likelihoods) ** 2 / variance).sum()
+    assert stats.chi2.sf(chi_square, len(order)) > 1e-3
+
+
+def test_expected_samples_are_probabilities_with_the_mean_of_the_samples(tiny):
+    model, params, *_ = tiny
+
+    samples, expected = (
+        np.asarray(sere_jax.sample(model, params, jax.random.key(3), 100_000, expected=flag))
+        for flag in (False, True)
+    )
+
+    assert (expected > 0).all()
+    assert (expected < 1).all()
+    mean, standard_error = mean_and_standard_error(samples - expected)
+    assert (np.abs(mean) < 4 * standard_error).all()
+
+
+def test_reconstruction_sees_the_image_through_its_codes_only(tiny):
+    model, params, x, keys = tiny
+    blind = with_prior_as_posterior(params)
+    layers = blind["hierarchy"]["layers"]
+    layers["prior_observed"] = jax.tree.map(np.zeros_like, layers["prior_observed"])
+
+    for expected in (False, True):
+        np.testing.assert_array_equal(
+            sere_jax.reconstruct(model, blind, x, keys, expected=expected),
+            sere_jax.reconstruct(model, blind, 1 - x, keys, expected=expected),
+        )
+
+
+def test_reconstruction_decodes_the_inferred_codes_given_its_own_blocks(tiny, inference):
+    model, params, x, keys = tiny
+    image, expected = (
+        np.asarray(sere_jax.reconstruct(model, params, x, keys, expected=flag)).reshape(-1, 3, 2)
+        for flag in (False, True)
+    )
+    true_blocks = x.reshape(-1, 3, 2)
+    probability = special.expit(np.asarray(inference.data_parameters)).reshape(-1, 3, 2)
+
+    assert set(np.unique(image)) == {0.0, 1.0}
+    for layer in range(3):
+        correct_so_far = (image == true_blocks)[:, :layer].all(axis=(1, 2))
+        assert correct_so_far.sum() > 50
+        np.testing.assert_allclose(
+            expected[correct_so_far, layer], probability[correct_so_far, layer], rtol=1e-4
+        )
+    assert np.abs(expected - probability).max() > 0.1
+
+
+def sub_jaxprs(equation):
+    for value in jax.tree.leaves(
+        list(equation.params.values()),
+        is_leaf=lambda value: isinstance(value, core.Jaxpr | core.ClosedJaxpr),
+    ):
+        if isinstance(value, core.ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, core.Jaxpr):
+            yield value
+
+
+def equations(jaxpr, repeats=1):
+    """All equations with the number of times that they run, those of loops included."""
+    for equation in jaxpr.eqns:
+        yield equation, repeats
+        for inner in sub_jaxprs(equation):
+            yield from equations(inner, repeats * equation.params.get("length", 1))
+
+
+def trace(function, model, num_examples=5, **kwargs):
+    """The program of a public function of (model, params, x, key)."""
+    params = jax.eval_shape(functools.partial(sere_jax.init, model), jax.random.key(0))
+    x = jax.ShapeDtypeStruct((num_examples, *model.config.data_shape), jnp.float32)
+    return jax.make_jaxpr(functools.partial(function, model, **kwargs))(
+        params, x, jax.random.key(0)
+    ).jaxpr
+
+
+def count_operations(jaxpr):
+    """Multiplications in all matrix products."""
+    total = 0
+    for equation, repeats in equations(jaxpr):
+        if equation.primitive.name == "dot_general":
+            left = equation.invars[0].aval.shape
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            inner = math.prod(left[axis] for axis in contracted)
+            total += repeats * inner * math.prod(equation.outvars[0].aval.shape)
+    return total
+
+
+@pytest.mark.parametrize("name", ["elbo", "log_likelihood", "sample"])
+def test_programs_do_not_grow_with_the_number_of_layers(tiny_config, name):
+    def function(model, params, x, key):
+        if name == "sample":
+            return sere_jax.sample(model, params, key, num=5)
+        return getattr(sere_jax, name)(model, params, x, key)
+
+    sizes = set()
+    for num_layers in (10, 100):
+        config = tiny_config(data_shape=(10, 20, 1), num_layers=num_layers, **EVERYTHING)
+        jaxpr = trace(function, sere_jax.create_model(config))
+        sizes.add(sum(1 for _ in equations(jaxpr)))
+
+    assert len(sizes) == 1
+    assert sizes.pop() > 100
+
+
+def test_importance_sampling_encodes_an_image_once(tiny_config):
+    """Of the matrix products, those that read x do not multiply with the number of samples."""
+    model = sere_jax.create_model(tiny_config(data_shape=(7, 11, 1), **EVERYTHING))
+    num_layers, num_examples = 3, 5
+
+    def observe(model, params, x, key):
+        return model.apply({"params": params}, x, method="observe")
+
+    def count(num_samples):
+        return count_operations(trace(sere_jax.log_likelihood, model, num_samples=num_samples))
+
+    one_chunk, two_chunks = count(50), count(100)
+
+    once = 2 * one_chunk - two_chunks
+    assert once == count_operations(trace(observe, model))
+    encoder_kernels = (77 + 8 + 8) * 8
+    kernels_of_previous_blocks = 2 * (2 * 26 + 8) * 8
+    assert once == num_layers * num_examples * (encoder_kernels + kernels_of_previous_blocks)
+
+
+def test_memory_does_not_grow_with_the_number_of_importance_samples(tiny_config):
+    model = sere_jax.create_model(tiny_config(**EVERYTHING))
+
+    def largest_array(num_samples):
+        jaxpr = trace(sere_jax.log_likelihood, model, num_samples=num_samples)
+        return max(
+            math.prod(variable.aval.shape)
+            for equation, _ in equations(jaxpr)
+            for variable in equation.outvars
+        )
+
+    assert largest_array(100) == largest_array(10_000)
