@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dataset.name = "mnist"
     config.dataset.validation_size = 5000.0
     config.model.data_shape = (28, 28, 1)
+    config.training.learning_rate = 2e-3
     config.model.update(overrides)
     config.paper.nll = PAPER_NLL.get(variant, 0.0)
     return config

@@ -57,6 +57,10 @@ class ModelConfig:
     condition_residual_on_latents: bool = True
 
     def __post_init__(self):
+        for field in ("data_shape", "latent_shape"):
+            value = getattr(self, field)
+            value = tuple(value) if isinstance(value, Iterable) else (value,)
+            object.__setattr__(self, field, value)
         _require_positive_ints("data_shape", self.data_shape, length=3)
         _require_positive_ints("latent_shape", self.latent_shape)
         for field in ("num_layers", "context", "data_context", "hidden_size", "num_hidden_layers"):
@@ -123,9 +127,6 @@ def model_config(config: Any) -> ModelConfig:
     for name in required:
         if name not in fields:
             raise ConfigError(f"config.model.{name} is missing; it has no default")
-    for name in ("data_shape", "latent_shape"):
-        value = fields[name]
-        fields[name] = tuple(value) if isinstance(value, Iterable) else (value,)
     return ModelConfig(**fields)
 
 
@@ -135,7 +136,7 @@ def choose(field: str, name: str, choices: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: there is none; the message names the choices.
     """
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise ConfigError(
             f"config.model.{field}={name!r} is not one of {', '.join(sorted(choices))}"
             f"{nearest(str(name), choices)}"

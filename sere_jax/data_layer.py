@@ -81,8 +81,8 @@ class BernoulliDataLayer(DataLayer):
 
     @staticmethod
     def log_prob(parameters: Array, block: Array) -> Array:
-        """x γ - log(1 + exp γ) in nats of each pixel."""
-        return block * parameters - jax.nn.softplus(parameters)
+        """x γ - log(1 + exp γ) in nats of each pixel, for x in {0, 1}."""
+        return -jax.nn.softplus((1.0 - 2.0 * block) * parameters)
 
     @staticmethod
     def sample(parameters: Array, key: Array) -> Array:

@@ -21,7 +21,7 @@ class Partition:
     Attributes:
         data_shape: (height, width, channels) of the image.
         pixels: [L, h, w] int, row-major index of the pixel at each place of each block;
-            `num_pixels` marks padding (only in the last block of `raster`).
+            `num_pixels` marks padding (of shorter blocks of `raster`).
     """
 
     data_shape: tuple[int, int, int]
@@ -69,18 +69,26 @@ class Partition:
 def raster(data_shape: tuple[int, int, int], num_layers: int) -> Partition:
     """Runs of ceil(pixels / L) pixels, left to right, top to bottom; the last run is shorter.
 
-    Blocks have the shape (1, ceil(pixels / L), channels).
+    Where that would leave a last run without pixels (784 pixels in 100 runs of 8), the runs are as
+    even as they can be instead: the first ones have a pixel more than the others. Blocks have the
+    shape (1, ceil(pixels / L), channels).
     """
     num_pixels = data_shape[0] * data_shape[1]
-    length = math.ceil(num_pixels / num_layers)
-    if (num_layers - 1) * length >= num_pixels:
+    if num_layers > num_pixels:
         raise ConfigError(
-            f"config.model.num_layers={num_layers} leaves the last raster block of a "
-            f"{data_shape[0]}x{data_shape[1]} image empty ({length} pixels a block); "
-            f"choose num_layers={math.ceil(num_pixels / length)}"
+            f"config.model.num_layers={num_layers} exceeds the {num_pixels} pixels of a "
+            f"{data_shape[0]}x{data_shape[1]} image; choose 1 to {num_pixels}"
         )
-    pixels = np.minimum(np.arange(num_layers * length), num_pixels)
-    return Partition(data_shape, pixels.reshape(num_layers, 1, length))
+    length = math.ceil(num_pixels / num_layers)
+    order = np.arange(num_pixels)
+    if (num_layers - 1) * length < num_pixels:
+        runs = [order[start : start + length] for start in range(0, num_pixels, length)]
+    else:
+        runs = np.array_split(order, num_layers)
+    pixels = np.stack(
+        [np.pad(run, (0, length - len(run)), constant_values=num_pixels) for run in runs]
+    )
+    return Partition(data_shape, pixels[:, None])
 
 
 def checkerboard(data_shape: tuple[int, int, int], num_layers: int) -> Partition:

@@ -30,7 +30,7 @@ class Residual:
 class PosteriorLayer(nn.Module):
     """Features of x (and the window of codes) to the residual of one layer.
 
-    It starts at δμ = 0, δσ = 0.73, whatever x is.
+    It starts near δμ = 0, δσ = 0.73, whatever x is.
     """
 
     config: ModelConfig

@@ -316,7 +316,13 @@ def objective(
         key: one PRNG key, or [B] keys.
         kl_weight: weight of the KL, for a warm-up.
         num_samples: S.
+
+    Raises:
+        ValueError: x has the wrong shape, or S is below 1.
     """
+    x = check_images(model, x)
+    if num_samples < 1:
+        raise ValueError(f"num_samples={num_samples} must be at least 1")
     keys = example_keys(key, x.shape[0])
     if num_samples == 1:
         noise = sample_noise(model, keys, 0)
@@ -360,11 +366,15 @@ def example_keys(key: Array, num_examples: int) -> Array:
 
 def sample_noise(model: SeReVAE, keys: Array, sample: Array | int) -> Array:
     """Noise [B, L, *latent_shape] of sample number `sample` of each example's codes."""
+    sample_keys = jax.vmap(lambda key: jax.random.fold_in(key, sample))(keys)
 
-    def draw(key):
-        return jax.random.normal(jax.random.fold_in(key, sample), noise_shape(model))
+    def draw(layer):
+        return jax.vmap(
+            lambda key: jax.random.normal(jax.random.fold_in(key, layer), model.config.latent_shape)
+        )(sample_keys)
 
-    return jax.vmap(draw)(keys)
+    # Layer by layer: XLA's time to compile one draw for all layers grows with their number.
+    return jnp.moveaxis(jax.lax.map(draw, jnp.arange(model.config.num_layers)), 0, 1)
 
 
 def example_noise(model: SeReVAE, key: Array, num_examples: int) -> Array:
