@@ -28,5 +28,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.data_shape = (28, 28, 1)
     config.training.learning_rate = 2e-3
     config.model.update(overrides)
-    config.paper.nll = PAPER_NLL.get(variant, 0.0)
+    config.paper.nll = PAPER_NLL.get(variant)
     return config

@@ -36,7 +36,8 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     - the results in `results.json`: `nll` and `nll_stderr` (nats), `elbo` (nats),
       `bits_per_dim`, `num_importance_samples`, `num_examples`, `step`, `num_params`,
       `train_seconds`, `git_commit` and `command` under their names in full, beside `paper_nll`
-      or else `paper.nll` of the configuration if not null, then all other entries;
+      or else `paper.nll` of the configuration if not null, then all other entries but those
+      that a figure or the configuration shows (`kl_per_layer`, `evaluation`);
     - how far training came, from `metrics.jsonl`;
     - every `*.png` in the directory;
     - `config.json`, however deeply nested.
@@ -78,15 +79,20 @@ def _results_section(results: Mapping[str, Any] | None, config: Mapping[str, Any
         return text
 
     others = dict(results)
-    others.pop("paper_nll", None)
+    for shown_elsewhere in ("paper_nll", "kl_per_layer", "evaluation"):
+        others.pop(shown_elsewhere, None)
     nll, nll_stderr = others.pop("nll", None), others.pop("nll_stderr", None)
     rows = [("Negative log-likelihood", _nll_cell(nll, nll_stderr, paper_nll))]
     for key, label, cell in (
         ("elbo", "ELBO", _nats),
+        ("elbo_stderr", "Standard error of the ELBO", _nats),
         ("bits_per_dim", "Bits per dimension", _bits),
         ("num_importance_samples", "Importance samples per example", _count),
         ("num_examples", "Examples", _count),
+        ("dataset", "Data set", escape),
+        ("validation_elbo", "Validation ELBO", _nats),
         ("step", "Training steps", _count),
+        ("epoch", "Training epochs", _decimal),
         ("num_params", "Parameters", _count),
         ("train_seconds", "Training time", _duration),
         ("git_commit", "Git commit", _code),

@@ -310,7 +310,7 @@ def _evaluate(experiment, workdir, checkpoints, command):
         "train_seconds": progress["train_seconds"],
         "dataset": config.dataset.name,
         "validation_elbo": checkpoints.validation_elbo(step),
-        "paper_nll": config.paper.nll or None,
+        "paper_nll": config.paper.nll,
         "evaluation": config.evaluation.to_dict(),
         "git_commit": git_commit(),
         "command": command,

@@ -33,7 +33,7 @@ def compilations(caplog):
         ({"num_layers": -1}, ["num_layers=-1", "at least 1"]),
         ({"num_layers": "3"}, ["num_layers='3'", "integers"]),
         ({"num_layers": True}, ["num_layers=True", "integers"]),
-        ({"num_layers": 7}, ["num_layers=4", "num_layers=3"]),
+        ({"num_layers": 7}, ["num_layers=7", "1 to 6"]),
         ({"num_layers": 9, "partition": "tiles"}, ["num_layers=9", "2x3", "'tiles'"]),
         ({"partition": "chequerboard"}, ["'chequerboard'", "did you mean 'checkerboard'?"]),
         ({"context": 0}, ["context=0", "at least 1"]),
