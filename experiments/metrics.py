@@ -190,7 +190,11 @@ class MetricsLogger:
 
 
 def progress_bar(
-    total: int, initial: int, description: str, disable: bool | None = None
+    total: int,
+    initial: int,
+    description: str,
+    disable: bool | None = None,
+    unit: str = " steps",
 ) -> tqdm[NoReturn]:
     """Makes a tqdm bar of training steps on stderr; call its `update` after each step.
 
@@ -202,6 +206,7 @@ def progress_bar(
         initial: Number of steps done before, in the run that is resumed.
         description: Text in front of the bar.
         disable: Whether to print nothing; None means no.
+        unit: What is counted.
     """
     on_terminal = sys.stderr.isatty()
     return tqdm(
@@ -210,7 +215,7 @@ def progress_bar(
         desc=description,
         disable=bool(disable),
         file=sys.stderr,
-        unit="step",
+        unit=unit,
         dynamic_ncols=on_terminal,
         mininterval=_TERMINAL_REFRESH_SECONDS if on_terminal else _LOG_FILE_REFRESH_SECONDS,
     )

@@ -285,7 +285,7 @@ def _evaluate(experiment, workdir, checkpoints, command):
     figures.save_kl_per_layer(
         terms["kl_per_layer"], workdir / "kl_per_layer.png", history=_kl_history(workdir)
     )
-    with progress_bar(len(images), 0, "importance sampling") as bar:
+    with progress_bar(len(images), 0, "importance sampling", unit=" images") as bar:
 
         def advance(num_images, mean):
             bar.update(num_images)
