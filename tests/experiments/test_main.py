@@ -219,7 +219,7 @@ def test_a_workdir_of_another_configuration_is_refused_and_left_alone(finished):
     before = saved_arrays(finished)
     refused = train(finished, "--config.training.learning_rate=0.5", check=False)
     assert refused.returncode == 2
-    assert "training.learning_rate: 0.001 -> 0.5" in refused.stderr
+    assert "training.learning_rate: 0.002 -> 0.5" in refused.stderr
     assert_same_bits(before, saved_arrays(finished))
 
 
@@ -229,7 +229,10 @@ def test_a_workdir_of_another_configuration_is_refused_and_left_alone(finished):
         (["--config.model.hiden_size=3"], 'Did you mean "hidden_size"'),
         (["--config.model.hidden_size=many"], "--config.model.hidden_size=many"),
         (["--config.model.bijector=rank_one"], "config.model.bijector='rank_one' is not one of"),
-        (["--config.model.partition=tiles"], "config.model.num_layers=8 is not a square"),
+        (
+            ["--config.model.partition=tiles", "--config.model.num_layers=5"],
+            "config.model.num_layers=5 is not a square",
+        ),
         (["--config.model.data_shape=(9, 9, 1)"], "config.model.data_shape=(9, 9, 1)"),
         (["--config.training.batch_size=100000"], "config.training.batch_size=100000"),
         (["--config.training.warmup=soon"], "config.training.warmup='soon'"),

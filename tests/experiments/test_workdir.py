@@ -52,7 +52,7 @@ def test_a_configuration_is_recorded_once_and_then_compared(tmp_path):
     workdir.record_configuration(tmp_path, config)
 
     config.training.learning_rate = 0.5
-    with pytest.raises(UserError, match=r"training\.learning_rate: 0\.001 -> 0\.5"):
+    with pytest.raises(UserError, match=r"training\.learning_rate: 0\.002 -> 0\.5"):
         workdir.record_configuration(tmp_path, config)
     assert json.loads((tmp_path / "config.json").read_text()) == recorded
 
