@@ -1,7 +1,7 @@
 """MLP SeRe-VAE, 10 layers of 10 latents, on dynamically binarized MNIST (paper, section 4.1.1).
 
-python -m experiments.main --config=configs/mnist_mlp.py
-python -m experiments.main --config=configs/mnist_mlp.py:case1
+    python -m experiments.main --config=configs/mnist_mlp.py
+    python -m experiments.main --config=configs/mnist_mlp.py:case1
 
 Expected on the test set after 30 epochs: -log p(x) of 84.8 nats, ELBO -87.2. The paper has 81.17,
 which needs more of them.

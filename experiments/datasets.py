@@ -346,8 +346,7 @@ def _prepared_builder(dataset_config: ml_collections.ConfigDict) -> Any:
     raise UserError(
         f"the data set {name!r} is not prepared in {builder.data_path}, and {obstacle}; prepare it "
         "on a machine with a network, or from files already downloaded, by: "
-        f"{prepare_data.preparation_command(builder)} -- or try, without any download: "
-        f"{embedded}"
+        f"{prepare_data.preparation_command(builder)} -- or try, without any download: {embedded}"
     ) from cause
 
 

@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 import sere_jax
@@ -46,6 +47,11 @@ class Experiment:
     def init_state(self) -> training.TrainState:
         """The state before the first step."""
         return training.init_state(self.model, self.optimizer, self.config.seed)
+
+    def state_template(self) -> training.TrainState:
+        """Zeros of the structure and shapes of a state, for restoring; nothing is compiled."""
+        shapes = jax.eval_shape(self.init_state)
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
     def create_train_dispatch(self):
         """See `training.create_train_dispatch`."""

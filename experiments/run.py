@@ -158,7 +158,6 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
         Interruption() as interruption,
         progress_bar(experiment.total_steps, step, workdir.name) as bar,
     ):
-        saved_step, validation_elbo = step, None
         while step < experiment.total_steps:
             started = time.perf_counter()
             num_steps = min(boundary - step % boundary for boundary in boundaries)
@@ -179,22 +178,20 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
                 checkpoints.wait()
                 raise TrainingDivergedError(_divergence(experiment, checkpoints, step, metrics))
             is_last = step == experiment.total_steps
-            if is_last or step % evaluate_every == 0:
-                validation_elbo = None
-                if len(validation):
-                    terms = experiment.evaluator.elbo(state.ema_params, validation)
-                    logger.write(step, epoch, "validation", terms)
-                    validation_elbo = terms["elbo"]
-            if is_last or step % checkpoint_every == 0 or interruption.signal_number:
-                at_evaluation = is_last or step % evaluate_every == 0
-                save(validation_elbo if at_evaluation else None)
-                saved_step = step
-            if interruption.signal_number and not is_last:
+            validation_elbo = None
+            if len(validation) and (is_last or step % evaluate_every == 0):
+                terms = experiment.evaluator.elbo(state.ema_params, validation)
+                logger.write(step, epoch, "validation", terms)
+                validation_elbo = terms["elbo"]
+            signal_number = interruption.signal_number  # read once: it may come at any moment
+            if is_last or step % checkpoint_every == 0 or signal_number:
+                save(validation_elbo)
+            if signal_number and not is_last:
                 checkpoints.wait()
-                name = signal.Signals(interruption.signal_number).name
+                name = signal.Signals(signal_number).name
                 bar.close()
                 print(
-                    f"{name}: saved at step {saved_step} of {experiment.total_steps}; "
+                    f"{name}: saved at step {step} of {experiment.total_steps}; "
                     "the same command resumes",
                     file=sys.stderr,
                 )
@@ -205,10 +202,9 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
 
 def _resume(experiment, workdir, checkpoints):
     """State and seconds of training so far, from the latest checkpoint or from the start."""
-    state = experiment.init_state()
-    restored = checkpoints.restore_latest(state)
+    restored = checkpoints.restore_latest(experiment.state_template())
     if restored is None:
-        return state, 0.0
+        return experiment.init_state(), 0.0
     state, progress = restored
     _check_same_data(experiment, workdir, progress)
     logging.info("resuming %s at step %d", workdir, int(state.step))
@@ -262,9 +258,7 @@ def _restore_for_evaluation(experiment, checkpoints):
     step = steps[-1]
     if experiment.config.evaluation.checkpoint == "best":
         step = checkpoints.best_step() or step
-    template = jax.eval_shape(experiment.init_state)
-    template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-    return checkpoints.restore(template, step)
+    return checkpoints.restore(experiment.state_template(), step)
 
 
 def _is_evaluated(experiment, workdir):

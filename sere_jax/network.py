@@ -1,7 +1,7 @@
 """Neural networks of the layers.
 
 Every layer of the hierarchy reads a window of codes (sequential) and features of the observed
-image (known in advance). `Network` keeps the two apart: what depends on the image enters as an
+image (known in advance). `MLPNetwork` keeps the two apart: what depends on the image enters as an
 offset to the last hidden layer, so that it is computed once an image, for all layers at once,
 outside the scan and outside the loop over importance samples.
 """

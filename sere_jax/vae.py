@@ -253,8 +253,7 @@ def sample(
 @functools.partial(jax.jit, static_argnums=0)
 def _sample(model, params, keys):
     noise = example_noise(model, keys, keys.shape[0])
-    block_keys = jax.vmap(lambda key: jax.random.split(_data_key(key), model.config.num_layers))
-    return _apply(model, params, noise, block_keys(keys), method="generate")
+    return _apply(model, params, noise, _block_keys(model, keys), method="generate")
 
 
 def reconstruct(
@@ -282,8 +281,7 @@ def reconstruct(
 def _reconstruct(model, params, x, key):
     keys = example_keys(key, x.shape[0])
     z = _infer(model, params, x, keys).z
-    block_keys = jax.vmap(lambda key: jax.random.split(_data_key(key), model.config.num_layers))
-    return _apply(model, params, z, block_keys(keys), method="regenerate")
+    return _apply(model, params, z, _block_keys(model, keys), method="regenerate")
 
 
 @struct.dataclass
@@ -386,6 +384,11 @@ def _apply(model: SeReVAE, params: Params, *arguments: Any, method: str = "__cal
     return model.apply({"params": params}, *arguments, method=method)
 
 
-def _data_key(key):
-    # Codes use the fold-in numbers of the samples, from 0 up.
-    return jax.random.fold_in(key, 2**32 - 1)
+def _block_keys(model, keys):
+    """Keys [B, L] of the blocks x_l from keys [B]."""
+
+    def split(key):
+        # Codes use the fold-in numbers of the samples, from 0 up.
+        return jax.random.split(jax.random.fold_in(key, 2**32 - 1), model.config.num_layers)
+
+    return jax.vmap(split)(keys)
