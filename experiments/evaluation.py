@@ -1,5 +1,6 @@
 """ELBO and importance-weighted likelihood over a whole split, on all devices."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import sere_jax
 from experiments import input_pipeline
 from experiments.parallel import DEVICES, num_devices, parallelize
+from sere_jax.config import ModelConfig
 
 Array = jax.Array
 Progress = Callable[[int, float], None]
@@ -128,6 +130,20 @@ class Evaluator:
             if progress is not None:
                 progress(len(part), float(part.mean()))
         return np.concatenate(parts)
+
+
+def bits_per_dim(nll: float, config: ModelConfig, max_value: int) -> float:
+    """Bits per value of an image.
+
+    nll / (D log 2), and log2(max_value + 1) more for a density of dequantized values in [0, 1].
+
+    Args:
+        nll: -log p(x) in nats of one image, in the data space of the model.
+        config: of the model.
+        max_value: largest pixel value of the images.
+    """
+    bits = nll / (math.prod(config.data_shape) * math.log(2))
+    return bits + math.log2(max_value + 1) if config.data_layer == "gaussian" else bits
 
 
 def standard_error(values: np.ndarray) -> float:

@@ -224,6 +224,78 @@ def save_kl_per_layer(
     return _save(figure, path)
 
 
+def save_posterior_comparison(
+    path: str | os.PathLike[str],
+    *,
+    exact: tuple[npt.ArrayLike, npt.ArrayLike],
+    codes: Mapping[str, npt.ArrayLike],
+    steps: Sequence[int],
+    gaps: Mapping[str, Sequence[float]],
+    mean_field_gap: float,
+) -> Path:
+    """Draws how close trained posteriors come to the exact one (Proposition 2).
+
+    Args:
+        path: PNG file to write.
+        exact: Mean [2] and covariance [2, 2] of the exact posterior of the first two noises e_l.
+        codes: Samples of them from each trained posterior, [num, 2], by its name.
+        steps: Updates after which the gaps were measured, above 0.
+        gaps: log p(x) - ELBO in nats after each of `steps`, by the name of the posterior.
+        mean_field_gap: The least gap of a factorized posterior, in nats.
+
+    Returns:
+        `path`.
+    """
+    figure = _new_chart(10.0, 4.3)
+    left, right = figure.subplots(1, 2, width_ratios=[1.0, 1.25])
+    colors = dict(zip(gaps, (_SCHEDULE, _VALIDATION), strict=True))
+
+    mean, covariance = (np.asarray(values, np.float64) for values in exact)
+    angles = np.linspace(0.0, 2 * np.pi, 200)
+    circle = np.stack([np.cos(angles), np.sin(angles)])
+    for radius in (1.0, 2.0, 3.0):
+        ellipse = mean[:, None] + radius * np.linalg.cholesky(covariance) @ circle
+        label = "exact posterior, 1 to 3 σ" if radius == 1.0 else None
+        left.plot(*ellipse, color=_TEXT, linewidth=1.0, label=label)
+    for name, samples in codes.items():
+        left.plot(*np.asarray(samples).T, ".", color=colors[name], markersize=2.2, label=name)
+    left.set_aspect("equal", adjustable="datalim")
+    left.set_title("posterior of two codes, for one x", fontsize=11)
+    left.set_xlabel("$e_1$")
+    left.set_ylabel("$e_2$")
+    left.legend(frameon=False, fontsize=9, labelcolor=_TEXT, loc="upper right", markerscale=4)
+    _style(left)
+
+    for name, values in gaps.items():
+        right.plot(steps, values, color=colors[name], linewidth=1.8)
+        right.annotate(
+            f"{name}: {values[-1]:.2g} nats",
+            (steps[-1], values[-1]),
+            textcoords="offset points",
+            xytext=(-14, 0) if values[-1] < mean_field_gap / 2 else (0, 8),
+            ha="right",
+            fontsize=10,
+            color=colors[name],
+        )
+    right.axhline(mean_field_gap, color=_MUTED, linewidth=1.0, linestyle="--")
+    right.annotate(
+        f"least mean-field gap: {mean_field_gap:.2f} nats",
+        (steps[-1], mean_field_gap),
+        textcoords="offset points",
+        xytext=(0, -13),
+        ha="right",
+        fontsize=9,
+        color=_MUTED,
+    )
+    right.set(xscale="log", yscale="log", xlabel="updates of the posterior")
+    right.set_ylabel("log p(x) - ELBO (nats)")
+    right.xaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_major_formatter("{x:g}")
+    right.set_title("gap of the bound, same generative model", fontsize=11)
+    _style(right)
+    return _save(figure, path)
+
+
 def _draw_elbo(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     train = _points(metrics, "train", "elbo")
     validation = _points(metrics, "validation", "elbo")

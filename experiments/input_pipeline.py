@@ -35,6 +35,24 @@ def binarize(images: Array, keys: Array, max_value: int) -> Array:
     return (bits < threshold).astype(jnp.float32)
 
 
+def dequantize(images: Array, keys: Array, max_value: int) -> Array:
+    """Spreads each of the max_value + 1 values evenly over its share of [0, 1].
+
+    The mean log-density of the result is a lower bound on the log-probability of the images plus
+    log(max_value + 1) a value (Theis et al. 2016, section 3.1).
+
+    Args:
+        images: [B, h, w, c] uint8 in 0..max_value.
+        keys: [B] keys.
+        max_value: the value of white.
+
+    Returns:
+        [B, h, w, c] float32 in [0, 1].
+    """
+    noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
+    return (images + noise) / (max_value + 1)
+
+
 def flip_horizontally(images: Array, keys: Array) -> Array:
     """Mirrors each of images [B, h, w, c] with probability one half."""
     flip = jax.vmap(jax.random.bernoulli)(keys)
@@ -45,4 +63,6 @@ def to_data_space(images: Array, keys: Array, config: ModelConfig, max_value: in
     """uint8 images [B, h, w, c] as the model's data layer takes them (keys [B])."""
     if config.data_layer == "bernoulli":
         return binarize(images, keys, max_value)
+    if config.data_layer == "gaussian":
+        return dequantize(images, keys, max_value)
     return images

@@ -18,7 +18,7 @@ import sere_jax
 from experiments import figures, training
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
-from experiments.evaluation import standard_error
+from experiments.evaluation import bits_per_dim, standard_error
 from experiments.experiment import Experiment, count_parameters, create_experiment
 from experiments.metrics import (
     MetricsLogger,
@@ -287,14 +287,13 @@ def _evaluate(experiment, workdir, checkpoints, command):
 
         log_likelihood = experiment.evaluator.log_likelihood(params, images, advance)
     nll = -float(log_likelihood.mean())
-    num_values = math.prod(config.model.data_shape)
     step = int(state.step)
     results = {
         "nll": nll,
         "nll_stderr": standard_error(log_likelihood),
         "elbo": terms["elbo"],
         "elbo_stderr": terms["elbo_stderr"],
-        "bits_per_dim": nll / (num_values * math.log(2)),
+        "bits_per_dim": bits_per_dim(nll, experiment.model.config, experiment.dataset.max_value),
         "kl_per_layer": terms["kl_per_layer"],
         "num_importance_samples": config.evaluation.num_importance_samples,
         "num_examples": len(images),

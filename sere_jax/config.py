@@ -28,10 +28,11 @@ class ModelConfig:
         couple_data_to_prior: prior and posterior layers see the previous blocks too.
         bijector: name of the bijective layer.
         data_layer: name of the data layer.
-        network: family of the neural networks.
+        data_scale: standard deviation of `gaussian` data; 0: learned, pixel by pixel.
+        network: family of the neural networks: `mlp`, or `linear` for affine maps.
         hidden_size: width of their hidden layers.
-        num_hidden_layers: number of their hidden layers, at least 2; an encoder of the whole image
-            has one more.
+        num_hidden_layers: number of the hidden layers of `mlp`, at least 2; an encoder of the whole
+            image has one more.
         sigma_min: lower bound on the prior's scale (0: none).
         sigma_max: upper bound on the prior's scale.
         condition_residual_on_latents: the posterior's residual sees z_{l-1} as well as x.
@@ -49,6 +50,7 @@ class ModelConfig:
     couple_data_to_prior: bool = False
     bijector: str = "rank_one_affine"
     data_layer: str = "bernoulli"
+    data_scale: float = 0.0
     network: str = "mlp"
     hidden_size: int = 200
     num_hidden_layers: int = 2
@@ -86,7 +88,7 @@ class ModelConfig:
                     f"config.model.{field}={value} exceeds num_layers={self.num_layers}; "
                     f"choose 1 to {self.num_layers}"
                 )
-        for field in ("sigma_min", "sigma_max"):
+        for field in ("sigma_min", "sigma_max", "data_scale"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ConfigError(f"config.model.{field}={value!r} must be a number")
@@ -94,6 +96,16 @@ class ModelConfig:
             raise ConfigError(
                 f"config.model.sigma_min={self.sigma_min} and sigma_max={self.sigma_max} must "
                 "satisfy 0 <= sigma_min < sigma_max < infinity"
+            )
+        if not 0 <= self.data_scale < math.inf:
+            raise ConfigError(
+                f"config.model.data_scale={self.data_scale} must be a standard deviation above 0, "
+                "or 0 to learn it"
+            )
+        if self.data_scale and self.data_layer != "gaussian":
+            raise ConfigError(
+                f"config.model.data_scale={self.data_scale} is of no use to the data layer "
+                f"{self.data_layer!r}; set it to 0, or choose data_layer='gaussian'"
             )
 
     @property

@@ -5,7 +5,7 @@ the previous blocks alone is computed by `observe`, once an image; the rest by `
 data layer, derive from `DataLayer` and enter it in `DATA_LAYERS`.
 """
 
-from typing import ClassVar
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from sere_jax.network import create_features, create_network
 
 Array = jax.Array
 
+MIN_SCALE = 1e-3  # of Gaussian pixels whose scale is learned
+
 
 class DataLayer(nn.Module):
     """Networks of a data layer; a subclass says what distribution their outputs parametrize.
@@ -23,12 +25,15 @@ class DataLayer(nn.Module):
     Attributes:
         config: the model's configuration.
         block_shape: (h, w, channels) of a block.
-        parameters_per_value: how many parameters γ the distribution has per value of the block.
     """
 
     config: ModelConfig
     block_shape: tuple[int, int, int]
-    parameters_per_value: ClassVar[int] = 1
+
+    @property
+    def parameters_per_value(self) -> int:
+        """How many parameters γ the distribution has per value of the block."""
+        return 1
 
     def setup(self):
         """Creates γ¹ and, where the layer sees previous blocks, δγ."""
@@ -55,23 +60,19 @@ class DataLayer(nn.Module):
             parameters = parameters + self.residual(z, event_ndims, offset)
         return parameters
 
-    @staticmethod
-    def to_network(x: Array) -> Array:
+    def to_network(self, x: Array) -> Array:
         """x in data space to the float32 values that networks read."""
         return x.astype(jnp.float32)
 
-    @staticmethod
-    def log_prob(parameters: Array, block: Array) -> Array:
+    def log_prob(self, parameters: Array, block: Array) -> Array:
         """log p(x_l | γ) in nats of each pixel, [..., h, w, 1 or channels]."""
         raise NotImplementedError
 
-    @staticmethod
-    def sample(parameters: Array, key: Array) -> Array:
+    def sample(self, parameters: Array, key: Array) -> Array:
         """A block [..., h, w, channels] in data space."""
         raise NotImplementedError
 
-    @staticmethod
-    def mean(parameters: Array) -> Array:
+    def mean(self, parameters: Array) -> Array:
         """Expected block [..., h, w, channels], float32, in the units of the data space."""
         raise NotImplementedError
 
@@ -79,24 +80,56 @@ class DataLayer(nn.Module):
 class BernoulliDataLayer(DataLayer):
     """Binary pixels; γ are logits."""
 
-    @staticmethod
-    def log_prob(parameters: Array, block: Array) -> Array:
+    def log_prob(self, parameters: Array, block: Array) -> Array:
         """x γ - log(1 + exp γ) in nats of each pixel, for x in {0, 1}."""
         return -jax.nn.softplus((1.0 - 2.0 * block) * parameters)
 
-    @staticmethod
-    def sample(parameters: Array, key: Array) -> Array:
+    def sample(self, parameters: Array, key: Array) -> Array:
         """A block of zeros and ones, float32."""
         return jax.random.bernoulli(key, jax.nn.sigmoid(parameters)).astype(jnp.float32)
 
-    @staticmethod
-    def mean(parameters: Array) -> Array:
+    def mean(self, parameters: Array) -> Array:
         """Probability that a pixel is 1."""
         return jax.nn.sigmoid(parameters)
 
 
+class GaussianDataLayer(DataLayer):
+    """Real-valued pixels, independent given γ.
+
+    γ are means and, unless `config.data_scale` is the standard deviation of all pixels, raw scales.
+    """
+
+    @property
+    def parameters_per_value(self) -> int:
+        """The mean, and the scale where it is learned."""
+        return 1 if self.config.data_scale else 2
+
+    def log_prob(self, parameters: Array, block: Array) -> Array:
+        """log N(x; mean, scale²) in nats of each pixel, for real x."""
+        mean, scale = self._mean_and_scale(parameters)
+        standardized = (block - mean) / scale
+        return -0.5 * (jnp.square(standardized) + math.log(2 * math.pi)) - jnp.log(scale)
+
+    def sample(self, parameters: Array, key: Array) -> Array:
+        """A block of real numbers, float32."""
+        mean, scale = self._mean_and_scale(parameters)
+        return mean + scale * jax.random.normal(key, mean.shape)
+
+    def mean(self, parameters: Array) -> Array:
+        """Expectation of each pixel."""
+        return self._mean_and_scale(parameters)[0]
+
+    def _mean_and_scale(self, parameters):
+        if self.config.data_scale:
+            return parameters, jnp.float32(self.config.data_scale)
+        mean, raw_scale = jnp.split(parameters, 2, axis=-1)
+        # Bounded below: on a pixel that never changes the likelihood would have no maximum.
+        return mean, MIN_SCALE + jax.nn.softplus(raw_scale)
+
+
 DATA_LAYERS: dict[str, type[DataLayer]] = {
     "bernoulli": BernoulliDataLayer,
+    "gaussian": GaussianDataLayer,
 }
 
 

@@ -79,10 +79,13 @@ class MLPNetwork(nn.Module):
         terms = [] if offset is None else [offset]
         if codes is not None:
             terms.append(self._hidden(flatten(codes, event_ndims), use_bias=offset is None))
-        hidden = nn.elu(sum(terms[1:], terms[0]))
+        hidden = self._activation(sum(terms[1:], terms[0]))
         kernel_init = head_initializer(self.head_scale)
         head = nn.Dense(math.prod(self.output_shape), kernel_init=kernel_init)(hidden)
         return head.reshape(*head.shape[:-1], *self.output_shape)
+
+    def _activation(self, hidden):
+        return nn.elu(hidden)
 
     def _hidden(self, codes, use_bias):
         """The last hidden layer of the codes, before its activation."""
@@ -94,7 +97,39 @@ class MLPNetwork(nn.Module):
         return nn.Dense(size, use_bias=use_bias)(hidden)
 
 
+class LinearFeatures(nn.Module):
+    """`MLPFeatures` without hidden layers: one affine map of the image.
+
+    Attributes:
+        config: the model's configuration.
+        num_hidden_layers: ignored.
+    """
+
+    config: ModelConfig
+    num_hidden_layers: int = 0
+
+    @nn.compact
+    def __call__(self, inputs: Array, event_ndims: int) -> Array:
+        """inputs [..., *event] with `event_ndims` axes in the event, to [..., hidden_size]."""
+        return nn.Dense(self.config.hidden_size)(flatten(inputs, event_ndims))
+
+
+class LinearNetwork(MLPNetwork):
+    """`MLPNetwork` without nonlinearities: parameters are affine in codes and image.
+
+    Its rank is bounded by `hidden_size`. Means are affine; where scales do not depend on the inputs
+    either, the model is a linear Gaussian one, whose likelihood and posterior are known exactly.
+    """
+
+    def _activation(self, hidden):
+        return hidden
+
+    def _hidden(self, codes, use_bias):
+        return nn.Dense(self.config.hidden_size, use_bias=use_bias)(codes)
+
+
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
+    "linear": (LinearFeatures, LinearNetwork),
     "mlp": (MLPFeatures, MLPNetwork),
 }
 

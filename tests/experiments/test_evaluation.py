@@ -7,7 +7,7 @@ import pytest
 
 import sere_jax
 from configs import base
-from experiments.evaluation import Evaluator, standard_error
+from experiments.evaluation import Evaluator, bits_per_dim, standard_error
 from experiments.parallel import replicate
 
 
@@ -64,3 +64,12 @@ def test_standard_error_is_that_of_the_mean():
     values = np.random.default_rng(0).normal(0, 3, (2000, 100))
     errors = [standard_error(row) for row in values]
     assert np.mean(errors) == pytest.approx(values.mean(axis=1).std(), rel=0.05)
+
+
+def test_bits_per_dim_of_a_uniform_distribution_are_the_logarithm_of_the_number_of_values():
+    shape = {"data_shape": (2, 3, 1), "num_layers": 3, "latent_shape": (2,)}
+    bernoulli = sere_jax.ModelConfig(**shape)
+    gaussian = sere_jax.ModelConfig(**shape, data_layer="gaussian")
+    assert bits_per_dim(6 * np.log(2), bernoulli, 255) == pytest.approx(1)
+    assert bits_per_dim(0.0, gaussian, 255) == pytest.approx(8)  # density 1 on [0, 1]^6
+    assert bits_per_dim(6 * np.log(2), gaussian, 15) == pytest.approx(5)

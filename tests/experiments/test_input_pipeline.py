@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
+import sere_jax
 from experiments import input_pipeline
 
 
@@ -43,6 +45,32 @@ def test_binarization_of_an_example_depends_on_its_key_alone():
     together = input_pipeline.binarize(images, keys, 255)
     alone = [input_pipeline.binarize(images[i : i + 1], keys[i : i + 1], 255) for i in range(6)]
     np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("max_value", [16, 255])
+def test_dequantization_spreads_each_value_evenly_over_its_share(max_value):
+    levels = np.array([0, 1, max_value], np.uint8)
+    num = 20_000
+    images = np.broadcast_to(levels, (num, 3))[:, None, :, None]
+    x = input_pipeline.dequantize(
+        jnp.asarray(images), jax.random.split(jax.random.key(0), num), max_value
+    )
+    noise = np.asarray(x, np.float64)[:, 0, :, 0] * (max_value + 1) - levels
+    assert x.dtype == jnp.float32
+    for column in noise.T:
+        assert stats.kstest(column, "uniform").pvalue > 1e-3
+
+
+def test_every_data_layer_gets_the_data_space_that_it_models():
+    images = np.random.default_rng(0).integers(0, 256, (3, 2, 3, 1), np.uint8)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def in_data_space(data_layer):
+        config = sere_jax.ModelConfig((2, 3, 1), 3, (2,), data_layer=data_layer)
+        return np.asarray(input_pipeline.to_data_space(jnp.asarray(images), keys, config, 255))
+
+    assert set(np.unique(in_data_space("bernoulli"))) <= {0.0, 1.0}
+    np.testing.assert_array_equal(np.floor(256 * in_data_space("gaussian")), images)
 
 
 def test_half_of_the_images_are_mirrored():

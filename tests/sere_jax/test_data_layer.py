@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
-from sere_jax.data_layer import BernoulliDataLayer, create_data_layer
+from sere_jax.data_layer import MIN_SCALE, create_data_layer
 
 BLOCK_SHAPE = (1, 2, 1)
 
@@ -17,28 +17,65 @@ def random_values(*shape):
 
 
 @pytest.mark.parametrize("pixel", [0.0, 1.0])
-def test_bernoulli_log_prob_is_that_of_distrax(pixel):
+def test_bernoulli_log_prob_is_that_of_distrax(tiny_config, pixel):
+    layer = create_data_layer(tiny_config(), BLOCK_SHAPE)
     logits = jnp.array([-1e4, -100.0, -15.0, -1.0, 0.0, 0.5, 15.0, 100.0, 1e4])
 
-    log_prob = BernoulliDataLayer.log_prob(logits, jnp.full_like(logits, pixel))
+    log_prob = layer.log_prob(logits, jnp.full_like(logits, pixel))
 
     np.testing.assert_allclose(
         log_prob, distrax.Bernoulli(logits=logits).log_prob(pixel), rtol=1e-5, atol=1e-6
     )
 
 
-def test_bernoulli_samples_ones_as_often_as_its_mean_says():
+def test_bernoulli_samples_ones_as_often_as_its_mean_says(tiny_config):
+    layer = create_data_layer(tiny_config(), BLOCK_SHAPE)
     logits, num_samples = jnp.linspace(-3.0, 3.0, 6).reshape(1, 6, 1), 20_000
     keys = jax.random.split(jax.random.key(0), num_samples)
 
-    blocks = np.asarray(jax.vmap(BernoulliDataLayer.sample, (None, 0))(logits, keys))
+    blocks = np.asarray(jax.vmap(layer.sample, (None, 0))(logits, keys))
 
     probability = special.expit(np.asarray(logits))
     standard_error = np.sqrt(probability * (1 - probability) / num_samples)
     assert blocks.dtype == np.float32
     assert set(np.unique(blocks)) == {0.0, 1.0}
     assert (np.abs(blocks.mean(axis=0) - probability) < 4 * standard_error).all()
-    np.testing.assert_allclose(BernoulliDataLayer.mean(logits), probability, rtol=1e-5)
+    np.testing.assert_allclose(layer.mean(logits), probability, rtol=1e-5)
+
+
+@pytest.mark.parametrize("data_scale", [0.0, 0.3])
+def test_gaussian_log_prob_samples_and_mean_are_those_of_scipy(tiny_config, data_scale):
+    layer = create_data_layer(
+        tiny_config(data_layer="gaussian", data_scale=data_scale), BLOCK_SHAPE
+    )
+    num_samples = 20_000
+    parameters = 2 * random_values(1, 2, layer.parameters_per_value)
+    mean = parameters[..., :1]
+    scale = data_scale or MIN_SCALE + np.log1p(np.exp(parameters[..., 1:]))
+    keys = jax.random.split(jax.random.key(0), num_samples)
+
+    blocks = np.asarray(jax.vmap(layer.sample, (None, 0))(parameters, keys))
+
+    assert blocks.shape == (num_samples, *BLOCK_SHAPE) and blocks.dtype == np.float32
+    for pixel in np.ndindex(BLOCK_SHAPE):
+        standardized = ((blocks - mean) / scale)[:, *pixel]
+        assert stats.kstest(standardized, "norm").pvalue > 1e-3
+    np.testing.assert_allclose(
+        layer.log_prob(parameters, blocks),
+        stats.norm.logpdf(blocks, mean, scale),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    np.testing.assert_array_equal(layer.mean(parameters), mean)
+
+
+def test_a_learned_gaussian_scale_is_bounded_below(tiny_config):
+    layer = create_data_layer(tiny_config(data_layer="gaussian"), BLOCK_SHAPE)
+    parameters = np.array([0.0, -1e4], np.float32).reshape(1, 1, 2)
+
+    highest = layer.log_prob(parameters, np.zeros((1, 1, 1), np.float32))
+
+    np.testing.assert_allclose(highest, -np.log(MIN_SCALE * np.sqrt(2 * np.pi)), rtol=1e-5)
 
 
 def parameters_function(config, random_module, seed=0):

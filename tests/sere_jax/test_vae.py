@@ -60,6 +60,18 @@ def estimate_likelihoods(model, params):
     return np.exp(np.asarray(log_likelihood, np.float64)).reshape(REPLICATES, -1)
 
 
+def assert_as_frequent_as_likely(images, likelihoods, config):
+    """Compares samples [num, ...] with estimates of p(x) of every image, by Pearson's χ² test."""
+    num_samples, (mean, error) = len(images), mean_and_standard_error(likelihoods)
+    assert set(np.unique(images)) == {0.0, 1.0}
+    counts = collections.Counter(map(tuple, images.reshape(num_samples, -1).astype(int)))
+    order = [tuple(image.ravel().astype(int)) for image in all_images(config)]
+    frequencies = np.array([counts[image] / num_samples for image in order])
+    variance = mean * (1 - mean) / num_samples + error**2
+    chi_square = ((frequencies - mean) ** 2 / variance).sum()
+    assert stats.chi2.sf(chi_square, len(order)) > 1e-3
+
+
 @pytest.fixture(scope="module")
 def tiny(random_model):
     """A model with every coupling, random parameters, a batch of images and their keys."""
@@ -376,9 +388,10 @@ def gaussian_kl(shift, covariance, prior_covariance):
             },
             id="tiles, longer context, no bijector",
         ),
+        pytest.param({"network": "linear"}, id="linear networks"),
     ],
 )
-def test_probabilities_of_all_images_sum_to_one(random_model, overrides):
+def test_probabilities_of_all_images_sum_to_one_and_are_those_of_samples(random_model, overrides):
     model, params = random_model(**overrides)
 
     likelihoods = estimate_likelihoods(model, with_prior_as_posterior(params))
@@ -386,6 +399,8 @@ def test_probabilities_of_all_images_sum_to_one(random_model, overrides):
     total, standard_error = mean_and_standard_error(likelihoods.sum(axis=1))
     assert abs(total - 1) < 4 * standard_error < 0.08
     assert likelihoods.mean(axis=0).max() > 2 * likelihoods.mean(axis=0).min()
+    images = np.asarray(sere_jax.sample(model, params, jax.random.key(3), 20_000))
+    assert_as_frequent_as_likely(images, likelihoods, model.config)
 
 
 def test_probabilities_sum_to_one_under_a_fitted_posterior(fitted):
@@ -415,19 +430,10 @@ def samples(tiny):
 
 def test_samples_are_as_frequent_as_their_likelihood_says(tiny, samples):
     model, params, *_ = tiny
-    images, num_samples = samples[0], len(samples[0])
-    likelihoods, error = mean_and_standard_error(
-        estimate_likelihoods(model, with_prior_as_posterior(params))
-    )
 
-    assert images.shape == (100_000, 2, 3, 1)
-    assert set(np.unique(images)) == {0.0, 1.0}
-    counts = collections.Counter(map(tuple, images.reshape(num_samples, -1).astype(int)))
-    order = [tuple(image.ravel().astype(int)) for image in all_images(model.config)]
-    frequencies = np.array([counts[image] / num_samples for image in order])
-    variance = likelihoods * (1 - likelihoods) / num_samples + error**2
-    chi_square = ((frequencies - likelihoods) ** 2 / variance).sum()
-    assert stats.chi2.sf(chi_square, len(order)) > 1e-3
+    assert samples[0].shape == (100_000, 2, 3, 1)
+    likelihoods = estimate_likelihoods(model, with_prior_as_posterior(params))
+    assert_as_frequent_as_likely(samples[0], likelihoods, model.config)
 
 
 def test_expected_samples_are_probabilities_with_the_mean_of_the_samples(samples):
