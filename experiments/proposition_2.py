@@ -7,6 +7,7 @@ and a mean-field one for the same generative model.
 """
 
 import functools
+import os
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ LEARNING_RATE = 0.03
 FINAL_FACTOR = 1e-3
 NUM_STEPS = 3000
 NUM_TEST_EXAMPLES = 1000
+NUM_CODES = 400
 
 
 def example_model() -> LinearGaussian:
@@ -145,37 +147,71 @@ def posterior_gap(
     )
 
 
-def main(argv: list[str]) -> None:
-    """Trains both posteriors, prints their gaps and draws the figure."""
-    del argv
-    exact = example_model()
+def train_both(
+    exact: LinearGaussian, steps: tuple[int, ...]
+) -> dict[str, tuple[sere_jax.SeReVAE, list[Any]]]:
+    """Trains the two posteriors of one generative model.
+
+    Returns:
+        By the name of the posterior: the model, and its parameters after each of `steps`.
+    """
     posteriors = {
         "SeRe-VAE": (exact, True),
         "mean field": (exact.with_uncoupled_prior(), False),
     }
-    steps = tuple(int(step) for step in np.unique(np.geomspace(1, NUM_STEPS, 40).astype(int)))
-    x = exact_samples(exact, jax.random.key(2), NUM_TEST_EXAMPLES)
-    mean, precision = exact.posterior(np.asarray(x[0, ..., 0]))
-    gaps, codes = {}, {}
+    trained = {}
     for name, (linear, couple_prior) in posteriors.items():
         model = sere_jax.create_model(linear.config(couple_prior=couple_prior))
         params = linear.parameters(model, jax.random.key(0))
-        history = train_posterior(exact, model, params, jax.random.key(1), steps)
+        trained[name] = model, train_posterior(exact, model, params, jax.random.key(1), steps)
+    return trained
+
+
+def compare(
+    exact: LinearGaussian,
+    trained: dict[str, tuple[sere_jax.SeReVAE, list[Any]]],
+    steps: tuple[int, ...],
+    path: str | os.PathLike[str],
+) -> dict[str, list[float]]:
+    """Draws the figure.
+
+    Args:
+        exact: the generative model.
+        trained: from `train_both`.
+        steps: as for `train_both`.
+        path: PNG file to write.
+
+    Returns:
+        The mean gap in nats after each of `steps`, by the name of the posterior.
+    """
+    x = exact_samples(exact, jax.random.key(2), NUM_TEST_EXAMPLES)
+    mean, precision = exact.posterior(np.asarray(x[0, ..., 0]))
+    gaps, codes = {}, {}
+    for name, (model, history) in trained.items():
         gaps[name] = [float(posterior_gap(exact, model, params, x).mean()) for params in history]
-        one = jnp.broadcast_to(x[0], (400, *x.shape[1:]))
-        out = sere_jax.infer(model, history[-1], one, jax.random.key(3))
+        copies = jnp.broadcast_to(x[0], (NUM_CODES, *x.shape[1:]))
+        out = sere_jax.infer(model, history[-1], copies, jax.random.key(3))
         codes[name] = ((out.epsilon - out.prior_mean) / out.prior_scale)[:, :2, 0]
-        print(f"{name}: log p(x) - ELBO = {gaps[name][-1]:.5f} nats")
-    least_gap = exact.mean_field_gap()
-    print(f"the least gap of a mean-field posterior: {least_gap:.5f} nats")
     figures.save_posterior_comparison(
-        _FIGURE.value,
+        path,
         exact=(mean[:2], np.linalg.inv(precision)[:2, :2]),
         codes=codes,
         steps=steps,
         gaps=gaps,
-        mean_field_gap=least_gap,
+        mean_field_gap=exact.mean_field_gap(),
     )
+    return gaps
+
+
+def main(argv: list[str]) -> None:
+    """Trains both posteriors, prints their gaps and draws the figure."""
+    del argv
+    exact = example_model()
+    steps = tuple(int(step) for step in np.unique(np.geomspace(1, NUM_STEPS, 40).astype(int)))
+    gaps = compare(exact, train_both(exact, steps), steps, _FIGURE.value)
+    for name, values in gaps.items():
+        print(f"{name}: log p(x) - ELBO = {values[-1]:.5f} nats")
+    print(f"the least gap of a mean-field posterior: {exact.mean_field_gap():.5f} nats")
 
 
 _FIGURE = flags.DEFINE_string("figure", "proposition_2.png", "PNG file to write.")

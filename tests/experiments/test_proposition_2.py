@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 import sere_jax
 from experiments import proposition_2
 
-NUM_STEPS = 1500
+STEPS = (1, 1500)
 
 
 @pytest.fixture(scope="module")
@@ -26,27 +27,21 @@ def log_prob(exact, x):
     return exact.log_prob(np.asarray(x)[..., 0])
 
 
-def trained(exact, couple_prior):
-    model = sere_jax.create_model(exact.config(couple_prior=couple_prior))
-    params = exact.parameters(model, jax.random.key(0))
-    before = jax.tree.map(np.array, params)
-    after = proposition_2.train_posterior(
-        exact, model, params, jax.random.key(1), steps=(NUM_STEPS,)
-    )[-1]
-    for name, layer in after["hierarchy"]["layers"].items():
-        moved = jax.tree.map(np.array_equal, before["hierarchy"]["layers"][name], layer)
-        assert all(jax.tree.leaves(moved)) == (name not in proposition_2.INFERENCE_LAYERS)
-    return model, after
+@pytest.fixture(scope="module")
+def trained(exact):
+    return proposition_2.train_both(exact, STEPS)
 
 
 @pytest.fixture(scope="module")
-def sere(exact):
-    return trained(exact, couple_prior=True)
+def sere(trained):
+    model, history = trained["SeRe-VAE"]
+    return model, history[-1]
 
 
 @pytest.fixture(scope="module")
-def mean_field(exact):
-    return trained(exact.with_uncoupled_prior(), couple_prior=False)
+def mean_field(trained):
+    model, history = trained["mean field"]
+    return model, history[-1]
 
 
 def mean_and_standard_error(values):
@@ -65,6 +60,14 @@ def test_the_elbo_of_the_sere_posterior_reaches_the_exact_likelihood(exact, sere
     elbo = sere_jax.elbo(*sere, jnp.tile(x, (64, 1, 1, 1)), jax.random.key(4))
     mean, standard_error = mean_and_standard_error(np.tile(log_prob, 64) - elbo)
     assert abs(mean - gap.mean()) < 4 * standard_error < 0.06
+
+
+def test_only_the_posterior_was_trained(exact, sere):
+    model, params = sere
+    before = exact.parameters(model, jax.random.key(0))["hierarchy"]["layers"]
+    for name, layer in params["hierarchy"]["layers"].items():
+        same = jax.tree.leaves(jax.tree.map(np.array_equal, before[name], layer))
+        assert not any(same) if name in ("encoder", "posterior") else all(same)
 
 
 def test_every_layer_of_the_sere_posterior_becomes_the_exact_conditional(exact, sere, x):
@@ -109,3 +112,13 @@ def test_the_importance_weighted_bound_rises_to_the_exact_likelihood(exact, x):
     assert gaps == sorted(gaps, reverse=True)
     mean, standard_error = gap(30_000, x[:32])
     assert abs(mean) < 4 * standard_error + 1e-3 < 0.05
+
+
+def test_the_figure_is_drawn_from_the_trained_posteriors(exact, trained, tmp_path):
+    gaps = proposition_2.compare(exact, trained, STEPS, tmp_path / "figure.png")
+
+    for name, (first, last) in gaps.items():
+        assert first > 5 > last, name
+    with PIL.Image.open(tmp_path / "figure.png") as figure:
+        assert figure.size == (1500, 645)
+        assert len(figure.convert("RGB").getcolors(2**20)) > 100
