@@ -9,6 +9,7 @@ import pytest
 import sere_jax
 from experiments import proposition_2
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 STEPS = (1, 1500)
 
 
@@ -28,7 +29,7 @@ def log_prob(exact, x):
 
 
 @pytest.fixture(scope="module")
-def trained(exact):
+def trained(exact, quick_compilation):
     return proposition_2.train_both(exact, STEPS)
 
 

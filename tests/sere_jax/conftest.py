@@ -12,12 +12,8 @@ TINY = {"data_shape": (2, 3, 1), "num_layers": 3, "latent_shape": (2,), "hidden_
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """Programs that run for a millisecond need no optimization."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+def _quick_compilation(quick_compilation):
+    """All programs of these tests run for a millisecond."""
 
 
 @pytest.fixture(scope="session")
