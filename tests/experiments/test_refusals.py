@@ -369,7 +369,7 @@ def assert_refused(result, words, cwd, files, before):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     list(all_cases()),
-    ids=lambda value: " ".join(value)[:60] if value[0].startswith("--config") else "",
+    ids=[" ".join(arguments)[:80] for arguments, _ in all_cases()],
 )
 def test_bad_input_is_one_line_on_stderr_and_changes_nothing(
     fork, files, cwd, tmp_path, arguments, words
