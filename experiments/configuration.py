@@ -1,31 +1,41 @@
 """Checks of an experiment's configuration, made before anything is loaded or compiled."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from experiments.errors import UserError
-from experiments.schedules import duration_in_steps
+from experiments.schedules import duration_in_steps, is_longer_than_zero
 from sere_jax.config import nearest
 
 
 def _is_int(value):
-    return isinstance(value, int) and not isinstance(value, bool)
+    # Steps, samples and images are counted by 32-bit integers on the device.
+    return isinstance(value, int) and not isinstance(value, bool) and value < LARGEST
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) < INFINITY  # and not NaN
 
+
+def _is_seed(value):
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
+
+
+LARGEST = 2**31
+INFINITY = 2.0**128  # of float32
 
 Rule = tuple[str, Callable[[Any], bool]]
-POSITIVE_INT: Rule = ("an integer of at least 1", lambda v: _is_int(v) and v >= 1)
-NATURAL: Rule = ("an integer of at least 0", lambda v: _is_int(v) and v >= 0)
+POSITIVE_INT: Rule = ("an integer from 1 to 2^31 - 1", lambda v: _is_int(v) and v >= 1)
+NATURAL: Rule = ("an integer from 0 to 2^31 - 1", lambda v: _is_int(v) and v >= 0)
 POSITIVE: Rule = ("a number above 0", lambda v: _is_number(v) and v > 0)
 NOT_NEGATIVE: Rule = ("a number of at least 0", lambda v: _is_number(v) and v >= 0)
 FRACTION: Rule = ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 BELOW_ONE: Rule = ("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
 BOOLEAN: Rule = ("True or False", lambda v: isinstance(v, bool))
-SEED: Rule = ("an integer from 0 to 2^32 - 1", lambda v: _is_int(v) and 0 <= v < 2**32)
+SEED: Rule = ("an integer from 0 to 2^32 - 1", _is_seed)
+TEXT: Rule = ("a text", lambda v: isinstance(v, str))
+NUMBER_OR_NONE: Rule = ("a number or None", lambda v: v is None or _is_number(v))
 VALIDATION_SIZE: Rule = (
     "a number of examples above 0, or a fraction between 0 and 1",
     lambda v: _is_number(v) and v > 0 and (v < 1 or float(v).is_integer()),
@@ -38,14 +48,24 @@ def one_of(*choices: str) -> Rule:
 
 
 def _is_duration(value):
-    duration_in_steps("duration", value, steps_per_epoch=1, total_steps=1)
+    try:
+        duration_in_steps("duration", value, steps_per_epoch=1, total_steps=1)
+    except UserError:
+        return False
     return True
 
 
-DURATION: Rule = ("a duration", _is_duration)
+DURATION: Rule = ("a duration: '500 steps', '1.5 epochs' or '10%'", _is_duration)
+INTERVAL: Rule = (
+    "a duration above 0: '500 steps', '1.5 epochs' or '10%'",
+    lambda v: _is_duration(v) and is_longer_than_zero(v),
+)
 
 RULES: dict[str, Rule] = {
     "seed": SEED,
+    "dataset.name": TEXT,
+    "dataset.data_dir": TEXT,
+    "dataset.path": TEXT,
     "dataset.validation_size": VALIDATION_SIZE,
     "dataset.num_train_examples": NATURAL,
     "dataset.image_size": POSITIVE_INT,
@@ -67,8 +87,8 @@ RULES: dict[str, Rule] = {
     "training.ema_decay": BELOW_ONE,
     "training.max_consecutive_skips": POSITIVE_INT,
     "training.steps_per_dispatch": POSITIVE_INT,
-    "training.evaluate_every": DURATION,
-    "training.checkpoint_every": DURATION,
+    "training.evaluate_every": INTERVAL,
+    "training.checkpoint_every": INTERVAL,
     "training.keep_checkpoints": POSITIVE_INT,
     "evaluation.num_importance_samples": POSITIVE_INT,
     "evaluation.batch_size": POSITIVE_INT,
@@ -76,6 +96,7 @@ RULES: dict[str, Rule] = {
     "evaluation.checkpoint": one_of("best", "last"),
     "sampling.num_images": POSITIVE_INT,
     "sampling.seed": SEED,
+    "paper.nll": NUMBER_OR_NONE,
 }
 
 
@@ -85,17 +106,16 @@ def check_configuration(config: Any) -> None:
     Raises:
         UserError: naming the field, its value and what is allowed.
     """
+    fields = config.to_dict()
     for path, (allowed, is_valid) in RULES.items():
-        value = _get(config, path)
-        try:
-            valid = is_valid(value)
-        except UserError:
-            valid, allowed = False, "a duration: '500 steps', '1.5 epochs' or '10%'"
-        if not valid:
+        value = _get(fields, path)
+        if not is_valid(value):
             raise UserError(f"config.{path}={value!r} must be {allowed}")
-    for path in ("training.evaluate_every", "training.checkpoint_every"):
-        if str(_get(config, path)).strip().startswith("0 "):
-            raise UserError(f"config.{path}={_get(config, path)!r} must be longer than 0")
+    unknown = [
+        path for path in _flat(fields) if path not in RULES and path.partition(".")[0] != "model"
+    ]
+    if unknown:
+        raise UserError(f"config.{unknown[0]} is not a field{nearest(unknown[0], RULES)}")
 
 
 def differences(ours: Mapping, theirs: Mapping, ignored: tuple[str, ...] = ()) -> list[str]:
@@ -129,6 +149,8 @@ def _flat(tree, prefix=""):
 def _get(config, path):
     value = config
     for name in path.split("."):
+        if not isinstance(value, Mapping):
+            raise UserError(f"config.{path} is missing: {value!r} stands where its section belongs")
         if name not in value:
             raise UserError(f"config.{path} is missing{nearest(name, value)}")
         value = value[name]

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -139,8 +140,8 @@ def _split_validation(
     if num_validation >= len(train):
         raise UserError(
             f"config.dataset.validation_size={dataset_config.validation_size} leaves nothing of "
-            f"the {len(train)} training examples of {dataset_config.name!r}; allowed are 0 to "
-            f"{len(train) - 1}, or a fraction below 1"
+            f"the {len(train)} training examples of {dataset_config.name!r}; hold out fewer than "
+            f"{len(train)}, or use more images"
         )
     num_train = len(train) - num_validation
     return train[:num_train], train[num_train:]
@@ -245,20 +246,29 @@ def _load_npz(dataset_config: ml_collections.ConfigDict) -> Dataset:
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
     """Returns the arrays `train` and, where they exist, `validation` and `test`."""
-    npz_file = pathlib.Path(path).expanduser()
-    if not path or not npz_file.is_file():
+    expected = "write it by numpy.savez(path, train=images, test=images)"
+    try:
+        npz_file = pathlib.Path(path).expanduser()
+        is_file = npz_file.is_file()
+    except (OSError, RuntimeError, ValueError):  # Too long a name, no such home, a null byte.
+        is_file = False
+    if not path or not is_file:
         raise UserError(
             f"config.dataset.path={path!r} is not a file; name one written by "
             "numpy.savez(path, train=images, test=images)"
         )
-    expected = "write it by numpy.savez(path, train=images, test=images)"
     try:
-        with npz_file.open("rb") as file, np.load(file, allow_pickle=False) as content:
+        if not zipfile.is_zipfile(npz_file):  # numpy.load would read other formats too
+            raise ValueError("it is no zip archive, or not all of one")
+        with np.load(npz_file, allow_pickle=False) as content:
             names = list(content)
             arrays = {
                 split: content[split] for split in ("train", "validation", "test") if split in names
             }
-    except Exception as error:  # Not a zip file, a bare array, pickled objects, damaged data...
+        for split, array in arrays.items():
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"its entry {split!r} is not an array")
+    except Exception as error:  # Pickled objects, damaged data...
         raise UserError(
             f"{npz_file} is not a readable .npz file of plain arrays ({error}); {expected}"
         ) from error

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import jax
@@ -87,13 +88,14 @@ def create_experiment(config: Any) -> Experiment:
         UserError, sere_jax.ConfigError: something does not fit; nothing has been compiled.
     """
     check_configuration(config)
-    model = sere_jax.create_model(config)
     batch_size = config.training.batch_size
     if batch_size % num_devices():
         raise UserError(
             f"config.training.batch_size={batch_size} (over all devices) is not a multiple of the "
-            f"{num_devices()} devices"
+            f"{num_devices()} devices; choose {max(1, batch_size // num_devices()) * num_devices()}"
         )
+    model = sere_jax.create_model(config)
+    _check_size(model)
     dataset = load_dataset(config.dataset)
     if dataset.image_shape != tuple(config.model.data_shape):
         raise UserError(
@@ -103,7 +105,7 @@ def create_experiment(config: Any) -> Experiment:
     if batch_size > len(dataset.train):
         raise UserError(
             f"config.training.batch_size={batch_size} exceeds the {len(dataset.train)} training "
-            f"examples of {config.dataset.name!r}"
+            f"examples of {config.dataset.name!r}; choose at most {len(dataset.train)}"
         )
     steps_per_epoch = len(dataset.train) // batch_size
     total_steps = schedules.total_training_steps(config.training, steps_per_epoch)
@@ -116,6 +118,21 @@ def create_experiment(config: Any) -> Experiment:
         kl_weight=schedules.kl_weight_schedule(config.training, **steps),
         **steps,
     )
+
+
+def _check_size(model):
+    """Refuses a model whose training state exceeds the memory of the machine."""
+    shapes = jax.eval_shape(functools.partial(sere_jax.init, model), jax.random.key(0))
+    # Parameters, their averages and the optimizer's two moments, float32.
+    needed = 16 * count_parameters(shapes)
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        raise UserError(
+            f"config.model with num_layers={model.config.num_layers}, latent_shape="
+            f"{model.config.latent_shape} and hidden_size={model.config.hidden_size} takes "
+            f"{needed / 1e9:.3g} GB of memory to train, this machine has {present / 1e9:.3g} GB; "
+            "lower one of them"
+        )
 
 
 def count_parameters(params: Any) -> int:

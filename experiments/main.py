@@ -14,6 +14,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments import command_line
+
 _MODES = ("train", "evaluate", "sample", "report")
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -70,31 +72,26 @@ def parse_flags(argv: list[str]) -> list[str]:
     if any(argument in ("-h", "-help", "--help", "--helpshort") for argument in argv[1:]):
         print(f"{__doc__}\nflags:\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
+    logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error below
     try:
-        remaining = flags.FLAGS(argv)
-    except (flags.Error, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        _fail(_explanation(error), USER_ERROR)
+        remaining = command_line.parse(argv)
+    except command_line.CommandLineError as error:
+        _fail(str(error), USER_ERROR)
     if remaining[1:]:
         _fail(f"unexpected arguments {' '.join(remaining[1:])}; see --help", USER_ERROR)
     if _CONFIG.value is None:
         _fail("--config is missing; try --config=configs/digits.py, or --help", USER_ERROR)
-    try:
-        hasattr(_CONFIG.value, "seed")  # where the file could not be loaded, any access raises
-    except OSError as error:
-        _fail(f"--config={_config_argument()}: {_explanation(error)}", USER_ERROR)
+    if _WORKDIR.value is not None and not _WORKDIR.value.strip():
+        _fail(
+            f"--workdir={_WORKDIR.value!r} has no name; name a folder, or leave it out for "
+            f"{default_workdir(_config_argument())}",
+            USER_ERROR,
+        )
     return argv
 
 
 def _config_argument() -> str:
     return config_flags.get_config_filename(flags.FLAGS["config"])
-
-
-def _explanation(error: Exception) -> str:
-    message = str(error.args[0] if len(error.args) == 1 else error)
-    # config_flags quotes the traceback of a configuration that raised; its last line says why.
-    if "Traceback" in message:
-        message = message.strip().splitlines()[-1].partition(": ")[2]
-    return message
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.errors import UserError
+
 DEVICES = "devices"
 
 
@@ -49,8 +51,17 @@ def parallelize(
 
 
 def num_devices() -> int:
-    """Devices of all hosts."""
-    return jax.device_count()
+    """Devices of all hosts.
+
+    Raises:
+        UserError: JAX finds none, say because JAX_PLATFORMS names a kind that is not there.
+    """
+    try:
+        return jax.device_count()
+    except RuntimeError as error:
+        raise UserError(
+            f"JAX finds no devices ({error}); set JAX_PLATFORMS=cpu, or leave it unset"
+        ) from error
 
 
 def replicate(tree: Any) -> Any:

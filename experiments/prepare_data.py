@@ -92,7 +92,8 @@ def find_builder(name: str, data_dir: str = "") -> Any:
         # package of a "namespace:" an ImportError, and so on.
         raise UserError(
             f"the data set {name!r} cannot be opened in {directory} ({_summary(error)}); "
-            "a name is NAME[/CONFIG][:VERSION], for example mnist or emnist/letters:3.1.0"
+            "a name is NAME[/CONFIG][:VERSION], for example mnist or emnist/letters:3.1.0; if it "
+            "is right, its directory is damaged: delete it and prepare it again"
         ) from error
 
 

@@ -31,6 +31,7 @@ from experiments.parallel import replicate
 from experiments.report import write_report
 from experiments.workdir import (
     RESULTS_FILE,
+    check_can_hold,
     check_configuration_of,
     exclusive,
     git_commit,
@@ -80,6 +81,7 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
         TrainingDivergedError: too many updates in a row were not finite.
     """
     experiment = create_experiment(config)
+    check_can_hold(workdir, config)  # before anything is written, the lock included
     with exclusive(workdir):
         record_configuration(workdir, config)
         with Checkpoints(workdir, keep=config.training.keep_checkpoints) as checkpoints:

@@ -26,7 +26,8 @@ def duration_in_steps(
         UserError: the duration is not of that form.
     """
     match = _DURATION.fullmatch(str(duration))
-    if match is None or (match[2] == "%" and total_steps is None):
+    is_absurd = match is not None and float(match[1]) >= 2**31
+    if match is None or is_absurd or (match[2] == "%" and total_steps is None):
         raise UserError(
             f"{name}={duration!r} is not a duration; write '500 steps', '1.5 epochs' or '10%'"
         )
@@ -36,9 +37,25 @@ def duration_in_steps(
     return round(amount * (steps_per_epoch if unit.startswith("epoch") else 1))
 
 
+def is_longer_than_zero(duration: str) -> bool:
+    """Whether a duration is above "0 steps", though it may round to none."""
+    match = _DURATION.fullmatch(str(duration))
+    return match is not None and float(match[1]) > 0
+
+
 def total_training_steps(training: Any, steps_per_epoch: int) -> int:
-    """Optimizer steps of the whole training: `num_steps` if above 0, else `num_epochs`."""
-    return training.num_steps or training.num_epochs * steps_per_epoch
+    """Optimizer steps of the whole training: `num_steps` if above 0, else `num_epochs`.
+
+    Raises:
+        UserError: they are too many to be counted.
+    """
+    total_steps = training.num_steps or training.num_epochs * steps_per_epoch
+    if total_steps >= 2**31:
+        raise UserError(
+            f"config.training.num_epochs={training.num_epochs} are {total_steps} steps; at most "
+            "2^31 - 1 can be counted: choose fewer epochs"
+        )
+    return total_steps
 
 
 def learning_rate_schedule(

@@ -58,13 +58,26 @@ def record_configuration(workdir: pathlib.Path, config: Any) -> None:
     Raises:
         UserError: the workdir belongs to a different run.
     """
-    if (workdir / CONFIG_FILE).exists():
+    check_can_hold(workdir, config)
+    write_json_atomically(workdir / CONFIG_FILE, config.to_dict())
+
+
+def check_can_hold(workdir: pathlib.Path, config: Any) -> None:
+    """Checks, without touching the workdir, that a run with `config` may start or go on there.
+
+    Raises:
+        UserError: the workdir belongs to a different run.
+    """
+    try:
+        is_run = (workdir / CONFIG_FILE).exists()
+    except OSError:  # an impossible name; `exclusive` says so
+        return
+    if is_run:
         check_configuration_of(workdir, config)
     elif (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()):
         raise UserError(
             f"--workdir={workdir} has checkpoints but no {CONFIG_FILE}; choose another one"
         )
-    write_json_atomically(workdir / CONFIG_FILE, config.to_dict())
 
 
 def check_configuration_of(workdir: pathlib.Path, config: Any) -> None:
@@ -78,8 +91,10 @@ def check_configuration_of(workdir: pathlib.Path, config: Any) -> None:
         raise UserError(f"there is no run in --workdir={workdir}; train first (--mode=train)")
     try:
         recorded = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
+    if not isinstance(recorded, dict):
+        raise UserError(f"{path} holds no configuration; choose another --workdir")
     changed = differences(json.loads(json.dumps(config.to_dict())), recorded, FREE_FIELDS)
     if changed:
         shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")

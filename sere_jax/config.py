@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -92,10 +91,10 @@ class ModelConfig:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ConfigError(f"config.model.{field}={value!r} must be a number")
-        if not 0 <= self.sigma_min < self.sigma_max < math.inf:
+        if not 0 <= self.sigma_min < self.sigma_max < 2.0**128:
             raise ConfigError(
                 f"config.model.sigma_min={self.sigma_min} and sigma_max={self.sigma_max} must "
-                "satisfy 0 <= sigma_min < sigma_max < infinity"
+                "satisfy 0 <= sigma_min < sigma_max < 2^128, the infinity of float32"
             )
         if not 0 <= self.data_scale < math.inf:
             raise ConfigError(
@@ -126,6 +125,8 @@ def model_config(config: Any) -> ModelConfig:
     """
     if isinstance(config, ModelConfig):
         return config
+    if "model" not in config or not hasattr(config["model"], "keys"):
+        raise ConfigError("config.model is missing, or does not hold the fields of ModelConfig")
     fields = dict(config["model"])
     known = [field.name for field in dataclasses.fields(ModelConfig)]
     for name in fields:

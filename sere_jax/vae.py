@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 
@@ -205,8 +206,7 @@ def log_likelihood(
         ValueError: x has the wrong shape, or K is below 1.
     """
     x = check_images(model, x)
-    if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples} must be at least 1")
+    _check_count("num_samples", num_samples)
     return _log_likelihood(model, params, x, key, num_samples)
 
 
@@ -245,8 +245,7 @@ def sample(
     Returns:
         [num, *data_shape] in data space.
     """
-    if num < 1:
-        raise ValueError(f"num={num} must be at least 1")
+    _check_count("num", num)
     return _sample(model, params, example_keys(key, num))[int(expected)]
 
 
@@ -319,8 +318,7 @@ def objective(
         ValueError: x has the wrong shape, or S is below 1.
     """
     x = check_images(model, x)
-    if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples} must be at least 1")
+    _check_count("num_samples", num_samples)
     keys = example_keys(key, x.shape[0])
     if num_samples == 1:
         noise = sample_noise(model, keys, 0)
@@ -338,9 +336,16 @@ def objective(
 def check_images(model: SeReVAE, x: Array) -> Array:
     """x as an array.
 
+    Its values are not looked at: under `jit` there are none yet, and elsewhere every call would
+    wait for the device.
+
     Raises:
+        TypeError: it does not hold real numbers.
         ValueError: its shape is not [B, *data_shape].
     """
+    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
+        raise TypeError(f"x holds values of type {dtype}; the model expects real numbers")
     x = jnp.asarray(x)
     if x.shape[1:] != model.config.data_shape or x.ndim != 4:
         raise ValueError(
@@ -350,14 +355,33 @@ def check_images(model: SeReVAE, x: Array) -> Array:
     return x
 
 
+def _check_count(name, count):
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
+        raise TypeError(f"{name}={count!r} must be an integer of at least 1")
+    if count < 1:
+        raise ValueError(f"{name}={count} must be at least 1")
+
+
 def noise_shape(model: SeReVAE) -> tuple[int, ...]:
     """(L, *latent_shape): the noise that one sample of all codes of one image takes."""
     return (model.config.num_layers, *model.config.latent_shape)
 
 
 def example_keys(key: Array, num_examples: int) -> Array:
-    """[B] keys: `key` itself if it holds one an example, else folded with the example's index."""
-    if key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    """[B] keys: `key` itself if it holds one an example, else folded with the example's index.
+
+    Raises:
+        TypeError: it is no PRNG key.
+        ValueError: it holds another number of keys than one or `num_examples`.
+    """
+    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
+    is_new_style = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (is_new_style and ndim in (0, 1)) and not (dtype == jnp.uint32 and ndim == 1):
+        got = type(key).__name__ if dtype is None else f"{dtype} of shape {key.shape}"
+        raise TypeError(f"key is {got}; it must be jax.random.key(seed), or one key an example")
+    if is_new_style and ndim == 1:
+        if key.shape != (num_examples,):
+            raise ValueError(f"key holds {key.shape[0]} keys for {num_examples} examples")
         return key
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_examples))
 

@@ -8,28 +8,31 @@ from experiments.errors import UserError
 
 INVALID = {
     "seed": [-1, 2**32, 1.5],
+    "dataset.name": [3, None],
+    "dataset.data_dir": [None],
+    "dataset.path": [0],
     "dataset.validation_size": [0.0, -3.0, 2.5],
     "dataset.num_train_examples": [-1],
     "dataset.image_size": [0],
     "dataset.horizontal_flip": [1],
     "training.batch_size": [0, -5],
     "training.num_epochs": [0],
-    "training.num_steps": [-1],
+    "training.num_steps": [-1, 2**31],
     "training.num_train_samples": [0],
     "training.optimizer": ["sgdd"],
     "training.weight_decay": [-0.1],
-    "training.learning_rate": [0.0, -1e-3, float("nan"), float("inf")],
+    "training.learning_rate": [0.0, -1e-3, float("nan"), float("inf"), 1e300],
     "training.learning_rate_schedule": ["step"],
     "training.final_learning_rate_factor": [1.5],
-    "training.warmup": ["soon", "5"],
+    "training.warmup": ["soon", "5", 5, "1e999 epochs"],
     "training.kl_weight_start": [-0.1, 2.0],
     "training.kl_warmup": ["half"],
     "training.max_gradient_norm": [-1.0],
     "training.ema_decay": [1.0, -0.1],
     "training.max_consecutive_skips": [0],
     "training.steps_per_dispatch": [0],
-    "training.evaluate_every": ["0 steps", "often"],
-    "training.checkpoint_every": ["0 epochs"],
+    "training.evaluate_every": ["0 steps", "00 steps", "0%", "often"],
+    "training.checkpoint_every": ["0 epochs", "0.0 epochs", 10],
     "training.keep_checkpoints": [0],
     "evaluation.num_importance_samples": [0],
     "evaluation.batch_size": [0],
@@ -37,6 +40,7 @@ INVALID = {
     "evaluation.checkpoint": ["first"],
     "sampling.num_images": [0],
     "sampling.seed": [-1],
+    "paper.nll": ["low", float("nan")],
 }
 
 
@@ -62,6 +66,21 @@ def test_an_impossible_value_is_refused_by_name(path, value):
 
 def test_every_rule_is_tried_with_a_value_that_breaks_it():
     assert set(RULES) - set(INVALID) == {"dataset.download"}
+
+
+def test_an_unknown_field_is_refused_with_the_nearest():
+    config = base.get_config().unlock()
+    config.training.optimiser = "adam"
+    with pytest.raises(UserError, match=r"training\.optimiser is not a field; .*optimizer'"):
+        check_configuration(config)
+
+
+def test_a_value_where_a_section_belongs_is_refused():
+    config = base.get_config().unlock()
+    del config.dataset
+    config.dataset = "digits"
+    with pytest.raises(UserError, match=r"config\.dataset\.name is missing: 'digits' stands"):
+        check_configuration(config)
 
 
 def test_a_missing_field_is_refused_by_name():

@@ -57,6 +57,7 @@ def compilations(caplog):
         ({"sigma_min": 2.0}, ["sigma_min=2.0", "sigma_max=2.0", "sigma_min < sigma_max"]),
         ({"sigma_min": math.nan}, ["sigma_min=nan"]),
         ({"sigma_max": math.inf}, ["sigma_max=inf"]),
+        ({"sigma_max": 1e300}, ["sigma_max=1e+300", "float32"]),
         ({"sigma_max": "2"}, ["sigma_max='2'", "number"]),
         ({"data_scale": -1.0}, ["data_scale=-1.0", "above 0"]),
         ({"data_scale": math.nan, "data_layer": "gaussian"}, ["data_scale=nan"]),
@@ -79,6 +80,12 @@ def test_an_impossible_model_is_refused_in_one_line_before_compilation(
     for word in (next(iter(overrides)), *words):
         assert word in message
     assert compilations() == []
+
+
+@pytest.mark.parametrize("config", [{}, {"model": None}, {"model": 3}, {"model": [1]}], ids=str)
+def test_a_missing_model_is_refused(config):
+    with pytest.raises(sere_jax.ConfigError, match=r"config\.model is missing"):
+        sere_jax.create_model(config)
 
 
 @pytest.mark.parametrize("field", ["data_shape", "num_layers", "latent_shape"])

@@ -24,8 +24,7 @@ def numbered(*shape):
 
 
 @st.composite
-def partitions(draw):
-    name = draw(st.sampled_from(sorted(PARTITIONS)))
+def partitions(draw, name):
     size = st.integers(1, 5)
     height, width, channels = draw(size), draw(size), draw(st.integers(1, 3))
     if name == "raster":
@@ -36,10 +35,11 @@ def partitions(draw):
     return PARTITIONS[name]((height, width, channels), num_layers), num_layers
 
 
-@given(partitions(), st.lists(st.integers(1, 2), max_size=2))
-@settings(max_examples=5, deadline=None, derandomize=True)
-def test_every_pixel_is_in_one_block_and_merge_puts_it_back(drawn, batch_shape):
-    partition, num_layers = drawn
+@pytest.mark.parametrize("name", sorted(PARTITIONS))
+@given(data=st.data(), batch_shape=st.lists(st.integers(1, 2), max_size=2))
+@settings(max_examples=4, deadline=None, derandomize=True)
+def test_every_pixel_is_in_one_block_and_merge_puts_it_back(name, data, batch_shape):
+    partition, num_layers = data.draw(partitions(name))
     x = numbered(*batch_shape, *partition.data_shape)
 
     blocks = np.asarray(partition.split(x))
@@ -51,10 +51,10 @@ def test_every_pixel_is_in_one_block_and_merge_puts_it_back(drawn, batch_shape):
     np.testing.assert_array_equal(partition.merge(blocks), x)
 
 
-@given(partitions())
+@given(data=st.data(), name=st.sampled_from(sorted(PARTITIONS)))
 @settings(deadline=None, derandomize=True)
-def test_only_the_last_block_is_padded_and_no_block_is_empty(drawn):
-    partition, num_layers = drawn
+def test_only_the_last_block_is_padded_and_no_block_is_empty(data, name):
+    partition, num_layers = data.draw(partitions(name))
     num_pixels = partition.data_shape[0] * partition.data_shape[1]
     sizes = partition.mask.sum(axis=(1, 2, 3))
 

@@ -176,6 +176,72 @@ def test_images_of_another_shape_are_refused_with_both_shapes(tiny, name, data_s
     assert "(batch, 2, 3, 1)" in str(refusal.value)
 
 
+PUBLIC = ("infer", "elbo", "log_likelihood", "reconstruct", "objective")
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["concrete", "jit"])
+@pytest.mark.parametrize("name", PUBLIC)
+def test_complex_images_are_refused_even_under_jit(tiny, name, jit):
+    model, params, x, _ = tiny
+    function = functools.partial(getattr(sere_jax, name), model, params)
+
+    with pytest.raises(TypeError, match="x holds values of type complex64; .* real numbers"):
+        (jax.jit(function) if jit else function)(x.astype(np.complex64), jax.random.key(0))
+
+
+@pytest.mark.parametrize("dtype", [object, str, bytes, "datetime64[s]"], ids=str)
+@pytest.mark.parametrize("name", PUBLIC)
+def test_images_that_are_not_numbers_are_refused(tiny, name, dtype):
+    model, params, x, _ = tiny
+
+    with pytest.raises(TypeError, match="x holds values of type .* real numbers"):
+        getattr(sere_jax, name)(model, params, x.astype(int).astype(dtype), jax.random.key(0))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.float64, jnp.bfloat16], ids=str)
+def test_images_may_have_any_real_type(tiny, dtype):
+    model, params, x, _ = tiny
+    shape = jax.eval_shape(
+        functools.partial(sere_jax.elbo, model, params), x.astype(dtype), jax.random.key(0)
+    )
+    assert (shape.shape, shape.dtype) == (x.shape[:1], jnp.float32)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [(3, "int"), (np.zeros(2, np.float32), "float32"), (np.zeros((2, 2), np.uint32), "uint32")],
+    ids=["int", "float", "matrix"],
+)
+def test_what_is_no_key_is_refused(tiny, name, key, words):
+    model, params, x, _ = tiny
+
+    with pytest.raises(TypeError, match=rf"key is {words}.* must be jax\.random\.key\(seed\)"):
+        getattr(sere_jax, name)(model, params, x, key)
+
+
+def test_no_key_and_too_few_keys_are_refused(tiny):
+    model, params, x, _ = tiny
+
+    with pytest.raises(TypeError, match="key is NoneType"):
+        sere_jax.sample(model, params, None, 3)
+    with pytest.raises(ValueError, match=f"key holds 3 keys for {len(x)} examples"):
+        sere_jax.elbo(model, params, x, jax.random.split(jax.random.key(0), 3))
+
+
+def test_counts_that_are_no_integers_are_refused(tiny):
+    model, params, x, _ = tiny
+    key = jax.random.key(0)
+
+    for count in (2.0, "2", True, None):
+        with pytest.raises(TypeError, match=f"num_samples={count!r} must be an integer"):
+            sere_jax.log_likelihood(model, params, x, key, num_samples=count)
+        with pytest.raises(TypeError, match=f"num_samples={count!r} must be an integer"):
+            sere_jax.objective(model, params, x, key, num_samples=count)
+        with pytest.raises(TypeError, match=f"num={count!r} must be an integer"):
+            sere_jax.sample(model, params, key, count)
+
+
 def test_numbers_below_one_are_refused(tiny):
     model, params, x, _ = tiny
     key = jax.random.key(0)

@@ -1,0 +1,166 @@
+"""What is wrong with a command line, in one line: the value, what is allowed, the way out.
+
+ml_collections and absl find the mistakes; here they are told in terms of the configuration.
+"""
+
+import difflib
+import pathlib
+import traceback
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+_TYPES: dict[type, str] = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    tuple: "a tuple such as (8, 8, 1)",
+}
+
+
+class CommandLineError(Exception):
+    """A mistake in the command line or in the file that it names. The message is one line."""
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses all flags and loads the configuration.
+
+    Args:
+        argv: the program's name and its arguments.
+
+    Returns:
+        The name and the arguments that are no flags.
+
+    Raises:
+        CommandLineError: anything is wrong; a configuration file may raise whatever it likes.
+    """
+    try:
+        remaining = flags.FLAGS(argv)
+        if flags.FLAGS["config"].present:
+            _check_loaded(argv)
+    except CommandLineError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise CommandLineError(_explanation(error, argv)) from error
+    return remaining
+
+
+def _check_loaded(argv):
+    argument, config = _config_argument(argv), flags.FLAGS["config"].value
+    if type(config).__module__.startswith("ml_collections.config_flags"):
+        load(argument)  # It holds the error of a file that could not be read, and raises it here.
+    if not isinstance(config, ConfigDict):
+        raise CommandLineError(
+            f"--config={argument}: get_config() returned {type(config).__name__}; it must return "
+            "an ml_collections.ConfigDict, as that of configs/base.py does"
+        )
+    for path, count in Counter(path for path, _ in _overrides(argv)).items():
+        if count > 1 and isinstance(_find_field(config, path), tuple):
+            # ml_collections would concatenate the tuples.
+            raise CommandLineError(f"--config.{path} is given {count} times; give it once")
+
+
+def load(argument: str) -> Any:
+    """What `get_config` of `--config=argument` returns, without overrides.
+
+    Raises:
+        CommandLineError: there is no such file, or it does not work.
+    """
+    name = argument.partition(":")[0]
+    path = pathlib.Path(name)
+    try:
+        if not path.is_file():
+            raise FileNotFoundError
+    except OSError as error:
+        known = sorted(str(file) for file in pathlib.Path("configs").glob("[!_]*.py"))
+        problem = "is a directory" if name and path.is_dir() else "there is no such file"
+        way_out = nearest(name, known) or f"; choose one of {', '.join(known) or 'yours'}"
+        raise CommandLineError(f"--config={argument}: {problem}{way_out}") from error
+    try:
+        return flags.FLAGS["config"].parser.parse(argument)
+    except (Exception, SystemExit) as error:
+        # ml_collections replaces the ValueError of a file by another that quotes its traceback.
+        cause = error.__context__ if isinstance(error.__context__, type(error)) else error
+        if isinstance(cause, ValueError) and not isinstance(cause, (SyntaxError, UnicodeError)):
+            raise CommandLineError(f"--config={argument}: {cause}") from error
+        raise CommandLineError(
+            f"--config={argument} raised {type(cause).__name__}{_line(cause, path)} ({cause}); "
+            "mend it: a configuration is a file with get_config(variant) that returns a "
+            "ConfigDict, like configs/base.py"
+        ) from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' or nothing. (That of `sere_jax.config` would import JAX.)"""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def _explanation(error, argv):
+    argument = _config_argument(argv)
+    if argument is not None:
+        config = load(argument)
+        for path, value in _overrides(argv):
+            current = _find_field(config, path)
+            if str(error).startswith(f"flag --config.{path}="):
+                return _wrong_type(path, value, current)
+    message = str(error.args[0] if len(error.args) == 1 else error)
+    return message if isinstance(error, flags.IllegalFlagValueError) else f"{message}; see --help"
+
+
+def _find_field(config, path):
+    """The value of `config.path`, or the type of one that is not set."""
+    section, name = config, "config"
+    for key in path.split("."):
+        if not isinstance(section, ConfigDict):
+            raise CommandLineError(f"--config.{path}: {name} is a value, it has no fields")
+        if key not in section:
+            way_out = nearest(key, section) or f"; its fields are {', '.join(section)}"
+            raise CommandLineError(f"--config.{path}: {name} has no field {key!r}{way_out}")
+        kind = section.get_type(key)
+        section, name = section[key], f"{name}.{key}"
+    return kind if section is None else section
+
+
+def _wrong_type(path, value, current):
+    if isinstance(current, ConfigDict):
+        field = next(iter(current), "FIELD")
+        example = f"--config.{path}.{field}=..."
+        return f"--config.{path}={value}: this is a section; set its fields, such as {example}"
+    kind = current if isinstance(current, type) else type(current)
+    allowed = _TYPES.get(kind, f"a {kind.__name__}")
+    example = "" if isinstance(current, (type, bool, str)) else f"; the file has {current!r}"
+    return f"--config.{path}={value} must be {allowed}{example}"
+
+
+def _config_argument(argv):
+    """The value of --config, or None."""
+    only_config = flags.FlagValues()
+    flags.DEFINE_string("config", None, "", flag_values=only_config)
+    try:
+        only_config(argv, known_only=True)
+    except flags.Error:
+        return None
+    return only_config.config
+
+
+def _overrides(argv):
+    """Paths and values of the arguments --config.PATH=VALUE."""
+    for argument in argv[1:]:
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name.startswith("config."):
+            yield name.removeprefix("config."), value
+
+
+def _line(error, path):
+    """' in line N' of the configuration file, where that is known."""
+    if isinstance(error, SyntaxError):
+        return f" in line {error.lineno}" if error.lineno else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename) == path.absolute()]
+    lines += [frame.lineno for frame in frames if pathlib.Path(frame.filename) == path]
+    return f" in line {lines[-1]}" if lines else ""
