@@ -96,7 +96,7 @@ class ModelConfig:
                 f"config.model.sigma_min={self.sigma_min} and sigma_max={self.sigma_max} must "
                 "satisfy 0 <= sigma_min < sigma_max < 2^128, the infinity of float32"
             )
-        if not 0 <= self.data_scale < math.inf:
+        if not 0 <= self.data_scale < 2.0**128:
             raise ConfigError(
                 f"config.model.data_scale={self.data_scale} must be a standard deviation above 0, "
                 "or 0 to learn it"

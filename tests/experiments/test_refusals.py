@@ -32,6 +32,7 @@ MODEL = {
     "bijector=rank_one": ["bijector='rank_one' is not one of", "mean 'rank_one_affine'?"],
     "bijector=☃": ["bijector='☃' is not one of identity"],
     "data_layer=bernouli": ["data_layer='bernouli' is not one of", "mean 'bernoulli'?"],
+    "data_scale=0.5": ["data_scale=0.5 is of no use", "data_layer='gaussian'"],
     "network=mpl": ["network='mpl' is not one of", "mean 'mlp'?"],
     "latent_shape=(2,": ["latent_shape=(2, must be a tuple"],
     "latent_shape=(0,)": ["latent_shape=(0,)", "at least 1"],
