@@ -202,9 +202,10 @@ def _check_port_is_free(coordinator_address):
     try:
         socket.create_server(("", int(port))).close()
     except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
         raise UserError(
             f"--coordinator_address={coordinator_address}: port {port} cannot be used here "
-            f"({error.strerror}); process 0 must run on that host; choose a free port"
+            f"({reason}); process 0 must run on that host, on a free port"
         ) from error
 
 
