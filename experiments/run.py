@@ -41,7 +41,7 @@ from experiments.workdir import (
 )
 
 # Where the data are is up to each host.
-_FIELDS_OF_ONE_PROCESS = ("dataset.data_dir", "dataset.download", "dataset.path")
+_FIELDS_OF_ONE_PROCESS = ("data_dir", "download", "path")
 
 
 class TrainingDivergedError(Exception):
@@ -66,10 +66,9 @@ class Interruption:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._is_final:
-            return
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # Python drops its own handlers early on its way out; what is ignored stays ignored.
+            signal.signal(number, signal.SIG_IGN if self._is_final else handler)
 
     def is_heeded(self) -> None:
         """Further signals change nothing: the process exits, together with the others.
@@ -163,7 +162,8 @@ def _create_experiment(config, mode):
     """`create_experiment` in all processes, which have to agree on what they are about to do."""
 
     def describe_configuration(ours, expected):
-        return "; ".join(differences(ours, expected, _FIELDS_OF_ONE_PROCESS)[:5])
+        ignored = tuple(f"config.dataset.{name}" for name in _FIELDS_OF_ONE_PROCESS)
+        return "; ".join(differences(ours, expected, ignored)[:5])
 
     def describe_data(ours, expected):
         return "" if ours == expected else f"fingerprint {ours} instead of {expected}"

@@ -55,7 +55,7 @@ def start(*arguments):
     )
 
 
-def start_two(workdir, *arguments):
+def start_two(workdir, *arguments, of_each=((), ())):
     """Processes 0 and 1 of one run; process 1 is given a workdir that nobody needs."""
     with socket.socket() as free:
         free.bind(("", 0))
@@ -68,6 +68,7 @@ def start_two(workdir, *arguments):
             f"--process_id={index}",
             *TINY,
             *arguments,
+            *of_each[index],
         )
         for index, directory in enumerate((workdir, other_workdir(workdir)))
     ]
@@ -198,6 +199,24 @@ def test_a_signal_to_one_process_stops_both_and_one_process_resumes(finished_by_
     assert 6 <= last_checkpoint == logged(workdir)[-1]["step"] < NUM_STEPS
     train_in_one_process(workdir)
     assert_same_run(workdir, finished_by_one)
+
+
+def test_images_that_differ_between_processes_are_refused(tmp_path):
+    arguments = []
+    for seed in (0, 1):
+        images = np.random.default_rng(seed).integers(0, 256, (200, 8, 8), np.uint8)
+        np.savez(tmp_path / f"{seed}.npz", train=images)
+        path = tmp_path / f"{seed}.npz"
+        arguments.append(("--config.dataset.name=npz", f"--config.dataset.path={path}"))
+    processes = start_two(tmp_path / "run", of_each=arguments)
+    for exit_code, _, stderr in finish(*processes):
+        assert exit_code == 2
+        assert re.fullmatch(
+            r"error: the images of this process differ from those of process 0: fingerprint "
+            r"\w{16} instead of \w{16}; .*\(process 1\)\n",
+            stderr,
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_one_process_finds_wrong_is_one_line_in_both(finished_by_one):
