@@ -19,7 +19,8 @@ METRIC = "elbo"
 class Checkpoints:
     """The folder `checkpoints/` of a workdir.
 
-    Arrays are saved as host arrays, so that any number of devices can resume them.
+    Arrays are saved as host arrays, so that any number of devices can resume them. With several
+    processes the first one alone has it; it neither needs the others nor waits for them.
 
     Args:
         workdir: the run's folder.
@@ -31,6 +32,8 @@ class Checkpoints:
         self.directory = (workdir / "checkpoints").absolute()
         if read_only and not self.directory.is_dir():
             raise UserError(f"there is no checkpoint in {workdir}; train first (--mode=train)")
+        if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(keep),
@@ -46,8 +49,11 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 best_fn=lambda metrics: metrics[METRIC],
-                create=not read_only,
+                create=False,  # by orbax: not supported with active_processes
                 read_only=read_only,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=0, active_processes={0}
+                ),
             ),
         )
 

@@ -3,7 +3,9 @@
     python -m experiments.main --config=configs/digits.py
     python -m experiments.main --config=configs/mnist_mlp.py:dlgm --config.training.num_epochs=60
 
-A relaunch with the same workdir resumes by itself.
+A relaunch with the same workdir resumes by itself. On several hosts, one process a host:
+
+    python -m experiments.main --config=configs/digits.py --distributed
 """
 
 import pathlib
@@ -17,6 +19,7 @@ from ml_collections import config_flags
 from experiments import command_line
 
 _MODES = ("train", "evaluate", "sample", "report")
+_MODES_OF_SEVERAL_PROCESSES = ("train", "evaluate")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -33,6 +36,21 @@ _MODE = flags.DEFINE_enum(
     _MODES,
     "train: train (or resume), then evaluate; evaluate: the test set anew; sample: draw images; "
     "report: write report.html anew.",
+)
+_DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed",
+    False,
+    "This is one process of several; TPU pods, Slurm and Open MPI tell JAX the rest.",
+)
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "HOST:PORT of process 0, with a free port. This flag and the next two are for several "
+    "processes anywhere else, all three together; they imply --distributed.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, at least 1.")
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0; process 0 writes the workdir."
 )
 
 USER_ERROR = 2
@@ -52,7 +70,6 @@ def main(_: list[str]) -> None:
 
     host_memory.keep_freed_memory()
 
-    from experiments import run
     from experiments.errors import UserError
     from sere_jax.config import ConfigError
 
@@ -60,11 +77,21 @@ def main(_: list[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(_config_argument()))
     command = shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
     try:
+        if _is_one_of_several():
+            from experiments import multihost
+
+            multihost.initialize(*_process_flags())
+        from experiments import run
+
         getattr(run, _MODE.value)(_CONFIG.value, workdir, command)
     except (UserError, ConfigError) as error:
         _fail(str(error), USER_ERROR)
     except run.TrainingDivergedError as error:
         _fail(str(error), DIVERGED)
+    except Exception as error:
+        if not _is_one_of_several():
+            raise
+        multihost.exit_at_once(error)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -87,7 +114,48 @@ def parse_flags(argv: list[str]) -> list[str]:
             f"{default_workdir(_config_argument())}",
             USER_ERROR,
         )
+    _check_processes()
     return argv
+
+
+def _check_processes() -> None:
+    address, num_processes, process_id = _process_flags()
+    if _is_one_of_several() and _MODE.value not in _MODES_OF_SEVERAL_PROCESSES:
+        _fail(
+            f"--mode={_MODE.value} is the work of one process; leave out --distributed, "
+            "--coordinator_address, --num_processes and --process_id",
+            USER_ERROR,
+        )
+    if address is None and num_processes is None and process_id is None:
+        return
+    if address is None or num_processes is None or process_id is None:
+        _fail(
+            "--coordinator_address=HOST:PORT, --num_processes and --process_id go together; "
+            "give all three, or --distributed alone (on TPU pods, Slurm and Open MPI)",
+            USER_ERROR,
+        )
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        _fail(
+            f"--coordinator_address={address} is not HOST:PORT, for example localhost:12345",
+            USER_ERROR,
+        )
+    if num_processes < 1:
+        _fail(f"--num_processes={num_processes} must be at least 1", USER_ERROR)
+    if not 0 <= process_id < num_processes:
+        _fail(
+            f"--process_id={process_id} must be one of 0 .. {num_processes - 1} "
+            f"(--num_processes={num_processes})",
+            USER_ERROR,
+        )
+
+
+def _process_flags() -> tuple[str | None, int | None, int | None]:
+    return _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+
+
+def _is_one_of_several() -> bool:
+    return _DISTRIBUTED.value or _COORDINATOR_ADDRESS.value is not None
 
 
 def _config_argument() -> str:

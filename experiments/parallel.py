@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.errors import UserError
@@ -12,28 +13,21 @@ from experiments.errors import UserError
 DEVICES = "devices"
 
 
-def parallelize(
-    function: Callable,
-    *,
-    per_device: Sequence[int] = (),
-    per_device_outputs: bool = False,
-    donate: Sequence[int] = (),
-    num_arguments: int,
-) -> Callable:
+def parallelize(function: Callable, *, donate: Sequence[int] = (), num_arguments: int) -> Callable:
     """Compiles `function` for all devices of all hosts.
 
     Inside, `jax.lax.axis_index(DEVICES)` is the device's number and `jax.lax.pmean(.., DEVICES)`
-    averages over devices. Arguments are replicated: each device sees the whole.
+    averages over devices. Arguments are replicated: each device sees the whole of what its own
+    process passes. The outputs must be the same on all devices and come back once, as arrays of
+    this process.
+
+    Every process has to make the same calls in the same order.
 
     Args:
         function: a pure function of `num_arguments` positional arguments.
-        per_device: arguments with a leading axis of local devices, split over them.
-        per_device_outputs: whether the outputs gain a leading axis of local devices; otherwise they
-            are the same on all devices and come back once.
         donate: arguments whose memory the outputs may reuse.
         num_arguments: how many arguments `function` takes.
     """
-    in_axes = [0 if i in per_device else None for i in range(num_arguments)]
 
     def with_marker(_, *arguments):
         return function(*arguments)
@@ -42,8 +36,8 @@ def parallelize(
     mapped = jax.pmap(
         with_marker,
         axis_name=DEVICES,
-        in_axes=(0, *in_axes),
-        out_axes=0 if per_device_outputs else None,
+        in_axes=(0, *[None] * num_arguments),
+        out_axes=None,
         donate_argnums=tuple(i + 1 for i in donate),
     )
     marker = np.zeros(jax.local_device_count(), np.int8)
@@ -67,3 +61,32 @@ def num_devices() -> int:
 def replicate(tree: Any) -> Any:
     """Copies host arrays to every local device once, so that later calls move nothing."""
     return parallelize(lambda t: t, num_arguments=1)(tree)
+
+
+def from_process(index: int, tree: Any) -> Any:
+    """The arrays of one process, on all devices of all processes.
+
+    Args:
+        index: the process whose arrays are taken.
+        tree: integer arrays, whose shapes are the same in all processes.
+    """
+    return _from_device()(tree, index * jax.local_device_count())
+
+
+def maximum(value: int) -> int:
+    """The largest of the values (32 bits) that the processes pass."""
+    return int(_maximum()(np.int32(value)))
+
+
+@functools.cache
+def _from_device():
+    def take(tree, device):
+        is_source = jax.lax.axis_index(DEVICES) == device
+        return jax.lax.psum(jax.tree.map(lambda x: jnp.where(is_source, x, 0), tree), DEVICES)
+
+    return parallelize(take, num_arguments=2)
+
+
+@functools.cache
+def _maximum():
+    return parallelize(lambda value: jax.lax.pmax(value, DEVICES), num_arguments=1)

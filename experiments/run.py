@@ -1,5 +1,6 @@
 """What the command does in each mode: train, evaluate, sample, report."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,8 +16,9 @@ import numpy as np
 from absl import logging
 
 import sere_jax
-from experiments import figures, training
+from experiments import figures, multihost, training
 from experiments.checkpoints import Checkpoints
+from experiments.configuration import differences
 from experiments.errors import UserError
 from experiments.evaluation import bits_per_dim, standard_error
 from experiments.experiment import Experiment, count_parameters, create_experiment
@@ -27,6 +29,7 @@ from experiments.metrics import (
     read_metrics,
     write_json_atomically,
 )
+from experiments.multihost import is_first_process, on_every_process, on_first_process
 from experiments.parallel import replicate
 from experiments.report import write_report
 from experiments.workdir import (
@@ -38,6 +41,9 @@ from experiments.workdir import (
     record_configuration,
 )
 
+# Where the data are is up to each host.
+_FIELDS_OF_ONE_PROCESS = ("data_dir", "download", "path")
+
 
 class TrainingDivergedError(Exception):
     """Too many updates in a row were not finite."""
@@ -48,6 +54,7 @@ class Interruption:
     """Turns SIGTERM and Ctrl-C into a request to stop after the current dispatch."""
 
     signal_number: int | None = None
+    _is_final: bool = False
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
@@ -61,7 +68,16 @@ class Interruption:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # Python drops its own handlers early on its way out; what is ignored stays ignored.
+            signal.signal(number, signal.SIG_IGN if self._is_final else handler)
+
+    def is_heeded(self) -> None:
+        """Further signals change nothing: the process exits, together with the others.
+
+        A job's processes may be signalled one after the other. One that is through with the
+        others must not die of its own signal while the first of them still saves.
+        """
+        self._is_final = jax.process_count() > 1
 
     def _request(self, number, frame):
         del frame
@@ -76,33 +92,50 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
         workdir: folder of the run.
         command: as the user typed it, for `results.json`.
 
+    With several processes the first one alone reads and writes the workdir; in the others
+    `checkpoints` is None.
+
     Raises:
         UserError: bad input.
         TrainingDivergedError: too many updates in a row were not finite.
     """
-    experiment = create_experiment(config)
-    check_can_hold(workdir, config)  # before anything is written, the lock included
-    with exclusive(workdir):
-        record_configuration(workdir, config)
-        with Checkpoints(workdir, keep=config.training.keep_checkpoints) as checkpoints:
-            if not _train_to_the_end(experiment, workdir, checkpoints):
-                return
-            if _is_evaluated(experiment, workdir):
-                print(f"{workdir} is complete; see {workdir / 'report.html'}")
-                return
+    experiment = _create_experiment(config, "train")
+    with contextlib.ExitStack() as resources:
+
+        def open_run():
+            check_can_hold(workdir, config)  # before anything is written, the lock included
+            resources.enter_context(exclusive(workdir))
+            record_configuration(workdir, config)
+            return resources.enter_context(
+                Checkpoints(workdir, keep=config.training.keep_checkpoints)
+            )
+
+        checkpoints = on_first_process(open_run)
+        if not _train_to_the_end(experiment, workdir, checkpoints):
+            return
+        is_evaluated = on_first_process(lambda: _is_evaluated(experiment, workdir))
+        if not multihost.json_of_first_process(is_evaluated):
             _evaluate(experiment, workdir, checkpoints, command)
+        elif is_first_process():
+            print(f"{workdir} is complete; see {workdir / 'report.html'}")
 
 
 def evaluate(config: Any, workdir: pathlib.Path, command: str) -> None:
     """Evaluates the run's weights on the test set and writes `results.json` and the report."""
-    experiment = create_experiment(config)
-    check_configuration_of(workdir, config)
-    with exclusive(workdir), Checkpoints(workdir, read_only=True) as checkpoints:
+    experiment = _create_experiment(config, "evaluate")
+    with contextlib.ExitStack() as resources:
+
+        def open_run():
+            check_configuration_of(workdir, config)
+            resources.enter_context(exclusive(workdir))
+            return resources.enter_context(Checkpoints(workdir, read_only=True))
+
+        checkpoints = on_first_process(open_run)
         _evaluate(experiment, workdir, checkpoints, command)
 
 
 def sample(config: Any, workdir: pathlib.Path, command: str) -> None:
-    """Draws images from the run's weights.
+    """Draws images from the run's weights, in one process.
 
     `samples.npz` holds `images` in data space and their expectations `expected`, which
     `samples.png` shows.
@@ -119,12 +152,33 @@ def sample(config: Any, workdir: pathlib.Path, command: str) -> None:
 
 
 def report(config: Any, workdir: pathlib.Path, command: str) -> None:
-    """Draws the curves anew and writes `report.html` from what is in the workdir."""
+    """Draws the curves anew and writes `report.html` from the workdir, in one process."""
     del command
     check_configuration_of(workdir, config)
     with exclusive(workdir):
         _save_curves(workdir)
         print(f"report in {write_report(workdir)}")
+
+
+def _create_experiment(config, mode):
+    """`create_experiment` in all processes, which have to agree on what they are about to do."""
+
+    def describe_configuration(ours, expected):
+        ignored = tuple(f"config.dataset.{name}" for name in _FIELDS_OF_ONE_PROCESS)
+        return "; ".join(differences(ours, expected, ignored)[:5])
+
+    def describe_data(ours, expected):
+        return "" if ours == expected else f"fingerprint {ours} instead of {expected}"
+
+    settings = json.loads(json.dumps({"mode": mode, "config": config.to_dict()}))
+    multihost.check_same("the settings of this process", settings, describe_configuration)
+    # Where the hosts share a file system, only the first one prepares and caches the data.
+    experiment = on_first_process(lambda: create_experiment(config))
+    experiment = on_every_process(lambda: experiment or create_experiment(config))
+    multihost.check_same(
+        "the images of this process", experiment.dataset.fingerprint, describe_data
+    )
+    return experiment
 
 
 def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
@@ -149,6 +203,8 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
     )
 
     def save(validation_elbo):
+        if not is_first_process():
+            return
         progress = {
             "train_seconds": train_seconds,
             "dataset_fingerprint": experiment.dataset.fingerprint,
@@ -156,9 +212,13 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
         checkpoints.save(state, progress, validation_elbo)
 
     with (
-        MetricsLogger(workdir, resume_step=step) as logger,
+        on_every_process(
+            lambda: MetricsLogger(workdir, resume_step=step, write=is_first_process())
+        ) as logger,
         Interruption() as interruption,
-        progress_bar(experiment.total_steps, step, workdir.name) as bar,
+        progress_bar(
+            experiment.total_steps, step, workdir.name, disable=not is_first_process()
+        ) as bar,
     ):
         while step < experiment.total_steps:
             started = time.perf_counter()
@@ -177,40 +237,53 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
                 refresh=False,
             )
             if int(state.consecutive_skips) >= config.training.max_consecutive_skips:
-                checkpoints.wait()
-                raise TrainingDivergedError(_divergence(experiment, checkpoints, step, metrics))
+                raise _divergence(experiment, checkpoints, step, metrics)
             is_last = step == experiment.total_steps
             validation_elbo = None
             if len(validation) and (is_last or step % evaluate_every == 0):
                 terms = experiment.evaluator.elbo(state.ema_params, validation)
                 logger.write(step, epoch, "validation", terms)
                 validation_elbo = terms["elbo"]
-            signal_number = interruption.signal_number  # read once: it may come at any moment
+            # Read once: it may come at any moment, and to any of the processes.
+            signal_number = multihost.any_signal(interruption.signal_number)
             if is_last or step % checkpoint_every == 0 or signal_number:
                 save(validation_elbo)
             if signal_number and not is_last:
-                checkpoints.wait()
-                name = signal.Signals(signal_number).name
+                interruption.is_heeded()
+                on_first_process(lambda: checkpoints.wait())
                 bar.close()
-                print(
-                    f"{name}: saved at step {step} of {experiment.total_steps}; "
-                    "the same command resumes",
-                    file=sys.stderr,
-                )
+                if is_first_process():
+                    name = signal.Signals(signal_number).name
+                    print(
+                        f"{name}: saved at step {step} of {experiment.total_steps}; "
+                        "the same command resumes",
+                        file=sys.stderr,
+                    )
                 return False
-        checkpoints.wait()
+        on_first_process(lambda: checkpoints.wait())
     return True
 
 
 def _resume(experiment, workdir, checkpoints):
     """State and seconds of training so far, from the latest checkpoint or from the start."""
-    restored = checkpoints.restore_latest(experiment.state_template())
-    if restored is None:
-        return experiment.init_state(), 0.0
-    state, progress = restored
-    _check_same_data(experiment, workdir, progress)
-    logging.info("resuming %s at step %d", workdir, int(state.step))
+
+    def restore():
+        restored = checkpoints.restore_latest(experiment.state_template())
+        if restored is None:
+            return experiment.init_state(), {"train_seconds": 0.0}
+        state, progress = restored
+        _check_same_data(experiment, workdir, progress)
+        logging.info("resuming %s at step %d", workdir, int(state.step))
+        return restored
+
+    state, progress = _restore_on_first_process(experiment, restore)
     return state, progress["train_seconds"]
+
+
+def _restore_on_first_process(experiment, restore):
+    """The state and progress that `restore` returns in process 0, in all processes."""
+    state, progress = on_first_process(restore) or (experiment.state_template(), None)
+    return multihost.arrays_of_first_process(state), multihost.json_of_first_process(progress)
 
 
 def _check_same_data(experiment, workdir, progress):
@@ -243,9 +316,13 @@ def _train_record(experiment, state, metrics: training.StepMetrics, steps_per_se
 
 
 def _divergence(experiment, checkpoints, step, metrics):
-    steps = checkpoints.steps()
+    def saved_steps():
+        checkpoints.wait()
+        return checkpoints.steps()
+
+    steps = multihost.json_of_first_process(on_first_process(saved_steps))
     last = f"the last good checkpoint is at step {steps[-1]}" if steps else "there is no checkpoint"
-    return (
+    return TrainingDivergedError(
         f"stopped at step {step}: {experiment.config.training.max_consecutive_skips} updates in a "
         f"row were not finite (largest gradient norm {metrics.max_gradient_norm:.4g}, parameter "
         f"norm {metrics.parameter_norm:.4g}); {last}; lower config.training.learning_rate or "
@@ -254,13 +331,16 @@ def _divergence(experiment, checkpoints, step, metrics):
 
 
 def _restore_for_evaluation(experiment, checkpoints):
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"there is no checkpoint in {checkpoints.directory}; train first")
-    step = steps[-1]
-    if experiment.config.evaluation.checkpoint == "best":
-        step = checkpoints.best_step() or step
-    return checkpoints.restore(experiment.state_template(), step)
+    def restore():
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(f"there is no checkpoint in {checkpoints.directory}; train first")
+        step = steps[-1]
+        if experiment.config.evaluation.checkpoint == "best":
+            step = checkpoints.best_step() or step
+        return checkpoints.restore(experiment.state_template(), step)
+
+    return _restore_on_first_process(experiment, restore)
 
 
 def _is_evaluated(experiment, workdir):
@@ -272,22 +352,35 @@ def _is_evaluated(experiment, workdir):
 
 
 def _evaluate(experiment, workdir, checkpoints, command):
-    config = experiment.config
     state, progress = _restore_for_evaluation(experiment, checkpoints)
     params = replicate(state.ema_params)
     images = replicate(experiment.test_images())
     terms = experiment.evaluator.elbo(params, images)
-    _save_pictures(experiment, workdir, params)
-    figures.save_kl_per_layer(
-        terms["kl_per_layer"], workdir / "kl_per_layer.png", history=_kl_history(workdir)
-    )
-    with progress_bar(len(images), 0, "importance sampling", unit=" images") as bar:
+    on_first_process(lambda: _save_pictures(experiment, workdir, state.ema_params, terms))
+    with progress_bar(
+        len(images),
+        0,
+        "importance sampling",
+        disable=not is_first_process(),
+        unit=" images",
+    ) as bar:
 
         def advance(num_images, mean):
             bar.update(num_images)
             bar.set_postfix_str(f"log p(x) {mean:.2f}", refresh=False)
 
         log_likelihood = experiment.evaluator.log_likelihood(params, images, advance)
+    on_first_process(
+        lambda: _save_results(
+            experiment, workdir, checkpoints, command, state, progress, terms, log_likelihood
+        )
+    )
+
+
+def _save_results(
+    experiment, workdir, checkpoints, command, state, progress, terms, log_likelihood
+):
+    config = experiment.config
     nll = -float(log_likelihood.mean())
     step = int(state.step)
     results = {
@@ -298,10 +391,10 @@ def _evaluate(experiment, workdir, checkpoints, command):
         "bits_per_dim": bits_per_dim(nll, experiment.model.config, experiment.dataset.max_value),
         "kl_per_layer": terms["kl_per_layer"],
         "num_importance_samples": config.evaluation.num_importance_samples,
-        "num_examples": len(images),
+        "num_examples": len(log_likelihood),
         "step": step,
         "epoch": step / experiment.steps_per_epoch,
-        "num_params": count_parameters(params),
+        "num_params": count_parameters(state.params),
         "train_seconds": progress["train_seconds"],
         "dataset": config.dataset.name,
         "validation_elbo": checkpoints.validation_elbo(step),
@@ -315,13 +408,16 @@ def _evaluate(experiment, workdir, checkpoints, command):
     write_report(workdir)
     print(
         f"test: -log p(x) {nll:.2f} ± {results['nll_stderr']:.2f} nats "
-        f"(K = {results['num_importance_samples']}, {len(images)} images), "
+        f"(K = {results['num_importance_samples']}, {len(log_likelihood)} images), "
         f"ELBO {terms['elbo']:.2f} nats, {results['bits_per_dim']:.4f} bits/dim; "
         f"report in {workdir / 'report.html'}"
     )
 
 
-def _save_pictures(experiment, workdir, params):
+def _save_pictures(experiment, workdir, params, terms):
+    figures.save_kl_per_layer(
+        terms["kl_per_layer"], workdir / "kl_per_layer.png", history=_kl_history(workdir)
+    )
     _save_samples(experiment, workdir, params)
     images = experiment.test_images()[:16]
     x, keys = experiment.evaluator.to_data_space(images, np.arange(len(images)))
