@@ -6,10 +6,13 @@
 A relaunch with the same workdir resumes by itself.
 """
 
+import contextlib
+import errno
+import logging as python_logging
 import pathlib
 import shlex
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -55,6 +58,7 @@ def main(_: list[str]) -> None:
     from sere_jax.config import ConfigError
 
     logging.set_verbosity(logging.WARNING)
+    _silence_repeated_errors()
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(_config_argument()))
     command = shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
     try:
@@ -63,6 +67,8 @@ def main(_: list[str]) -> None:
         _fail(str(error), USER_ERROR)
     except run.TrainingDivergedError as error:
         _fail(str(error), DIVERGED)
+    except OSError as error:
+        _fail(_system_error(error, workdir), USER_ERROR)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -97,8 +103,36 @@ def _explanation(error: Exception) -> str:
     return message
 
 
+def _system_error(error: OSError, workdir: pathlib.Path) -> str:
+    """What the system refused, where, and the way out."""
+    reason = error.strerror or str(error) or type(error).__name__
+    file = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"--workdir={workdir}: the disk is full, or a limit on it is reached: {reason}{file}; "
+            "the last complete checkpoint is safe: make room, and the same command resumes"
+        )
+    return (
+        f"--workdir={workdir}: {reason}{file}; nothing was deleted: once this is mended, the same "
+        "command goes on from the last complete checkpoint"
+    )
+
+
+def _silence_repeated_errors() -> None:
+    """Orbax raises the first error of a checkpoint and logs it and those that follow besides."""
+    for name in ("absl", "asyncio"):
+        python_logging.getLogger(name).setLevel(python_logging.CRITICAL)
+
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = report
+
+
 def _fail(message: str, exit_code: int) -> NoReturn:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr may be a file on the same full disk
+        print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(exit_code)
 
 

@@ -32,6 +32,7 @@ from experiments.report import write_report
 from experiments.workdir import (
     RESULTS_FILE,
     check_configuration_of,
+    check_same_configuration,
     exclusive,
     git_commit,
     record_configuration,
@@ -86,6 +87,8 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
             if not _train_to_the_end(experiment, workdir, checkpoints):
                 return
             if _is_evaluated(experiment, workdir):
+                _save_curves(workdir)  # a kill may have come between results and report
+                write_report(workdir)
                 print(f"{workdir} is complete; see {workdir / 'report.html'}")
                 return
             _evaluate(experiment, workdir, checkpoints, command)
@@ -150,6 +153,7 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
         progress = {
             "train_seconds": train_seconds,
             "dataset_fingerprint": experiment.dataset.fingerprint,
+            "config": json.loads(json.dumps(config.to_dict())),
         }
         checkpoints.save(state, progress, validation_elbo)
 
@@ -163,6 +167,7 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
             num_steps = min(boundary - step % boundary for boundary in boundaries)
             state, metrics = dispatch(state, images, num_steps)
             metrics = jax.tree.map(float, metrics)
+            checkpoints.check()
             seconds = time.perf_counter() - started
             train_seconds += seconds
             step += num_steps
@@ -204,11 +209,27 @@ def _resume(experiment, workdir, checkpoints):
     """State and seconds of training so far, from the latest checkpoint or from the start."""
     restored = checkpoints.restore_latest(experiment.state_template())
     if restored is None:
+        _check_nothing_is_lost(experiment, workdir)
         return experiment.init_state(), 0.0
     state, progress = restored
     _check_same_data(experiment, workdir, progress)
+    if "config" in progress:  # earlier versions did not record it
+        subject = f"checkpoint {checkpoints.directory / str(int(state.step))} is of a run"
+        check_same_configuration(subject, progress["config"], experiment.config)
     logging.info("resuming %s at step %d", workdir, int(state.step))
     return state, progress["train_seconds"]
+
+
+def _check_nothing_is_lost(experiment, workdir):
+    """A run without a checkpoint starts over, unless it must have had one."""
+    logged = max((record["step"] for record in read_metrics(workdir)), default=0)
+    # The second save waits for the first one, and comes before the records of later steps.
+    second_save = 2 * experiment.duration_in_steps("checkpoint_every")
+    if logged > second_save or (workdir / RESULTS_FILE).exists():
+        raise UserError(
+            f"--workdir={workdir} was trained to step {logged} but has no checkpoint any more; put "
+            "its folder checkpoints/ back, or choose another --workdir"
+        )
 
 
 def _check_same_data(experiment, workdir, progress):
@@ -265,8 +286,11 @@ def _is_evaluated(experiment, workdir):
     path = workdir / RESULTS_FILE
     if not path.exists():
         return False
-    results = json.loads(path.read_text())
-    return results["evaluation"] == experiment.config.evaluation.to_dict()
+    try:
+        results = json.loads(path.read_text())
+        return results["evaluation"] == experiment.config.evaluation.to_dict()
+    except (ValueError, TypeError, KeyError):  # damaged: evaluated anew
+        return False
 
 
 def _evaluate(experiment, workdir, checkpoints, command):
