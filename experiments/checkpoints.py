@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import sys
 import zlib
 from collections.abc import Iterator
@@ -41,6 +42,9 @@ class Checkpoints:
         self.directory = (workdir / "checkpoints").absolute()
         if read_only and not self.directory.is_dir():
             raise UserError(f"there is no checkpoint in {workdir}; train first (--mode=train)")
+        if not read_only:
+            for unfinished in self.directory.glob("*.orbax-checkpoint-tmp"):  # left by a kill
+                shutil.rmtree(unfinished)
         self._check_metrics_files(set_aside=not read_only)
         policy = preservation_policy.AnyPreservationPolicy(
             [
@@ -59,7 +63,6 @@ class Checkpoints:
                 best_fn=lambda metrics: metrics[METRIC],
                 create=not read_only,
                 read_only=read_only,
-                cleanup_tmp_directories=not read_only,
             ),
         )
 

@@ -107,14 +107,17 @@ def _system_error(error: OSError, workdir: pathlib.Path) -> str:
     """What the system refused, where, and the way out."""
     reason = error.strerror or str(error) or type(error).__name__
     file = f" ({error.filename})" if error.filename else ""
+    has_config = (workdir / "config.json").exists()  # orbax may just have created the folder anew
+    if error.errno == errno.ENOENT and str(workdir) in file and not has_config:
+        return f"--workdir={workdir} was deleted or moved during the run; put it back to resume"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
             f"--workdir={workdir}: the disk is full, or a limit on it is reached: {reason}{file}; "
             "the last complete checkpoint is safe: make room, and the same command resumes"
         )
     return (
-        f"--workdir={workdir}: {reason}{file}; nothing was deleted: once this is mended, the same "
-        "command goes on from the last complete checkpoint"
+        f"--workdir={workdir}: {reason}{file}; the last complete checkpoint is safe: mend this, "
+        "and the same command resumes"
     )
 
 
