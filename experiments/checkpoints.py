@@ -239,13 +239,13 @@ class Checkpoints:
         """Turns the ValueErrors of tensorstore into the OSErrors that they stand for."""
         try:
             yield
-        except OSError:
-            raise
         except ValueError as error:
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            if code is None:
+            message = str(error)
+            if not re.match(r"[A-Z_]+: ", message):  # not the status of a file operation
                 raise
-            number = int(code[1])
+            code = re.search(r"os_error_code='(\d+)'", message)
+            missing = message.startswith("NOT_FOUND")
+            number = int(code[1]) if code else errno.ENOENT if missing else errno.EIO
             raise OSError(number, os.strerror(number), str(self.directory)) from error
 
     def close(self) -> None:

@@ -189,18 +189,22 @@ def test_what_a_kill_left_of_a_checkpoint_is_removed(tmp_path):
 @pytest.mark.parametrize("size_of_files", [0, 20_000])
 def test_a_save_that_fails_in_the_background_is_raised_soon(size_of_files, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Checkpoints(tmp_path) as checkpoints:
+    with (
+        pytest.raises(OSError, match="File too large"),
+        Checkpoints(tmp_path) as checkpoints,
+    ):
         checkpoints.save(state_at(1, 50_000), {"train_seconds": 1.0})
         checkpoints.wait()
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size_of_files, hard))
-            with pytest.raises(OSError, match="File too large"):
-                checkpoints.save(state_at(2, 50_000), {"train_seconds": 2.0})
-                for _ in range(10_000):
-                    checkpoints.check()
-                    time.sleep(0.01)
+            checkpoints.save(state_at(2, 50_000), {"train_seconds": 2.0})
+            for _ in range(10_000):
+                checkpoints.check()
+                time.sleep(0.01)
+            pytest.fail("the save that failed is not noticed")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with Checkpoints(tmp_path) as checkpoints:
         assert_is_state_at(1, checkpoints.restore_latest(state_at(0, 50_000)), size=50_000)
         checkpoints.save(state_at(2, 50_000), {"train_seconds": 2.0})
         checkpoints.wait()

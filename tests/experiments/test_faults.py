@@ -80,7 +80,8 @@ def assert_ended_as_if_nothing_had_happened(workdir, uninterrupted):
 
 def wait_until(condition, process):
     while not condition():
-        assert process.poll() is None, process.stderr.read()
+        if process.poll() is not None:
+            pytest.fail(f"the launch ended early: {process.communicate()[1]}")
         time.sleep(0.0005)
 
 
