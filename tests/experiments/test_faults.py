@@ -74,6 +74,8 @@ def assert_ended_as_if_nothing_had_happened(workdir, uninterrupted):
     assert figures(workdir) == figures(uninterrupted)
     for name in ("samples.png", "reconstructions.png", "kl_per_layer.png"):
         assert (workdir / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+    nll = f"{figures(uninterrupted)['nll']:.2f}"
+    assert nll in (workdir / "report.html").read_text()
     left = [path.name for path in (*workdir.glob(".*.tmp"), *unfinished_checkpoints(workdir))]
     assert not left
 
