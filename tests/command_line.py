@@ -1,5 +1,6 @@
 """Launches the command as its users do, and reads what a run has written."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -45,17 +46,21 @@ def launch(*arguments, devices=1, config="configs/digits.py", check=True):
     return finished
 
 
-def start(workdir, *arguments, devices=1, **options):
-    """Starts the training of the tiny run in `workdir` in the background."""
-    return subprocess.Popen(
+@contextlib.contextmanager
+def start(workdir, *arguments, devices=1):
+    """The training of the tiny run in `workdir`, in the background until the block ends."""
+    with subprocess.Popen(
         command(f"--workdir={workdir}", *TINY, *arguments),
         cwd=ROOT,
         env=environment(devices),
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        **options,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def environment(devices=1):
@@ -63,6 +68,7 @@ def environment(devices=1):
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": COMPILATION_CACHE.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -82,12 +82,12 @@ def test_a_finished_run_is_left_alone_and_can_be_evaluated_sampled_and_reported(
 def test_sigterm_saves_and_exits_cleanly_and_another_number_of_devices_resumes(finished, tmp_path):
     workdir = tmp_path / "stopped"
     slow = ("--config.training.checkpoint_every=1000 steps",)
-    process = start(workdir, *slow, devices=4)
-    while last_step(workdir) < 6:
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGTERM)
-    stderr = process.communicate(timeout=120)[1]
+    with start(workdir, *slow, devices=4) as process:
+        while last_step(workdir) < 6:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGTERM)
+        stderr = process.communicate(timeout=120)[1]
     assert process.returncode == 0
     assert "SIGTERM: saved at step" in stderr
     (step,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
