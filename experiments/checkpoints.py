@@ -1,26 +1,38 @@
 """Checkpoints of a run: asynchronous, atomic, the latest few and the best."""
 
+import contextlib
+import errno
+import itertools
+import json
+import math
+import os
 import pathlib
+import re
 import shutil
+import sys
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from experiments.errors import UserError
 from experiments.training import TrainState
 
 METRIC = "elbo"
+CHECKSUM = "checksum"
 
 
 class Checkpoints:
     """The folder `checkpoints/` of a workdir.
 
     Arrays are saved as host arrays, so that any number of devices can resume them. With several
-    processes the first one alone has it; it neither needs the others nor waits for them.
+    processes the first one alone has it; it neither needs the others nor waits for them. Orbax does
+    not notice a flipped bit in an array's file: each checkpoint holds a checksum of all that is
+    saved.
 
     Args:
         workdir: the run's folder.
@@ -34,6 +46,9 @@ class Checkpoints:
             raise UserError(f"there is no checkpoint in {workdir}; train first (--mode=train)")
         if not read_only:
             self.directory.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.directory.glob("*.orbax-checkpoint-tmp"):  # left by a kill
+                shutil.rmtree(unfinished)
+        self._check_metrics_files(set_aside=not read_only)
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(keep),
@@ -68,23 +83,43 @@ class Checkpoints:
         Args:
             state: the state after `state.step` updates.
             progress: JSON values to keep beside it.
-            validation_elbo: nats; checkpoints with one compete for the best.
+            validation_elbo: nats; checkpoints with a finite one compete for the best.
+
+        Raises:
+            OSError: this checkpoint or the one before could not be written.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(jax.tree.map(np.asarray, state)),
-                progress=ocp.args.JsonSave(progress),
-            ),
-            metrics=None if validation_elbo is None else {METRIC: validation_elbo},
-        )
+        if not self.directory.is_dir():  # orbax would create it, in a workdir that is no more
+            raise FileNotFoundError(errno.ENOENT, "deleted during the run", str(self.directory))
+        if validation_elbo is not None and not math.isfinite(validation_elbo):
+            validation_elbo = None
+        arrays = jax.tree.map(np.asarray, state)
+        checksum = _checksum(step, arrays, progress, validation_elbo)
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    progress=ocp.args.JsonSave({**progress, CHECKSUM: checksum}),
+                ),
+                metrics=None if validation_elbo is None else {METRIC: validation_elbo},
+            )
+
+    def check(self) -> None:
+        """Returns at once; raises the OSError of the last `save` if it has failed meanwhile."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
-        """Returns when the last `save` is on the disk."""
-        self._manager.wait_until_finished()
+        """Returns when the last `save` is on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
@@ -122,7 +157,8 @@ class Checkpoints:
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise UserError(
-                f"checkpoint {self.directory / str(step)} cannot be restored: {reason}"
+                f"checkpoint {self.directory / str(step)} cannot be restored: {reason}; "
+                "move it out of that folder to go on with the others"
             ) from error
         for (path, expected), (_, found) in zip(
             jax.tree.leaves_with_path(template),
@@ -135,7 +171,15 @@ class Checkpoints:
                     f"{jax.tree_util.keystr(path)} has the shape {np.shape(found)} instead of "
                     f"{np.shape(expected)}; choose another --workdir"
                 )
-        return restored.state, restored.progress
+        progress = dict(restored.progress)
+        recorded = progress.pop(CHECKSUM, None)  # earlier versions did not record it
+        found = _checksum(step, restored.state, progress, self.validation_elbo(step))
+        if recorded is not None and recorded != found:
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} is damaged: its checksum is {found} "
+                f"instead of {recorded}; move it out of that folder to go on with the others"
+            )
+        return restored.state, progress
 
     def restore_latest(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest readable checkpoint, or None where there is none at all.
@@ -146,31 +190,87 @@ class Checkpoints:
             UserError: there are checkpoints and none of them can be read.
         """
         steps = self.steps()
+        damaged: dict[int, UserError] = {}
         for step in reversed(steps):
             try:
                 restored = self.restore(template, step)
             except UserError as error:
-                logging.warning("%s; trying the one before", error)
+                damaged[step] = error
                 continue
-            for damaged in (other for other in steps if other > step):
-                shutil.move(
-                    self.directory / str(damaged), self.directory.parent / f"damaged-{damaged}"
-                )
+            for damaged_step, reason in damaged.items():
+                self._set_aside(damaged_step, reason)
             self._manager.reload()
             return restored
         if steps:
             raise UserError(
-                f"none of the checkpoints {steps} in {self.directory} can be restored; "
-                "they belong to another model or are damaged: choose another --workdir"
+                f"none of the checkpoints {steps} in {self.directory} can be restored "
+                f"({damaged[steps[-1]]}); they belong to another model or are damaged: choose "
+                "another --workdir"
+            )
+        set_aside = sorted(path.name for path in self.directory.parent.glob("damaged-*"))
+        if set_aside:
+            raise UserError(
+                f"there is no checkpoint in {self.directory} but those that were set aside as "
+                f"damaged ({', '.join(set_aside)}); choose another --workdir"
             )
         return None
 
+    def _check_metrics_files(self, set_aside: bool) -> None:
+        """Orbax reads the metrics of all checkpoints at once and stops at one that is damaged."""
+        for path in sorted(self.directory.glob("*/metrics/metrics")):
+            step = path.parents[1].name
+            if not step.isdecimal():
+                continue
+            try:
+                float(json.loads(path.read_bytes())[METRIC])
+            except (ValueError, TypeError, KeyError) as error:
+                damage = UserError(f"checkpoint {path.parents[1]} is damaged: {path} is not whole")
+                if not set_aside:
+                    raise damage from error
+                self._set_aside(int(step), damage)
+
+    def _set_aside(self, step: int, reason: UserError) -> None:
+        """Moves a checkpoint out of the folder, to a name that is free."""
+        workdir = self.directory.parent
+        names = itertools.chain(
+            [f"damaged-{step}"], (f"damaged-{step}-{i}" for i in itertools.count(2))
+        )
+        name = next(name for name in names if not (workdir / name).exists())
+        (self.directory / str(step)).rename(workdir / name)
+        message = " ".join(str(reason).split())
+        print(f"warning: {message}. It is set aside as {workdir / name}", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns the ValueErrors of tensorstore into the OSErrors that they stand for."""
+        try:
+            yield
+        except ValueError as error:
+            message = str(error)
+            if not re.match(r"[A-Z_]+: ", message):  # not the status of a file operation
+                raise
+            code = re.search(r"os_error_code='(\d+)'", message)
+            missing = message.startswith("NOT_FOUND")
+            number = int(code[1]) if code else errno.ENOENT if missing else errno.EIO
+            raise OSError(number, os.strerror(number), str(self.directory)) from error
+
     def close(self) -> None:
         """Waits for the last save and lets go of the folder."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _checksum(
+    step: int, state: TrainState, progress: dict[str, Any], validation_elbo: float | None
+) -> int:
+    """CRC-32 of all that a checkpoint holds; `step` is the name of its folder."""
+    checksum = zlib.crc32(json.dumps([step, progress, validation_elbo], sort_keys=True).encode())
+    for leaf in jax.tree.leaves(state):
+        checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
+    return checksum

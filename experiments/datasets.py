@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -164,9 +165,12 @@ def _num_validation_examples(dataset_config: ml_collections.ConfigDict, num_trai
 
 
 def _load_digits(dataset_config: ml_collections.ConfigDict) -> Dataset:
-    import sklearn.datasets
-
-    images = sklearn.datasets.load_digits().images.astype(np.uint8)[..., np.newaxis]
+    # Importing scikit-learn takes longer than all else up to the first step of a small run.
+    sklearn = importlib.util.find_spec("sklearn")
+    assert sklearn is not None and sklearn.origin is not None
+    file = pathlib.Path(sklearn.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 64 pixels and the label
+    images = rows[:, :-1].reshape(-1, 8, 8, 1)
     train, test = np.split(images, [_FIRST_TEST_DIGIT])
     train, validation = _split_validation(train, dataset_config)
     return Dataset("digits", train, validation, test, max_value=16)

@@ -8,10 +8,13 @@ A relaunch with the same workdir resumes by itself. On several hosts, one proces
     python -m experiments.main --config=configs/digits.py --distributed
 """
 
+import contextlib
+import errno
+import logging as python_logging
 import pathlib
 import shlex
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -74,6 +77,7 @@ def main(_: list[str]) -> None:
     from sere_jax.config import ConfigError
 
     logging.set_verbosity(logging.WARNING)
+    _silence_repeated_errors()
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(_config_argument()))
     command = shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
     try:
@@ -88,6 +92,11 @@ def main(_: list[str]) -> None:
         _fail(str(error), USER_ERROR)
     except run.TrainingDivergedError as error:
         _fail(str(error), DIVERGED)
+    except OSError as error:
+        message = _system_error(error, workdir)
+        if _is_one_of_several():
+            multihost.exit_with(message, USER_ERROR)
+        _fail(message, USER_ERROR)
     except Exception as error:
         if not _is_one_of_several():
             raise
@@ -162,8 +171,39 @@ def _config_argument() -> str:
     return config_flags.get_config_filename(flags.FLAGS["config"])
 
 
+def _system_error(error: OSError, workdir: pathlib.Path) -> str:
+    """What the system refused, where, and the way out."""
+    reason = error.strerror or str(error) or type(error).__name__
+    file = f" ({error.filename})" if error.filename else ""
+    has_config = (workdir / "config.json").exists()  # orbax may just have created the folder anew
+    if error.errno == errno.ENOENT and str(workdir) in file and not has_config:
+        return f"--workdir={workdir} was deleted or moved during the run; put it back to resume"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"--workdir={workdir}: the disk is full, or a limit on it is reached: {reason}{file}; "
+            "the last complete checkpoint is safe: make room, and the same command resumes"
+        )
+    return (
+        f"--workdir={workdir}: {reason}{file}; the last complete checkpoint is safe: mend this, "
+        "and the same command resumes"
+    )
+
+
+def _silence_repeated_errors() -> None:
+    """Orbax raises the first error of a checkpoint and logs it and those that follow besides."""
+    for name in ("absl", "asyncio"):
+        python_logging.getLogger(name).setLevel(python_logging.CRITICAL)
+
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = report
+
+
 def _fail(message: str, exit_code: int) -> NoReturn:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr may be a file on the same full disk
+        print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(exit_code)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import socket
+import struct
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
@@ -41,6 +45,13 @@ def open_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_temporary_files(directory: str | os.PathLike[str]) -> None:
+    """Removes what `open_atomically` leaves in `directory` if its process is killed."""
+    for temporary in Path(directory).glob(".*.tmp"):
         temporary.unlink(missing_ok=True)
 
 
@@ -70,7 +81,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     the list is empty.
 
     Raises:
-        UserError: a line other than the last one is not a JSON object.
+        UserError: a line other than the last one is not a JSON object with a step.
     """
     path = Path(workdir) / METRICS_FILE
     if not path.exists():
@@ -82,11 +93,11 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             record = None
-        if isinstance(record, dict):
+        if isinstance(record, dict) and "step" in record:
             records.append(record)
         elif number < len(lines):
             raise UserError(
-                f"{path}: line {number} is not a JSON object; only the last line may be torn. "
+                f"{path}: line {number} is not a record; only the last line may be torn. "
                 "Delete that line to read the others."
             )
     return records
@@ -97,7 +108,8 @@ class MetricsLogger:
 
     Each line of `metrics.jsonl` is a JSON object with `step`, `epoch` and `split`, then the
     metrics. It reaches the operating system before `write` returns, so that a killed run loses
-    none. TensorBoard follows within seconds.
+    none. TensorBoard follows within seconds, written by the same thread: an error of the disk, too,
+    is raised here.
 
     A metric that is NaN or infinite is null in `metrics.jsonl`, which stays valid JSON;
     TensorBoard gets the value itself, and marks it on the curve.
@@ -117,19 +129,15 @@ class MetricsLogger:
         self._enabled = write
         if not write:
             return
-        from tensorboardX import SummaryWriter
-
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         _drop_records_after(resume_step, workdir)
         self._file = (workdir / METRICS_FILE).open("ab")
-        # The suffix keeps two event files of the same second apart.
-        self._tensorboard = SummaryWriter(
-            str(workdir / TENSORBOARD_DIRECTORY),
-            purge_step=resume_step + 1,
-            flush_secs=_TENSORBOARD_FLUSH_SECONDS,
-            filename_suffix=f".from_step_{resume_step}",
-        )
+        try:
+            self._tensorboard = _TensorBoardFile(workdir / TENSORBOARD_DIRECTORY, resume_step)
+        except OSError:
+            self._file.close()
+            raise
 
     def write(
         self,
@@ -157,23 +165,28 @@ class MetricsLogger:
         values = {name: _numbers(name, value) for name, value in metrics.items()}
         record = {"step": int(step), "epoch": float(epoch), "split": split, **values}
         line = json.dumps(_to_json(record), allow_nan=False)
+        if os.fstat(self._file.fileno()).st_nlink == 0:  # writing would succeed and be lost
+            raise FileNotFoundError(errno.ENOENT, "deleted during the run", self._file.name)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
 
+        scalars = {}
         for name, value in values.items():
             if isinstance(value, float):
-                self._tensorboard.add_scalar(f"{split}/{name}", value, int(step))
+                scalars[f"{split}/{name}"] = value
                 continue
             num_digits = len(str(len(value)))
             for index, item in enumerate(value, start=1):
-                tag = f"{split}_{name}/{index:0{num_digits}d}"
-                self._tensorboard.add_scalar(tag, item, int(step))
+                scalars[f"{split}_{name}/{index:0{num_digits}d}"] = item
+        self._tensorboard.write(int(step), scalars)
 
     def close(self) -> None:
         """Flushes and closes both logs; closing again does nothing."""
         if self._enabled:
-            self._file.close()
-            self._tensorboard.close()
+            try:
+                self._file.close()
+            finally:
+                self._tensorboard.close()
 
     def __enter__(self) -> MetricsLogger:
         """Returns the logger itself."""
@@ -187,6 +200,47 @@ class MetricsLogger:
     ) -> None:
         """Closes the logger."""
         self.close()
+
+
+class _TensorBoardFile:
+    """An event file: TFRecords, each a length, its CRC, an event and its CRC.
+
+    tensorboardX's own writer has a thread that dies of a full disk, and then waits for it for ever.
+    """
+
+    def __init__(self, directory: Path, resume_step: int) -> None:
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        directory.mkdir(parents=True, exist_ok=True)
+        # The suffix keeps two event files of the same second apart.
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._file = (directory / f"{name}.from_step_{resume_step}").open("wb")
+        self._last_flush = time.monotonic()
+        self._write_event(file_version="brain.Event:2")
+        # TensorBoard drops what an earlier session logged from this step on.
+        self._write_event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._file.flush()
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._write_event(step=step, summary=Summary(value=values))
+        if time.monotonic() - self._last_flush > _TENSORBOARD_FLUSH_SECONDS:
+            self._file.flush()
+            self._last_flush = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write_event(self, **fields: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        event = Event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack("<Q", len(event))
+        for part in (length, event):
+            self._file.write(part + struct.pack("<I", masked_crc32c(part)))
 
 
 def progress_bar(

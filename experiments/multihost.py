@@ -188,13 +188,13 @@ def exit_at_once(error: BaseException) -> NoReturn:
     gone and end as well.
     """
     if re.search("gloo|nccl|unavailable|coordination service", str(error), re.IGNORECASE):
-        _exit(
+        exit_with(
             f"another process of the run was lost ({_first_line(error)}); start all processes "
             "anew: the same command resumes from the last checkpoint",
             LOST_PROCESS,
         )
     traceback.print_exception(error)
-    _exit(f"process {jax.process_index()} failed; the others end as well", 1)
+    exit_with(f"process {jax.process_index()} failed; the others end as well", 1)
 
 
 def _check_port_is_free(coordinator_address):
@@ -211,14 +211,15 @@ def _check_port_is_free(coordinator_address):
 
 def _nobody_there(coordinator_address, timeout):
     address = coordinator_address or "the address that was detected"
-    _exit(
+    exit_with(
         f"not all processes of the run were connected within {timeout:g} seconds; start all of "
         f"them, process 0 at {address}, where the others must be able to reach it",
         USER_ERROR,
     )
 
 
-def _exit(message, exit_code) -> NoReturn:
+def exit_with(message: str, exit_code: int) -> NoReturn:
+    """Ends this process with one line, and without waiting for the others."""
     print("error:", message, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -36,6 +36,7 @@ from experiments.workdir import (
     RESULTS_FILE,
     check_can_hold,
     check_configuration_of,
+    check_same_configuration,
     exclusive,
     git_commit,
     record_configuration,
@@ -117,6 +118,8 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
         if not multihost.json_of_first_process(is_evaluated):
             _evaluate(experiment, workdir, checkpoints, command)
         elif is_first_process():
+            _save_curves(workdir)  # a kill may have come between results and report
+            write_report(workdir)
             print(f"{workdir} is complete; see {workdir / 'report.html'}")
 
 
@@ -208,6 +211,7 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
         progress = {
             "train_seconds": train_seconds,
             "dataset_fingerprint": experiment.dataset.fingerprint,
+            "config": json.loads(json.dumps(config.to_dict())),
         }
         checkpoints.save(state, progress, validation_elbo)
 
@@ -225,6 +229,8 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
             num_steps = min(boundary - step % boundary for boundary in boundaries)
             state, metrics = dispatch(state, images, num_steps)
             metrics = jax.tree.map(float, metrics)
+            if is_first_process():
+                checkpoints.check()
             seconds = time.perf_counter() - started
             train_seconds += seconds
             step += num_steps
@@ -270,9 +276,13 @@ def _resume(experiment, workdir, checkpoints):
     def restore():
         restored = checkpoints.restore_latest(experiment.state_template())
         if restored is None:
+            _check_nothing_is_lost(experiment, workdir)
             return experiment.init_state(), {"train_seconds": 0.0}
         state, progress = restored
         _check_same_data(experiment, workdir, progress)
+        if "config" in progress:  # earlier versions did not record it
+            subject = f"checkpoint {checkpoints.directory / str(int(state.step))} is of a run"
+            check_same_configuration(subject, progress["config"], experiment.config)
         logging.info("resuming %s at step %d", workdir, int(state.step))
         return restored
 
@@ -284,6 +294,18 @@ def _restore_on_first_process(experiment, restore):
     """The state and progress that `restore` returns in process 0, in all processes."""
     state, progress = on_first_process(restore) or (experiment.state_template(), None)
     return multihost.arrays_of_first_process(state), multihost.json_of_first_process(progress)
+
+
+def _check_nothing_is_lost(experiment, workdir):
+    """A run without a checkpoint starts over, unless it must have had one."""
+    logged = max((record["step"] for record in read_metrics(workdir)), default=0)
+    # The second save waits for the first one, and comes before the records of later steps.
+    second_save = 2 * experiment.duration_in_steps("checkpoint_every")
+    if logged > second_save or (workdir / RESULTS_FILE).exists():
+        raise UserError(
+            f"--workdir={workdir} was trained to step {logged} but has no checkpoint any more; put "
+            "its folder checkpoints/ back, or choose another --workdir"
+        )
 
 
 def _check_same_data(experiment, workdir, progress):
@@ -347,8 +369,11 @@ def _is_evaluated(experiment, workdir):
     path = workdir / RESULTS_FILE
     if not path.exists():
         return False
-    results = json.loads(path.read_text())
-    return results["evaluation"] == experiment.config.evaluation.to_dict()
+    try:
+        results = json.loads(path.read_text())
+        return results["evaluation"] == experiment.config.evaluation.to_dict()
+    except (ValueError, TypeError, KeyError):  # damaged: evaluated anew
+        return False
 
 
 def _evaluate(experiment, workdir, checkpoints, command):

@@ -123,10 +123,11 @@ def create_train_dispatch(
             DEVICES,
         )
         norm = optax.tree.norm(gradients)
-        proceed = jnp.isfinite(norm) & jnp.isfinite(means.value)
-        proceed &= state.consecutive_skips < training.max_consecutive_skips
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        proceed = jnp.isfinite(norm) & jnp.isfinite(means.value)
+        proceed &= jnp.isfinite(optax.tree.norm(params))
+        proceed &= state.consecutive_skips < training.max_consecutive_skips
         decay = jnp.minimum(training.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema_params = jax.tree.map(
             lambda average, new: average + (1.0 - decay) * (new - average),

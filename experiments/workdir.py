@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.configuration import differences
 from experiments.errors import UserError
-from experiments.metrics import write_json_atomically
+from experiments.metrics import remove_temporary_files, write_json_atomically
 
 CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
@@ -49,6 +49,7 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
                 f"--workdir={workdir} is in use by another process; wait for it, or choose "
                 "another --workdir"
             ) from error
+        remove_temporary_files(workdir)
         yield
 
 
@@ -95,11 +96,25 @@ def check_configuration_of(workdir: pathlib.Path, config: Any) -> None:
         raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
     if not isinstance(recorded, dict):
         raise UserError(f"{path} holds no configuration; choose another --workdir")
+    check_same_configuration(f"--workdir={workdir} holds a run", recorded, config)
+
+
+def check_same_configuration(subject: str, recorded: Any, config: Any) -> None:
+    """Checks that what was recorded is the configuration `config`.
+
+    Args:
+        subject: what was recorded, for the message.
+        recorded: the configuration then, from JSON.
+        config: the configuration now.
+
+    Raises:
+        UserError: fields differ; the message names them.
+    """
     changed = differences(json.loads(json.dumps(config.to_dict())), recorded, FREE_FIELDS)
     if changed:
         shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
         raise UserError(
-            f"--workdir={workdir} holds a run with another configuration ({shown}); "
+            f"{subject} with another configuration ({shown}); "
             "choose another --workdir, or use the configuration it was started with"
         )
 

@@ -1,4 +1,4 @@
-"""Small data sets in the formats of the genuine ones, and a local server to download them from."""
+"""A tiny run, small data sets in the formats of the genuine ones, and a server to download from."""
 
 import dataclasses
 import functools
@@ -15,6 +15,15 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from command_line import train
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The workdir of a tiny run that nothing interrupted; not to be changed."""
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    train(workdir)
+    return workdir
 
 
 @dataclasses.dataclass(frozen=True)

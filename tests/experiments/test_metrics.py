@@ -7,6 +7,8 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -169,6 +171,40 @@ def test_refused_metrics_leave_the_file_as_it_was(tmp_path, metrics, message):
         with pytest.raises(ValueError, match=message):
             logger.write(1, 0.0, "train", {"elbo": -1.0} | metrics)
         assert read_metrics(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a file that is always full")
+def test_an_error_of_the_disk_is_raised_whichever_log_meets_it(tmp_path):
+    """Each thread of its own, and each log that waits for one, could hide it."""
+    for full in ("metrics.jsonl", "tensorboard"):
+        workdir = tmp_path / f"run-{len(full)}"
+        threads = threading.active_count()
+        logger = MetricsLogger(workdir, resume_step=0)
+        assert threading.active_count() == threads
+        path = max(
+            path
+            for path in workdir.rglob("*")
+            if path.is_file() and full in str(path.relative_to(workdir))
+        )
+        (descriptor,) = (
+            int(link.name)
+            for link in Path("/proc/self/fd").iterdir()
+            if link.is_symlink() and os.path.realpath(link) == str(path.resolve())
+        )
+        with open("/dev/full", "wb") as always_full:
+            os.dup2(always_full.fileno(), descriptor)
+        with pytest.raises(OSError, match="No space left"):
+            for step in range(1, 200):
+                logger.write(step, 0.0, "train", {"elbo": 1.0})
+        with suppress(OSError):
+            logger.close()
+
+
+def test_a_log_that_was_deleted_is_an_error(tmp_path):
+    with MetricsLogger(tmp_path, resume_step=0) as logger:
+        (tmp_path / "metrics.jsonl").unlink()
+        with pytest.raises(FileNotFoundError, match="deleted during the run"):
+            logger.write(1, 0.0, "train", {"elbo": 1.0})
 
 
 def test_close_can_be_repeated(tmp_path):

@@ -126,6 +126,16 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted_and_training_goes_o
     assert np.isfinite(float(metrics.objective))
 
 
+def test_an_update_that_would_leave_parameters_that_are_not_finite_is_skipped():
+    _, dispatch, state, images = create(optimizer=optax.sgd(1e38))
+    before = host(state)
+    state, metrics = dispatch(state, images, 1)
+    assert np.isfinite(float(metrics.max_gradient_norm)) and float(metrics.count) == 0
+    assert int(state.skipped_steps) == 1
+    for part in ("params", "ema_params", "opt_state"):
+        assert_same_bits(getattr(before, part), getattr(state, part))
+
+
 def test_after_too_many_skips_in_a_row_nothing_is_updated_any_more():
     _, dispatch, state, images = create(
         kl_weight=lambda step: jnp.where(step < 3, jnp.nan, 1.0), max_consecutive_skips=2
