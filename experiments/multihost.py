@@ -101,7 +101,7 @@ def on_every_process(function: Callable[[], T]) -> T:
         UserError, ConfigError: of `function`; with several processes a UserError with the message
             of the first one in which it failed.
     """
-    num_processes = jax.process_count()
+    num_processes = parallel.num_processes()
     if num_processes == 1:
         return function()
     message = None
@@ -129,7 +129,7 @@ def on_first_process(function: Callable[[], T]) -> T | None:
 
 def json_of_first_process(value: Any) -> Any:
     """The JSON value of process 0, in all processes."""
-    return value if jax.process_count() == 1 else _json_of_process(0, value)
+    return value if parallel.num_processes() == 1 else _json_of_process(0, value)
 
 
 def arrays_of_first_process(tree: Any) -> Any:
@@ -138,7 +138,7 @@ def arrays_of_first_process(tree: Any) -> Any:
     Args:
         tree: arrays, whose shapes and types are the same in all processes.
     """
-    if jax.process_count() == 1:
+    if parallel.num_processes() == 1:
         return tree
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     received = parallel.from_process(0, [_to_words(leaf.tobytes()) for leaf in leaves])
@@ -162,6 +162,8 @@ def check_same(what: str, value: Any, describe: Callable[[Any, Any], str]) -> No
     Raises:
         UserError: in all processes, if one has a different value.
     """
+    if parallel.num_processes() == 1:
+        return
     expected = json_of_first_process(value)
 
     def check():
@@ -176,7 +178,7 @@ def check_same(what: str, value: Any, describe: Callable[[Any, Any], str]) -> No
 
 def any_signal(signal_number: int | None) -> int | None:
     """The signal that one of the processes has received, in all of them; None without one."""
-    if jax.process_count() == 1:
+    if parallel.num_processes() == 1:
         return signal_number
     return parallel.maximum(signal_number or 0) or None
 

@@ -50,8 +50,21 @@ def num_devices() -> int:
     Raises:
         UserError: JAX finds none, say because JAX_PLATFORMS names a kind that is not there.
     """
+    return _ask(jax.device_count)
+
+
+def num_processes() -> int:
+    """Processes of the run, one a host.
+
+    Raises:
+        UserError: JAX finds no devices.
+    """
+    return _ask(jax.process_count)
+
+
+def _ask(count):
     try:
-        return jax.device_count()
+        return count()
     except RuntimeError as error:
         raise UserError(
             f"JAX finds no devices ({error}); set JAX_PLATFORMS=cpu, or leave it unset"

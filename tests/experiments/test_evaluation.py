@@ -10,6 +10,8 @@ from configs import base
 from experiments.evaluation import Evaluator, bits_per_dim, standard_error
 from experiments.parallel import replicate
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def model():

@@ -1,21 +1,17 @@
 """Runs of two processes on this machine, launched as their users launch them."""
 
 import json
-import os
-import pathlib
 import re
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from command_line import ROOT, command, environment, last_step, logged, saved_arrays
 
-ROOT = pathlib.Path(__file__).parents[2]
 NUM_STEPS = 120
 TINY = (
     "--config.model.num_layers=4",
@@ -33,22 +29,14 @@ TINY = (
     "--config.evaluation.num_examples=31",
     "--config.sampling.num_images=4",
 )
-COMPILATION_CACHE = tempfile.TemporaryDirectory()  # the launches compile the same programs
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 GUARD_SECONDS = 300  # against hanging
 
 
 def start(*arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.main", "--config=configs/digits.py", *arguments],
+        command(*arguments),
         cwd=ROOT,
-        env={
-            **os.environ,
-            "XLA_FLAGS": QUICK_TO_COMPILE,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": COMPILATION_CACHE.name,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        },
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -91,11 +79,7 @@ def finish(*processes):
 
 
 def wait_for_step(workdir, step, processes):
-    path = workdir / "metrics.jsonl"
-    while True:
-        steps = re.findall(r'^{"step": (\d+),', path.read_text() if path.exists() else "", re.M)
-        if steps and int(steps[-1]) >= step:
-            return
+    while last_step(workdir) < step:
         for process in processes:
             assert process.poll() is None, process.communicate()
         time.sleep(0.001)
@@ -106,28 +90,9 @@ def train_in_one_process(workdir):
     assert exit_code == 0, stderr
 
 
-def saved_arrays(workdir):
-    """All arrays of the last checkpoint by name, read with orbax alone."""
-    directory = workdir / "checkpoints" / str(NUM_STEPS) / "state"
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(directory.absolute())
-    flat = {}
-
-    def collect(prefix, node):
-        items = node.items() if isinstance(node, dict) else enumerate(node)
-        for name, value in items:
-            if isinstance(value, (dict, list, tuple)):
-                collect(f"{prefix}/{name}", value)
-            elif value is not None:
-                flat[f"{prefix}/{name}"] = np.asarray(value)
-
-    collect("", tree)
-    return flat
-
-
 def assert_same_run(workdir, other):
     """The same but for rounding: the tolerance of one run on different numbers of devices."""
-    arrays, expected = saved_arrays(workdir), saved_arrays(other)
+    arrays, expected = saved_arrays(workdir, NUM_STEPS), saved_arrays(other, NUM_STEPS)
     assert arrays.keys() == expected.keys() and len(arrays) > 50
     for name, array in expected.items():
         np.testing.assert_allclose(arrays[name], array, rtol=1e-2, atol=2e-4, err_msg=name)
@@ -153,10 +118,6 @@ def assert_same_results(results, expected):
 
 def results_of(workdir):
     return json.loads((workdir / "results.json").read_text())
-
-
-def logged(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +239,7 @@ def python(code, *arguments):
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
