@@ -21,6 +21,8 @@ _TYPES: dict[type, str] = {
     tuple: "a tuple such as (8, 8, 1)",
 }
 
+_MODES_OF_SEVERAL_PROCESSES = ("train", "evaluate")
+
 
 class CommandLineError(Exception):
     """A mistake in the command line or in the file that it names. The message is one line."""
@@ -92,6 +94,46 @@ def load(argument: str) -> Any:
             "mend it: a configuration is a file with get_config(variant) that returns a "
             "ConfigDict, like configs/base.py"
         ) from error
+
+
+def check_processes(
+    mode: str, address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Checks the flags of one process of several.
+
+    Args:
+        mode: --mode.
+        address: --coordinator_address; None, as the next two, where JAX is to detect it.
+        num_processes: --num_processes.
+        process_id: --process_id.
+
+    Raises:
+        CommandLineError: they do not fit together, or one is impossible.
+    """
+    if mode not in _MODES_OF_SEVERAL_PROCESSES:
+        raise CommandLineError(
+            f"--mode={mode} is the work of one process; leave out --distributed, "
+            "--coordinator_address, --num_processes and --process_id"
+        )
+    if address is None and num_processes is None and process_id is None:
+        return
+    if address is None or num_processes is None or process_id is None:
+        raise CommandLineError(
+            "--coordinator_address=HOST:PORT, --num_processes and --process_id go together; "
+            "give all three, or --distributed alone (on TPU pods, Slurm and Open MPI)"
+        )
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise CommandLineError(
+            f"--coordinator_address={address} is not HOST:PORT, for example localhost:12345"
+        )
+    if num_processes < 1:
+        raise CommandLineError(f"--num_processes={num_processes} must be at least 1")
+    if not 0 <= process_id < num_processes:
+        raise CommandLineError(
+            f"--process_id={process_id} must be one of 0 .. {num_processes - 1} "
+            f"(--num_processes={num_processes})"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,10 @@
-"""The one exception whose message is meant for the user of the command line."""
+"""Errors that are meant for the user of the command line, and how those of the system are told."""
+
+import errno
+import logging
+import pathlib
+import sys
+from typing import Any
 
 
 class UserError(Exception):
@@ -6,3 +12,33 @@ class UserError(Exception):
 
     The message names the value, what is allowed and the way out.
     """
+
+
+def explain_system_error(error: OSError, workdir: pathlib.Path) -> str:
+    """What the system refused to a run in `workdir`, where, and the way out, in one line."""
+    reason = error.strerror or str(error) or type(error).__name__
+    file = f" ({error.filename})" if error.filename else ""
+    has_config = (workdir / "config.json").exists()  # orbax may just have created the folder anew
+    if error.errno == errno.ENOENT and str(workdir) in file and not has_config:
+        return f"--workdir={workdir} was deleted or moved during the run; put it back to resume"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"--workdir={workdir}: the disk is full, or a limit on it is reached: {reason}{file}; "
+            "the last complete checkpoint is safe: make room, and the same command resumes"
+        )
+    return (
+        f"--workdir={workdir}: {reason}{file}; the last complete checkpoint is safe: mend this, "
+        "and the same command resumes"
+    )
+
+
+def silence_repeated_errors() -> None:
+    """Orbax raises the first error of a checkpoint and logs it and those that follow besides."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = report

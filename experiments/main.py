@@ -9,12 +9,10 @@ A relaunch with the same workdir resumes by itself. On several hosts, one proces
 """
 
 import contextlib
-import errno
-import logging as python_logging
 import pathlib
 import shlex
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -22,7 +20,6 @@ from ml_collections import config_flags
 from experiments import command_line
 
 _MODES = ("train", "evaluate", "sample", "report")
-_MODES_OF_SEVERAL_PROCESSES = ("train", "evaluate")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -73,11 +70,11 @@ def main(_: list[str]) -> None:
 
     host_memory.keep_freed_memory()
 
-    from experiments.errors import UserError
+    from experiments.errors import UserError, explain_system_error, silence_repeated_errors
     from sere_jax.config import ConfigError
 
     logging.set_verbosity(logging.WARNING)
-    _silence_repeated_errors()
+    silence_repeated_errors()
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(_config_argument()))
     command = shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
     try:
@@ -93,7 +90,7 @@ def main(_: list[str]) -> None:
     except run.TrainingDivergedError as error:
         _fail(str(error), DIVERGED)
     except OSError as error:
-        message = _system_error(error, workdir)
+        message = explain_system_error(error, workdir)
         if _is_one_of_several():
             multihost.exit_with(message, USER_ERROR)
         _fail(message, USER_ERROR)
@@ -111,6 +108,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error below
     try:
         remaining = command_line.parse(argv)
+        if _is_one_of_several():
+            command_line.check_processes(_MODE.value, *_process_flags())
     except command_line.CommandLineError as error:
         _fail(str(error), USER_ERROR)
     if remaining[1:]:
@@ -123,40 +122,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             f"{default_workdir(_config_argument())}",
             USER_ERROR,
         )
-    _check_processes()
     return argv
-
-
-def _check_processes() -> None:
-    address, num_processes, process_id = _process_flags()
-    if _is_one_of_several() and _MODE.value not in _MODES_OF_SEVERAL_PROCESSES:
-        _fail(
-            f"--mode={_MODE.value} is the work of one process; leave out --distributed, "
-            "--coordinator_address, --num_processes and --process_id",
-            USER_ERROR,
-        )
-    if address is None and num_processes is None and process_id is None:
-        return
-    if address is None or num_processes is None or process_id is None:
-        _fail(
-            "--coordinator_address=HOST:PORT, --num_processes and --process_id go together; "
-            "give all three, or --distributed alone (on TPU pods, Slurm and Open MPI)",
-            USER_ERROR,
-        )
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        _fail(
-            f"--coordinator_address={address} is not HOST:PORT, for example localhost:12345",
-            USER_ERROR,
-        )
-    if num_processes < 1:
-        _fail(f"--num_processes={num_processes} must be at least 1", USER_ERROR)
-    if not 0 <= process_id < num_processes:
-        _fail(
-            f"--process_id={process_id} must be one of 0 .. {num_processes - 1} "
-            f"(--num_processes={num_processes})",
-            USER_ERROR,
-        )
 
 
 def _process_flags() -> tuple[str | None, int | None, int | None]:
@@ -164,41 +130,11 @@ def _process_flags() -> tuple[str | None, int | None, int | None]:
 
 
 def _is_one_of_several() -> bool:
-    return _DISTRIBUTED.value or _COORDINATOR_ADDRESS.value is not None
+    return _DISTRIBUTED.value or any(value is not None for value in _process_flags())
 
 
 def _config_argument() -> str:
     return config_flags.get_config_filename(flags.FLAGS["config"])
-
-
-def _system_error(error: OSError, workdir: pathlib.Path) -> str:
-    """What the system refused, where, and the way out."""
-    reason = error.strerror or str(error) or type(error).__name__
-    file = f" ({error.filename})" if error.filename else ""
-    has_config = (workdir / "config.json").exists()  # orbax may just have created the folder anew
-    if error.errno == errno.ENOENT and str(workdir) in file and not has_config:
-        return f"--workdir={workdir} was deleted or moved during the run; put it back to resume"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return (
-            f"--workdir={workdir}: the disk is full, or a limit on it is reached: {reason}{file}; "
-            "the last complete checkpoint is safe: make room, and the same command resumes"
-        )
-    return (
-        f"--workdir={workdir}: {reason}{file}; the last complete checkpoint is safe: mend this, "
-        "and the same command resumes"
-    )
-
-
-def _silence_repeated_errors() -> None:
-    """Orbax raises the first error of a checkpoint and logs it and those that follow besides."""
-    for name in ("absl", "asyncio"):
-        python_logging.getLogger(name).setLevel(python_logging.CRITICAL)
-
-    def report(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            sys.__unraisablehook__(unraisable)
-
-    sys.unraisablehook = report
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
