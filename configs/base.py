@@ -42,11 +42,14 @@ def get_config(variant: str = "") -> ConfigDict:
     model.couple_data = True
     model.couple_data_to_prior = False
     model.bijector = "rank_one_affine"
-    model.data_layer = "bernoulli"  # bernoulli (binarized images), gaussian (dequantized ones)
+    # bernoulli: binarized images; gaussian: dequantized ones; discretized_logistic_mixture: 0..255
+    model.data_layer = "bernoulli"
     model.data_scale = 0.0  # standard deviation of gaussian data; 0: learned
-    model.network = "mlp"  # mlp, linear
+    model.num_mixtures = 10  # of discretized logistics
+    model.network = "mlp"  # mlp, resnet, linear
     model.hidden_size = 200
     model.num_hidden_layers = 2
+    model.rematerialize = False  # less memory, a third more work
     model.sigma_min = 0.1
     model.sigma_max = 2.0
     model.condition_residual_on_latents = True

@@ -102,6 +102,13 @@ def create_experiment(config: Any) -> Experiment:
             f"config.model.data_shape={tuple(config.model.data_shape)} does not fit the images of "
             f"{config.dataset.name!r}, which have the shape {dataset.image_shape}"
         )
+    data_layer = config.model.data_layer
+    if data_layer == "discretized_logistic_mixture" and dataset.max_value != 255:
+        raise UserError(
+            f"config.model.data_layer={data_layer!r} models the values 0 to 255, the images of "
+            f"{config.dataset.name!r} have 0 to {dataset.max_value}; choose 'bernoulli' or "
+            "'gaussian'"
+        )
     if batch_size > len(dataset.train):
         raise UserError(
             f"config.training.batch_size={batch_size} exceeds the {len(dataset.train)} training "

@@ -5,6 +5,8 @@ Everything random is keyed by (seed, step, place in the global batch), never by 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 
 from sere_jax.config import ModelConfig
 
@@ -66,3 +68,9 @@ def to_data_space(images: Array, keys: Array, config: ModelConfig, max_value: in
     if config.data_layer == "gaussian":
         return dequantize(images, keys, max_value)
     return images
+
+
+def to_grey_levels(x: npt.ArrayLike, config: ModelConfig) -> np.ndarray:
+    """x in data space, or expectations of it, as float32 in [0, 1], for pictures."""
+    levels = np.asarray(x, np.float32)
+    return levels / 255.0 if config.data_layer == "discretized_logistic_mixture" else levels

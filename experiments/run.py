@@ -22,6 +22,7 @@ from experiments.configuration import differences
 from experiments.errors import UserError
 from experiments.evaluation import bits_per_dim, standard_error
 from experiments.experiment import Experiment, count_parameters, create_experiment
+from experiments.input_pipeline import to_grey_levels
 from experiments.metrics import (
     MetricsLogger,
     open_atomically,
@@ -448,7 +449,9 @@ def _save_pictures(experiment, workdir, params, terms):
     x, keys = experiment.evaluator.to_data_space(images, np.arange(len(images)))
     reconstructions = sere_jax.reconstruct(experiment.model, params, x, keys, expected=True)
     figures.save_reconstructions(
-        np.asarray(x), np.asarray(reconstructions), workdir / "reconstructions.png"
+        to_grey_levels(x, experiment.model.config),
+        to_grey_levels(reconstructions, experiment.model.config),
+        workdir / "reconstructions.png",
     )
 
 
@@ -460,7 +463,8 @@ def _save_samples(experiment, workdir, params):
         np.asarray(sere_jax.sample(experiment.model, params, key, num_images, expected=as_expected))
         for as_expected in (False, True)
     )
-    figures.save_image_grid(expected, workdir / "samples.png")
+    pictures = to_grey_levels(expected, experiment.model.config)
+    figures.save_image_grid(pictures, workdir / "samples.png")
     return images, expected
 
 

@@ -17,7 +17,7 @@ class ModelConfig:
     Attributes:
         data_shape: (height, width, channels) of one image.
         num_layers: L, the number of blocks of x and of latent layers.
-        latent_shape: shape of the latent code of one layer; (10,) for `mlp`.
+        latent_shape: shape of the latent code of one layer: (10,), or (8, 8, 2) for maps.
         partition: how x is cut into L blocks: `raster`, `checkerboard` or `tiles`.
         context: k, every layer sees the codes z_{l-k} .. z_{l-1}; 1 is the paper.
         data_context: j, a data layer sees the blocks x_{l-j} .. x_{l-1}; 1 is the paper, L is all.
@@ -28,10 +28,13 @@ class ModelConfig:
         bijector: name of the bijective layer.
         data_layer: name of the data layer.
         data_scale: standard deviation of `gaussian` data; 0: learned, pixel by pixel.
-        network: family of the neural networks: `mlp`, or `linear` for affine maps.
-        hidden_size: width of their hidden layers.
-        num_hidden_layers: number of the hidden layers of `mlp`, at least 2; an encoder of the whole
-            image has one more.
+        num_mixtures: components of `discretized_logistic_mixture`.
+        network: family of the neural networks: `mlp`, `resnet`, or `linear` for affine maps.
+        hidden_size: width of their hidden layers, or channels of their maps.
+        num_hidden_layers: number of hidden layers, at least 2; an encoder of the whole image has
+            one more. Of `resnet` all but the first are residual blocks.
+        rematerialize: compute hidden layers anew in the backward pass instead of keeping them:
+            less memory, about a third more work.
         sigma_min: lower bound on the prior's scale (0: none).
         sigma_max: upper bound on the prior's scale.
         condition_residual_on_latents: the posterior's residual sees z_{l-1} as well as x.
@@ -50,9 +53,11 @@ class ModelConfig:
     bijector: str = "rank_one_affine"
     data_layer: str = "bernoulli"
     data_scale: float = 0.0
+    num_mixtures: int = 10
     network: str = "mlp"
     hidden_size: int = 200
     num_hidden_layers: int = 2
+    rematerialize: bool = False
     sigma_min: float = 0.1
     sigma_max: float = 2.0
     condition_residual_on_latents: bool = True
@@ -64,7 +69,14 @@ class ModelConfig:
             object.__setattr__(self, field, value)
         _require_positive_ints("data_shape", self.data_shape, length=3)
         _require_positive_ints("latent_shape", self.latent_shape)
-        for field in ("num_layers", "context", "data_context", "hidden_size", "num_hidden_layers"):
+        for field in (
+            "num_layers",
+            "context",
+            "data_context",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_mixtures",
+        ):
             _require_positive_ints(field, (getattr(self, field),), shown=getattr(self, field))
         for field in (
             "couple_prior",
@@ -72,6 +84,7 @@ class ModelConfig:
             "couple_data",
             "couple_data_to_prior",
             "condition_residual_on_latents",
+            "rematerialize",
         ):
             value = getattr(self, field)
             if not isinstance(value, bool):

@@ -6,6 +6,7 @@ data layer, derive from `DataLayer` and enter it in `DATA_LAYERS`.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from sere_jax.network import create_features, create_network
 Array = jax.Array
 
 MIN_SCALE = 1e-3  # of Gaussian pixels whose scale is learned
+MAX_LOG_SCALE = 7.0  # of logistics, in units of half the range of values; and its negative
+HALF_RANGE = 127.5  # of 0..255
 
 
 class DataLayer(nn.Module):
@@ -31,14 +34,13 @@ class DataLayer(nn.Module):
     block_shape: tuple[int, int, int]
 
     @property
-    def parameters_per_value(self) -> int:
-        """How many parameters γ the distribution has per value of the block."""
-        return 1
+    def parameters_per_pixel(self) -> int:
+        """How many parameters γ the distribution has per pixel: here one a channel."""
+        return self.block_shape[-1]
 
     def setup(self):
         """Creates γ¹ and, where the layer sees previous blocks, δγ."""
-        height, width, channels = self.block_shape
-        shape = (height, width, channels * self.parameters_per_value)
+        shape = (*self.block_shape[:2], self.parameters_per_pixel)
         self.base = create_network(self.config, shape, bounded=False)
         if self.config.couple_data:
             self.observed = create_features(
@@ -53,7 +55,7 @@ class DataLayer(nn.Module):
         return self.observed(self.to_network(previous), 4)
 
     def __call__(self, z: Array, offset: Array | None) -> Array:
-        """γ [..., h, w, channels * parameters_per_value] from z [..., *latent_shape]."""
+        """γ [..., h, w, parameters_per_pixel] from z [..., *latent_shape]."""
         event_ndims = len(self.config.latent_shape)
         parameters = self.base(z, event_ndims, None)
         if self.config.couple_data:
@@ -100,9 +102,9 @@ class GaussianDataLayer(DataLayer):
     """
 
     @property
-    def parameters_per_value(self) -> int:
-        """The mean, and the scale where it is learned."""
-        return 1 if self.config.data_scale else 2
+    def parameters_per_pixel(self) -> int:
+        """A mean for each channel, and a scale where it is learned."""
+        return self.block_shape[-1] * (1 if self.config.data_scale else 2)
 
     def log_prob(self, parameters: Array, block: Array) -> Array:
         """log N(x; mean, scale²) in nats of each pixel, for real x."""
@@ -127,8 +129,103 @@ class GaussianDataLayer(DataLayer):
         return mean, MIN_SCALE + jax.nn.softplus(raw_scale)
 
 
+class DiscretizedLogisticMixtureDataLayer(DataLayer):
+    """Pixels of 256 values, a mixture of discretized logistics (Salimans et al. 2017, section 2).
+
+    x is uint8, or floats that hold its values. A pixel draws one of `config.num_mixtures`
+    components for all of its channels; in it each channel is logistic, rounded to the nearest of
+    the 256 values, with all that lies beyond 0 and 255 in these two. Its mean is shifted by the
+    values of the channels before it (red, green, blue).
+    """
+
+    @property
+    def parameters_per_pixel(self) -> int:
+        """Of each component: weight; mean and scale of each channel; a shift for each pair."""
+        channels = self.block_shape[-1]
+        return self.config.num_mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
+
+    def to_network(self, x: Array) -> Array:
+        """0..255 to [-1, 1]."""
+        return x.astype(jnp.float32) / HALF_RANGE - 1.0
+
+    def log_prob(self, parameters: Array, block: Array) -> Array:
+        """log P(x_l | γ) in nats of each pixel, [..., h, w, 1]."""
+        mixture = self._mixture(parameters)
+        values = self.to_network(block)[..., None, :]
+        log_prob = jnp.zeros(())
+        for channel, log_scale in enumerate(mixture.log_scales):
+            mean = mixture.mean(channel, values)
+            inverse_scale = jnp.exp(-log_scale)
+            centered = values[..., channel] - mean
+            upper = inverse_scale * (centered + 0.5 / HALF_RANGE)
+            lower = inverse_scale * (centered - 0.5 / HALF_RANGE)
+            # log(σ(a) - σ(b)) = log σ(a) + log σ(-b) + log(1 - exp(b - a)), stable everywhere; at
+            # 0 the lower end of the bin is -infinity, at 255 the upper one infinity.
+            inside = jnp.log(-jnp.expm1(-inverse_scale / HALF_RANGE))
+            is_lowest, is_highest = block[..., None, channel] == 0, block[..., None, channel] == 255
+            log_prob += jnp.where(is_highest, 0.0, jax.nn.log_sigmoid(upper))
+            log_prob += jnp.where(is_lowest, 0.0, jax.nn.log_sigmoid(-lower))
+            log_prob += jnp.where(is_lowest | is_highest, 0.0, inside)
+        return jax.nn.logsumexp(mixture.log_weights + log_prob, axis=-1, keepdims=True)
+
+    def sample(self, parameters: Array, key: Array) -> Array:
+        """A block of uint8."""
+        mixture = self._mixture(parameters)
+        component_key, value_key = jax.random.split(key)
+        chosen = jax.random.categorical(component_key, mixture.log_weights)[..., None]
+        noise = jax.random.logistic(value_key, (*chosen.shape[:-1], self.block_shape[-1]))
+        values = jnp.zeros((*chosen.shape, self.block_shape[-1]))
+        for channel, log_scale in enumerate(mixture.log_scales):
+            mean = mixture.mean(channel, values)
+            value = jnp.take_along_axis(mean, chosen, axis=-1)
+            scale = jnp.exp(jnp.take_along_axis(log_scale, chosen, axis=-1))
+            value += scale * noise[..., channel, None]
+            value = jnp.clip(jnp.round((value + 1.0) * HALF_RANGE), 0.0, 255.0)
+            values = values.at[..., channel].set(self.to_network(value))
+        return jnp.round((values[..., 0, :] + 1.0) * HALF_RANGE).astype(jnp.uint8)
+
+    def mean(self, parameters: Array) -> Array:
+        """Mean of the components' means, in 0..255; values beyond it are moved to its ends."""
+        mixture = self._mixture(parameters)
+        values = jnp.zeros((*mixture.log_weights.shape, self.block_shape[-1]))
+        for channel in range(self.block_shape[-1]):
+            mean = jnp.clip(mixture.mean(channel, values), -1.0, 1.0)
+            values = values.at[..., channel].set(mean)
+        weights = jnp.exp(mixture.log_weights)[..., None]
+        return (jnp.sum(weights * values, axis=-2) + 1.0) * HALF_RANGE
+
+    def _mixture(self, parameters):
+        channels, num = self.block_shape[-1], self.config.num_mixtures
+        pieces = jnp.split(parameters, parameters.shape[-1] // num, axis=-1)
+        log_weights, pieces = jax.nn.log_softmax(pieces[0]), pieces[1:]
+        log_scales = [
+            jnp.clip(piece, -MAX_LOG_SCALE, MAX_LOG_SCALE)
+            for piece in pieces[channels : 2 * channels]
+        ]
+        shifts = [jnp.tanh(piece) for piece in pieces[2 * channels :]]
+        return _Mixture(log_weights, pieces[:channels], log_scales, shifts)
+
+
+class _Mixture(NamedTuple):
+    """Parameters of discretized logistics, each [..., h, w, num_mixtures]."""
+
+    log_weights: Array
+    means: list[Array]  # of each channel, before it is shifted
+    log_scales: list[Array]  # of each channel
+    shifts: list[Array]  # of each pair of channels: (1, 0), (2, 0), (2, 1), ...
+
+    def mean(self, channel: int, values: Array) -> Array:
+        """Means of a channel given values [..., h, w, 1 or num_mixtures, channels] in [-1, 1]."""
+        first = channel * (channel - 1) // 2
+        mean = self.means[channel]
+        for before in range(channel):
+            mean = mean + self.shifts[first + before] * values[..., before]
+        return mean
+
+
 DATA_LAYERS: dict[str, type[DataLayer]] = {
     "bernoulli": BernoulliDataLayer,
+    "discretized_logistic_mixture": DiscretizedLogisticMixtureDataLayer,
     "gaussian": GaussianDataLayer,
 }
 

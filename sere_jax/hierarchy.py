@@ -217,6 +217,16 @@ class Hierarchy(nn.Module):
         return jnp.zeros((*batch_shape, self.config.data_context, *self.partition.block_shape))
 
     def _all_at_once(self, method, in_axes):
+        """Maps a method without a carry over the layers; None in `in_axes`: the same for all."""
+        if self.config.network == "resnet":
+            # Batched over layers, convolutions with different kernels are slow everywhere.
+            in_axes = tuple(nn.broadcast if axis is None else axis for axis in in_axes)
+
+            def step(layer, carry, *arguments):
+                return carry, method(layer, *arguments)
+
+            scanned = self._one_after_another(step, in_axes)
+            return lambda layer, *arguments: scanned(layer, None, *arguments)[1]
         return nn.vmap(
             method,
             in_axes=in_axes,
@@ -225,10 +235,13 @@ class Hierarchy(nn.Module):
             split_rngs={"params": True},
         )
 
-    def _one_after_another(self, method):
+    def _one_after_another(self, method, in_axes=0):
+        if self.config.rematerialize:
+            method = nn.remat(method, prevent_cse=False)
         return nn.scan(
             method,
             length=self.config.num_layers,
+            in_axes=in_axes,
             variable_axes={"params": 0},
             split_rngs={"params": True},
         )

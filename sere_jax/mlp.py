@@ -1,0 +1,126 @@
+"""Multilayer perceptrons, and networks without nonlinearities."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sere_jax.config import ModelConfig
+
+Array = jax.Array
+
+
+def head_initializer(scale: float) -> nn.initializers.Initializer:
+    """Kernel initializer of an output layer, `scale` times the usual deviation; 0 gives zeros."""
+    if scale == 0:
+        return nn.initializers.zeros_init()
+    return nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
+
+
+class MLPFeatures(nn.Module):
+    """An image, or a window of blocks, to the offset of an `MLPNetwork`.
+
+    Attributes:
+        config: the model's configuration.
+        num_hidden_layers: hidden layers before the one that the offset is added to.
+    """
+
+    config: ModelConfig
+    num_hidden_layers: int
+
+    @nn.compact
+    def __call__(self, inputs: Array, event_ndims: int) -> Array:
+        """inputs [..., *event] with `event_ndims` axes in the event, to [..., hidden_size]."""
+        hidden = flatten(inputs, event_ndims)
+        for _ in range(self.num_hidden_layers):
+            hidden = nn.elu(nn.Dense(self.config.hidden_size)(hidden))
+        return nn.Dense(self.config.hidden_size)(hidden)
+
+
+class MLPNetwork(nn.Module):
+    """Codes, an offset, or both, to the parameters of a layer.
+
+    Attributes:
+        config: the model's configuration.
+        output_shape: event shape of the result.
+        head_scale: scale of the initial output weights.
+        bounded: whether the codes pass through a tanh first. In the recurrence z_{l-1} -> z_l it
+            bounds what a large code can do to the next one, which keeps it from diverging.
+    """
+
+    config: ModelConfig
+    output_shape: tuple[int, ...]
+    head_scale: float = 1.0
+    bounded: bool = True
+
+    @nn.compact
+    def __call__(self, codes: Array | None, event_ndims: int, offset: Array | None) -> Array:
+        """Applies the network.
+
+        Args:
+            codes: [..., *event], or None: the layer does not see any.
+            event_ndims: number of axes of the event of `codes`.
+            offset: [..., hidden_size] from `MLPFeatures`, added to the last hidden layer before
+                its activation, or None.
+
+        Returns:
+            [..., *output_shape]; without inputs, learned constants of that shape without a batch.
+        """
+        if codes is None and offset is None:
+            return self.param("constant", nn.initializers.zeros_init(), self.output_shape)
+        terms = [] if offset is None else [offset]
+        if codes is not None:
+            terms.append(self._hidden(flatten(codes, event_ndims), use_bias=offset is None))
+        hidden = self._activation(sum(terms[1:], terms[0]))
+        kernel_init = head_initializer(self.head_scale)
+        head = nn.Dense(math.prod(self.output_shape), kernel_init=kernel_init)(hidden)
+        return head.reshape(*head.shape[:-1], *self.output_shape)
+
+    def _activation(self, hidden):
+        return nn.elu(hidden)
+
+    def _hidden(self, codes, use_bias):
+        """The last hidden layer of the codes, before its activation."""
+        size = self.config.hidden_size
+        hidden = nn.Dense(size)(codes)
+        hidden = jnp.tanh(hidden) if self.bounded else nn.elu(hidden)
+        for _ in range(self.config.num_hidden_layers - 2):
+            hidden = nn.elu(nn.Dense(size)(hidden))
+        return nn.Dense(size, use_bias=use_bias)(hidden)
+
+
+class LinearFeatures(nn.Module):
+    """`MLPFeatures` without hidden layers: one affine map of the image.
+
+    Attributes:
+        config: the model's configuration.
+        num_hidden_layers: ignored.
+    """
+
+    config: ModelConfig
+    num_hidden_layers: int = 0
+
+    @nn.compact
+    def __call__(self, inputs: Array, event_ndims: int) -> Array:
+        """inputs [..., *event] with `event_ndims` axes in the event, to [..., hidden_size]."""
+        return nn.Dense(self.config.hidden_size)(flatten(inputs, event_ndims))
+
+
+class LinearNetwork(MLPNetwork):
+    """`MLPNetwork` without nonlinearities: parameters are affine in codes and image.
+
+    Its rank is bounded by `hidden_size`. Means are affine; where scales do not depend on the inputs
+    either, the model is a linear Gaussian one, whose likelihood and posterior are known exactly.
+    """
+
+    def _activation(self, hidden):
+        return hidden
+
+    def _hidden(self, codes, use_bias):
+        return nn.Dense(self.config.hidden_size, use_bias=use_bias)(codes)
+
+
+def flatten(inputs: Array, event_ndims: int) -> Array:
+    """[..., *event] to [..., size of the event]."""
+    return inputs.reshape(*inputs.shape[: inputs.ndim - event_ndims], -1)

@@ -1,0 +1,228 @@
+"""Residual networks: convolutional where codes are maps, dense where they are vectors.
+
+With `latent_shape` (h, w, c) everything is computed on maps of h x w positions; images enter by
+moving the pixels of each position to its channels. With `latent_shape` (n,) codes and
+blocks are vectors, and only the encoder of the whole image is convolutional.
+"""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sere_jax.config import ConfigError, ModelConfig
+from sere_jax.mlp import flatten, head_initializer
+
+Array = jax.Array
+
+KERNEL_SIZE = 3
+
+
+class Conv(nn.Module):
+    """3x3 convolution with zero padding, over maps [..., h, w, channels].
+
+    Attributes:
+        features: channels of the result.
+        kernel_scale: scale of the initial kernel.
+    """
+
+    features: int
+    kernel_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, maps: Array) -> Array:
+        """maps [..., h, w, channels] to [..., h, w, features]."""
+        shape = (KERNEL_SIZE, KERNEL_SIZE, maps.shape[-1], self.features)
+        kernel = self.param("kernel", head_initializer(self.kernel_scale), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        batch = maps.reshape(-1, *maps.shape[-3:])
+        return convolve(batch, kernel).reshape(*maps.shape[:-1], self.features) + bias
+
+
+def convolve(maps: Array, kernel: Array) -> Array:
+    """Correlates maps [B, h, w, c] with a kernel [3, 3, c, d], zero-padded to [B, h, w, d]."""
+    if jax.default_backend() != "cpu":
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(maps, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+    # In a loop, XLA's gradient of a convolution on CPUs is twenty times slower than nine products.
+    batch, height, width, channels = maps.shape
+    padded = jnp.pad(maps, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    total = jnp.zeros((batch * height * width, kernel.shape[-1]), maps.dtype)
+    for i, j in itertools.product(range(KERNEL_SIZE), repeat=2):
+        shifted = padded[:, i : i + height, j : j + width]
+        total += shifted.reshape(-1, channels) @ kernel[i, j]
+    return total.reshape(batch, height, width, -1)
+
+
+class ResidualBlock(nn.Module):
+    """x + f(x) with two layers, each after an ELU.
+
+    Attributes:
+        convolutional: whether x is a map [..., h, w, channels] or a vector [..., channels].
+    """
+
+    convolutional: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Keeps the shape."""
+        change = x
+        for kernel_scale in (1.0, 0.1):
+            change = nn.elu(change)
+            if self.convolutional:
+                change = Conv(x.shape[-1], kernel_scale)(change)
+            else:
+                change = nn.Dense(x.shape[-1], kernel_init=head_initializer(kernel_scale))(change)
+        return x + change
+
+
+class ResNetFeatures(nn.Module):
+    """An image, or a window of blocks, to the offset of a `ResNetNetwork`.
+
+    Attributes:
+        config: the model's configuration.
+        num_hidden_layers: number of residual blocks.
+    """
+
+    config: ModelConfig
+    num_hidden_layers: int
+
+    @nn.compact
+    def __call__(self, inputs: Array, event_ndims: int) -> Array:
+        """Applies the network.
+
+        Args:
+            inputs: images [..., height, width, c] or windows of blocks [..., j, h, w, c].
+            event_ndims: 3 or 4.
+
+        Returns:
+            [..., h, w, hidden_size] where codes are maps, else [..., hidden_size].
+        """
+        size = self.config.hidden_size
+        if not _codes_are_maps(self.config) and event_ndims != 3:
+            return self._blocks(nn.Dense(size)(flatten(inputs, event_ndims)), convolutional=False)
+        if event_ndims == 4:
+            inputs = _window_to_channels(inputs, event_ndims)
+        maps = self._blocks(Conv(size)(space_to_depth(inputs, self._grid(inputs))), True)
+        return maps if _codes_are_maps(self.config) else nn.Dense(size)(flatten(nn.elu(maps), 3))
+
+    def _blocks(self, x, convolutional):
+        for _ in range(self.num_hidden_layers):
+            x = ResidualBlock(convolutional)(x)
+        return x
+
+    def _grid(self, images):
+        """Height and width of the maps that images are processed at."""
+        if _codes_are_maps(self.config):
+            return self.config.latent_shape[:2]
+        height, width = images.shape[-3:-1]
+        for factor in (4, 2):
+            # Below 4 x 4 positions a convolution sees nothing but the border.
+            if not (height % factor or width % factor) and min(height, width) >= 4 * factor:
+                return height // factor, width // factor
+        return height, width
+
+
+class ResNetNetwork(nn.Module):
+    """Codes, an offset, or both, to the parameters of a layer.
+
+    Attributes:
+        config: the model's configuration; `num_hidden_layers - 1` residual blocks.
+        output_shape: event shape of the result.
+        head_scale: scale of the initial output weights.
+        bounded: whether the codes pass through a tanh first, as in `MLPNetwork`.
+    """
+
+    config: ModelConfig
+    output_shape: tuple[int, ...]
+    head_scale: float = 1.0
+    bounded: bool = True
+
+    @nn.compact
+    def __call__(self, codes: Array | None, event_ndims: int, offset: Array | None) -> Array:
+        """Applies the network.
+
+        Args:
+            codes: [..., *event], or None: the layer does not see any.
+            event_ndims: number of axes of the event of `codes`: those of `latent_shape`, and one
+                more for a window of codes.
+            offset: from `ResNetFeatures`, added to the first hidden layer, or None.
+
+        Returns:
+            [..., *output_shape]; without inputs, learned constants of that shape without a batch.
+        """
+        if codes is None and offset is None:
+            return self.param("constant", nn.initializers.zeros_init(), self.output_shape)
+        terms = [] if offset is None else [offset]
+        if codes is not None:
+            terms.append(self._hidden(codes, event_ndims))
+        convolutional = _codes_are_maps(self.config)
+        hidden = sum(terms[1:], terms[0])
+        for _ in range(self.config.num_hidden_layers - 1):
+            hidden = ResidualBlock(convolutional)(hidden)
+        channels = self.output_shape[-1] if convolutional else math.prod(self.output_shape)
+        head = nn.Dense(channels, kernel_init=head_initializer(self.head_scale))(nn.elu(hidden))
+        if not convolutional:
+            return head.reshape(*head.shape[:-1], *self.output_shape)
+        if head.shape[-3:] != self.output_shape:
+            raise ConfigError(
+                f"config.model.latent_shape={self.config.latent_shape} has codes on a "
+                f"{head.shape[-3]}x{head.shape[-2]} grid, but the blocks of x are "
+                f"{self.output_shape[0]}x{self.output_shape[1]}; with network='resnet' choose "
+                f"latent_shape=({self.output_shape[0]}, {self.output_shape[1]}, channels), or a "
+                "vector"
+            )
+        return head
+
+    def _hidden(self, codes, event_ndims):
+        size = self.config.hidden_size
+        if _codes_are_maps(self.config):
+            if event_ndims == 4:
+                codes = _window_to_channels(codes, event_ndims)
+            hidden = Conv(size)(codes)
+        else:
+            hidden = nn.Dense(size)(flatten(codes, event_ndims))
+        return nn.Dense(size)(jnp.tanh(hidden) if self.bounded else nn.elu(hidden))
+
+
+def space_to_depth(images: Array, grid: tuple[int, int]) -> Array:
+    """Moves the pixels of each position of a grid to its channels.
+
+    Args:
+        images: [..., height, width, c].
+        grid: (h, w).
+
+    Returns:
+        [..., h, w, height/h * width/w * c].
+
+    Raises:
+        ConfigError: the grid does not divide the image.
+    """
+    *batch_shape, height, width, channels = images.shape
+    rows, columns = grid
+    if height % rows or width % columns:
+        raise ConfigError(
+            f"config.model.latent_shape has codes on a {rows}x{columns} grid, which does not "
+            f"divide {height}x{width} pixels; with network='resnet' choose another one, or a vector"
+        )
+    cells = images.reshape(*batch_shape, rows, height // rows, columns, width // columns, channels)
+    cells = jnp.moveaxis(cells, -4, -3)
+    return cells.reshape(*batch_shape, rows, columns, -1)
+
+
+def _codes_are_maps(config):
+    """Whether `latent_shape` is (h, w, c)."""
+    if len(config.latent_shape) not in (1, 3):
+        raise ConfigError(
+            f"config.model.latent_shape={config.latent_shape} must be (height, width, channels) or "
+            "(size,) with network='resnet'"
+        )
+    return len(config.latent_shape) == 3
+
+
+def _window_to_channels(window, event_ndims):
+    """[..., k, h, w, c] to [..., h, w, k * c]."""
+    window = jnp.moveaxis(window, -event_ndims, -2)
+    return window.reshape(*window.shape[:-2], -1)
