@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import base, digits, mnist_mlp
+from configs import base, cifar_checkerboard, digits, mnist_mlp
 from experiments.configuration import RULES, check_configuration, differences
 from experiments.errors import UserError
 
@@ -92,7 +92,11 @@ def test_a_missing_field_is_refused_by_name():
 
 @pytest.mark.parametrize(
     ("module", "variant"),
-    [(base, ""), (digits, ""), *((mnist_mlp, variant) for variant in mnist_mlp.VARIANTS)],
+    [
+        (base, ""),
+        (digits, ""),
+        *((module, v) for module in (mnist_mlp, cifar_checkerboard) for v in module.VARIANTS),
+    ],
 )
 def test_configurations_of_the_project_are_valid_and_locked(module, variant):
     config = module.get_config(variant)
@@ -102,7 +106,7 @@ def test_configurations_of_the_project_are_valid_and_locked(module, variant):
         config.model.hiden_size = 3
 
 
-@pytest.mark.parametrize("module", [base, digits, mnist_mlp])
+@pytest.mark.parametrize("module", [base, digits, mnist_mlp, cifar_checkerboard])
 def test_an_unknown_variant_is_refused_with_the_choices(module):
     with pytest.raises(ValueError, match="unknown variant 'nope'; choose one of: .*none"):
         module.get_config("nope")

@@ -49,7 +49,7 @@ def test_gaussian_log_prob_samples_and_mean_are_those_of_scipy(tiny_config, data
         tiny_config(data_layer="gaussian", data_scale=data_scale), BLOCK_SHAPE
     )
     num_samples = 20_000
-    parameters = 2 * random_values(1, 2, layer.parameters_per_value)
+    parameters = 2 * random_values(1, 2, layer.parameters_per_pixel)
     mean = parameters[..., :1]
     scale = data_scale or MIN_SCALE + np.log1p(np.exp(parameters[..., 1:]))
     keys = jax.random.split(jax.random.key(0), num_samples)
@@ -76,6 +76,126 @@ def test_a_learned_gaussian_scale_is_bounded_below(tiny_config):
     highest = layer.log_prob(parameters, np.zeros((1, 1, 1), np.float32))
 
     np.testing.assert_allclose(highest, -np.log(MIN_SCALE * np.sqrt(2 * np.pi)), rtol=1e-5)
+
+
+def logistic_mixture(tiny_config, channels, num_mixtures=3, scale=1.0, seed=1):
+    """A layer for one pixel and random parameters [1, 1, P], some components very narrow."""
+    config = tiny_config(data_layer="discretized_logistic_mixture", num_mixtures=num_mixtures)
+    layer = create_data_layer(config, (1, 1, channels))
+    parameters = np.random.default_rng(seed).normal(size=(1, 1, layer.parameters_per_pixel))
+    return layer, (scale * parameters).astype(np.float32)
+
+
+def reference_log_prob(parameters, pixel, num_mixtures=3):
+    """log P of one pixel in float64, straight from the definition (Salimans et al. 2017)."""
+    channels = len(pixel)
+    logits, *rest = np.split(np.asarray(parameters, np.float64).ravel(), parameters.size // 3)
+    means, log_scales, shifts = np.split(np.array(rest), [channels, 2 * channels])
+    pairs = [(1, 0), (2, 0), (2, 1)]
+    edges = (np.arange(257) - 0.5) / 127.5 - 1
+    edges[0], edges[-1] = -np.inf, np.inf
+    values = np.array(pixel) / 127.5 - 1
+    total = 0
+    for k in range(num_mixtures):
+        probability = special.softmax(logits)[k]
+        for channel in range(channels):
+            mean = means[channel, k]
+            for (to, by), shift in zip(pairs, shifts, strict=False):
+                if to == channel:
+                    mean = mean + np.tanh(shift[k]) * values[by]
+            scale = np.exp(np.clip(log_scales[channel, k], -7, 7))
+            value = pixel[channel]
+            lower, upper = (edges[value : value + 2] - mean) / scale
+            probability *= special.expit(upper) - special.expit(lower)
+        total += probability
+    return np.log(total)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0, 30.0])
+def test_probabilities_of_the_values_of_a_channel_sum_to_those_of_the_channels_before(
+    tiny_config, scale
+):
+    """Σ_b P(r, g, b) = P(r, g), Σ_g P(r, g) = P(r), Σ_r P(r) = 1."""
+    _, parameters = logistic_mixture(tiny_config, 3, scale=scale)
+    weights, red, green, blue, *others = np.split(parameters, 10, axis=-1)
+    (red_scale, green_scale, _), (by_red, _, _) = others[:3], others[3:]
+    of_channels = {
+        1: [weights, red, red_scale],
+        2: [weights, red, green, red_scale, green_scale, by_red],
+        3: [parameters],
+    }
+
+    def probability(pixels):
+        channels = pixels.shape[-1]
+        layer, _ = logistic_mixture(tiny_config, channels)
+        parameters = np.concatenate(of_channels[channels], axis=-1)
+        log_prob = layer.log_prob(parameters, pixels.reshape(-1, 1, 1, channels))
+        return np.exp(np.asarray(log_prob, np.float64)).ravel()
+
+    values = np.arange(256, dtype=np.uint8)[:, None]
+    assert probability(values).sum() == pytest.approx(1, abs=1e-5)
+    for before in ([0], [77], [255], [0, 0], [255, 13], [90, 200]):
+        pixels = np.concatenate([np.tile(np.uint8(before), (256, 1)), values], axis=1)
+        expected = probability(np.uint8([before])).item()
+        assert probability(pixels).sum() == pytest.approx(expected, rel=1e-3, abs=1e-9)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_logistic_mixture_is_that_of_the_definition(tiny_config, channels):
+    layer, parameters = logistic_mixture(tiny_config, channels, scale=1.5)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 1, channels), np.uint8)
+    pixels[:10][pixels[:10] < 128] = 0
+    pixels[:10][pixels[:10] >= 128] = 255
+
+    ours = np.asarray(layer.log_prob(parameters, pixels))
+
+    assert ours.shape == (40, 1, 1, 1)
+    expected = [reference_log_prob(parameters, pixel.ravel()) for pixel in pixels]
+    np.testing.assert_allclose(ours.ravel(), expected, rtol=1e-4, atol=1e-4)
+    as_floats = layer.log_prob(parameters, pixels.astype(np.float32))
+    np.testing.assert_array_equal(ours, as_floats)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
+def test_logistic_mixture_is_finite_with_finite_gradients_everywhere(tiny_config, scale):
+    layer, parameters = logistic_mixture(tiny_config, 3, scale=scale)
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 1, 1, 3), np.uint8)
+    pixels[0], pixels[1] = 0, 255
+
+    def total(parameters):
+        return layer.log_prob(parameters, pixels).sum()
+
+    value, gradient = jax.jit(jax.value_and_grad(total))(parameters)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def test_samples_of_logistic_mixtures_are_as_frequent_as_their_probabilities(tiny_config):
+    num_samples, channels = 100_000, 3
+    layer, parameters = logistic_mixture(tiny_config, channels, scale=1.0, seed=3)
+    keys = jax.random.split(jax.random.key(0), num_samples)
+
+    pixels = np.asarray(jax.jit(jax.vmap(layer.sample, (None, 0)))(parameters, keys))
+
+    assert pixels.dtype == np.uint8 and pixels.shape == (num_samples, 1, 1, channels)
+    # Importance weights of a uniform proposal: the mean of 256^3 P(x) f(x) is E[f].
+    uniform = np.random.default_rng(1).integers(0, 256, pixels.shape, np.uint8)
+    weights = np.exp(np.asarray(jax.jit(layer.log_prob)(parameters, uniform), np.float64)).ravel()
+    weights *= 256.0**channels
+    for statistic in (lambda p: p[..., 0] > p[..., 1], lambda p: p[..., 2] > 100.0):
+        estimate, sampled = weights * statistic(uniform).ravel(), statistic(pixels).ravel()
+        error = np.hypot(estimate.std(), sampled.std()) / np.sqrt(num_samples)
+        assert abs(estimate.mean() - sampled.mean()) < 4.5 * error < 0.2
+
+
+def test_the_mean_of_a_narrow_logistic_mixture_is_where_its_samples_are(tiny_config):
+    layer, parameters = logistic_mixture(tiny_config, 3, num_mixtures=1)
+    parameters[..., 1:4] = np.array([-0.5, 0.1, 0.3])
+    parameters[..., 4:7] = -6.0
+    keys = jax.random.split(jax.random.key(0), 2000)
+
+    pixels = np.asarray(jax.vmap(layer.sample, (None, 0))(parameters, keys), np.float64)
+
+    np.testing.assert_allclose(layer.mean(parameters)[0, 0], pixels.mean((0, 1, 2)), atol=0.5)
 
 
 def parameters_function(config, random_module, seed=0):

@@ -120,20 +120,33 @@ def test_each_part_of_a_layer_sees_exactly_what_its_flags_couple(
                 assert (influence == 0).all(), (output, name)
 
 
-@pytest.mark.parametrize("context", [1, 2])
+@pytest.mark.parametrize(
+    ("context", "overrides"),
+    [
+        (1, {}),
+        (2, {}),
+        (2, {"network": "resnet", "partition": "checkerboard", "latent_shape": (1, 2, 1)}),
+    ],
+    ids=["one code", "two codes", "two codes, residual networks"],
+)
 def test_posterior_given_the_last_codes_and_the_image_is_independent_of_older_codes(
-    random_model, context
+    random_model, context, overrides
 ):
     """∂q_l/∂z_m, by the chain rule from the noise that drives both: (∂q/∂noise) (∂z/∂noise)⁻¹."""
     num_layers, num_latents = 4, 2
     model, params = random_model(
-        data_shape=(2, 4, 1), num_layers=num_layers, context=context, couple_data_to_prior=True
+        data_shape=(2, 4, 1),
+        num_layers=num_layers,
+        context=context,
+        couple_data_to_prior=True,
+        **overrides,
     )
     size = num_layers * num_latents
 
     def codes_and_posterior(noise):
-        out = model.apply({"params": params}, x, noise.reshape(1, num_layers, num_latents))
-        posterior = jnp.concatenate([out.posterior_mean, out.posterior_scale], axis=-1)
+        noise = noise.reshape(1, num_layers, *model.config.latent_shape)
+        out = model.apply({"params": params}, x, noise)
+        posterior = jnp.stack([out.posterior_mean, out.posterior_scale], axis=2)
         return out.z.reshape(size), posterior.reshape(2 * size)
 
     with jax.enable_x64(True):

@@ -455,6 +455,18 @@ def gaussian_kl(shift, covariance, prior_covariance):
             id="tiles, longer context, no bijector",
         ),
         pytest.param({"network": "linear"}, id="linear networks"),
+        pytest.param({"network": "resnet", **EVERYTHING}, id="residual networks on vectors"),
+        pytest.param(
+            {
+                "network": "resnet",
+                "data_shape": (2, 4, 1),
+                "num_layers": 4,
+                "partition": "tiles",
+                "latent_shape": (1, 2, 1),
+                **EVERYTHING,
+            },
+            id="residual networks on maps",
+        ),
     ],
 )
 def test_probabilities_of_all_images_sum_to_one_and_are_those_of_samples(random_model, overrides):

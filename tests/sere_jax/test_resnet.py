@@ -1,0 +1,105 @@
+"""Residual networks: the convolution against that of XLA, and what may be combined."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sere_jax
+from sere_jax.resnet import convolve, space_to_depth
+
+MAPS = {
+    "network": "resnet",
+    "data_shape": (4, 4, 2),
+    "num_layers": 4,
+    "partition": "checkerboard",
+    "latent_shape": (2, 2, 3),
+}
+
+
+def random_values(*shape, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4, 2), (1, 1, 1, 3), (2, 1, 6, 1)], ids=str)
+def test_convolution_and_its_gradients_are_those_of_xla(shape):
+    maps, kernel = random_values(*shape), random_values(3, 3, shape[-1], 4)
+    cotangent = random_values(*shape[:-1], 4, seed=2)
+
+    def reference(maps, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(maps, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+    def value_and_gradients(function):
+        value, pull_back = jax.vjp(function, maps, kernel)
+        return value, *pull_back(cotangent)
+
+    ours, expected = value_and_gradients(convolve), value_and_gradients(reference)
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_space_to_depth_puts_the_pixels_of_a_cell_into_its_channels():
+    images = random_values(3, 4, 6, 2)
+
+    cells = space_to_depth(images, (2, 3))
+
+    assert cells.shape == (3, 2, 3, 8)
+    for row, column in itertools.product(range(2), range(3)):
+        cell = images[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        np.testing.assert_array_equal(cells[:, row, column], cell.reshape(3, 8))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"latent_shape": (4, 4, 3)}, ["(4, 4, 3)", "4x4 grid", "2x2", "(2, 2, channels)"]),
+        ({"latent_shape": (3, 2, 3)}, ["3x2 grid", "does not divide 4x4 pixels"]),
+        ({"latent_shape": (2, 2)}, ["(2, 2)", "(height, width, channels) or (size,)"]),
+    ],
+    ids=str,
+)
+def test_codes_that_do_not_fit_the_blocks_are_refused(tiny_config, overrides, words):
+    with pytest.raises(sere_jax.ConfigError) as refusal:
+        sere_jax.create_model(tiny_config(**{**MAPS, **overrides}))
+    for word in ["latent_shape", *words]:
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize("latent_shape", [(2, 2, 3), (3,)], ids=["maps", "vectors"])
+def test_rematerialization_changes_neither_values_nor_gradients(random_model, latent_shape):
+    overrides = {**MAPS, "latent_shape": latent_shape}
+    x = (random_values(5, 4, 4, 2) > 0).astype(np.float32)
+    results = []
+    for rematerialize in (False, True):
+        model, params = random_model(**overrides, rematerialize=rematerialize)
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss(params, model=model):
+            return jnp.mean(sere_jax.elbo(model, params, x, jax.random.key(0)))
+
+        results.append(loss(params))
+        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == rematerialize
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *results)
+
+
+def test_a_code_reaches_the_positions_around_it(random_model):
+    """Convolutions keep what is local local: a code of one corner, seen by the next layer."""
+    model, params = random_model(
+        **{**MAPS, "data_shape": (32, 32, 1), "num_layers": 4, "latent_shape": (16, 16, 1)}
+    )
+
+    def next_prior_mean(noise):
+        x = jnp.zeros((1, 32, 32, 1))
+        return model.apply({"params": params}, x, noise).prior_mean[0, 1, :, :, 0]
+
+    noise = jnp.zeros((1, 4, 16, 16, 1))
+    corner = noise.at[0, 0, 0, 0, 0].set(1.0)
+    _, change = jax.jit(lambda v: jax.jvp(next_prior_mean, (noise,), (v,)))(corner)
+
+    # The rank-one part of the bijector is global, and small; the diagonal one is local.
+    influence = np.abs(np.asarray(change))
+    assert influence[:3, :3].max() > 10 * influence[8:, 8:].max() > 0
