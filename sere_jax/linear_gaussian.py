@@ -184,7 +184,7 @@ def _set_affine(network, slope, shift):
 
     Its first inputs are those of Dense_0; the others come with the offset.
     """
-    first, head = network["Dense_0"], network["Dense_1"]
+    first, head = network["Dense_0"], network["head"]
     first["kernel"][:] = np.eye(*first["kernel"].shape[1:])
     if "bias" in first:
         first["bias"][:] = 0.0

@@ -74,7 +74,7 @@ class MLPNetwork(nn.Module):
             terms.append(self._hidden(flatten(codes, event_ndims), use_bias=offset is None))
         hidden = self._activation(sum(terms[1:], terms[0]))
         kernel_init = head_initializer(self.head_scale)
-        head = nn.Dense(math.prod(self.output_shape), kernel_init=kernel_init)(hidden)
+        head = nn.Dense(math.prod(self.output_shape), kernel_init=kernel_init, name="head")(hidden)
         return head.reshape(*head.shape[:-1], *self.output_shape)
 
     def _activation(self, hidden):

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from sere_jax.config import ConfigError, ModelConfig
 from sere_jax.mlp import flatten, head_initializer
+from sere_jax.partition import create_partition
 
 Array = jax.Array
 
@@ -163,18 +164,9 @@ class ResNetNetwork(nn.Module):
         for _ in range(self.config.num_hidden_layers - 1):
             hidden = ResidualBlock(convolutional)(hidden)
         channels = self.output_shape[-1] if convolutional else math.prod(self.output_shape)
-        head = nn.Dense(channels, kernel_init=head_initializer(self.head_scale))(nn.elu(hidden))
-        if not convolutional:
-            return head.reshape(*head.shape[:-1], *self.output_shape)
-        if head.shape[-3:] != self.output_shape:
-            raise ConfigError(
-                f"config.model.latent_shape={self.config.latent_shape} has codes on a "
-                f"{head.shape[-3]}x{head.shape[-2]} grid, but the blocks of x are "
-                f"{self.output_shape[0]}x{self.output_shape[1]}; with network='resnet' choose "
-                f"latent_shape=({self.output_shape[0]}, {self.output_shape[1]}, channels), or a "
-                "vector"
-            )
-        return head
+        kernel_init = head_initializer(self.head_scale)
+        head = nn.Dense(channels, kernel_init=kernel_init, name="head")(nn.elu(hidden))
+        return head if convolutional else head.reshape(*head.shape[:-1], *self.output_shape)
 
     def _hidden(self, codes, event_ndims):
         size = self.config.hidden_size
@@ -205,7 +197,8 @@ def space_to_depth(images: Array, grid: tuple[int, int]) -> Array:
     if height % rows or width % columns:
         raise ConfigError(
             f"config.model.latent_shape has codes on a {rows}x{columns} grid, which does not "
-            f"divide {height}x{width} pixels; with network='resnet' choose another one, or a vector"
+            f"divide {height}x{width} pixels; with network='resnet' choose another partition, or a "
+            "vector such as (10,)"
         )
     cells = images.reshape(*batch_shape, rows, height // rows, columns, width // columns, channels)
     cells = jnp.moveaxis(cells, -4, -3)
@@ -213,13 +206,17 @@ def space_to_depth(images: Array, grid: tuple[int, int]) -> Array:
 
 
 def _codes_are_maps(config):
-    """Whether `latent_shape` is (h, w, c)."""
-    if len(config.latent_shape) not in (1, 3):
+    """Whether `latent_shape` is (h, w, c), which it may be if blocks have h x w pixels."""
+    rows, columns, _ = create_partition(config).block_shape
+    if len(config.latent_shape) == 1:
+        return False
+    if len(config.latent_shape) != 3 or config.latent_shape[:2] != (rows, columns):
         raise ConfigError(
-            f"config.model.latent_shape={config.latent_shape} must be (height, width, channels) or "
-            "(size,) with network='resnet'"
+            f"config.model.latent_shape={config.latent_shape} does not fit the blocks of x, which "
+            f"have {rows}x{columns} pixels; with network='resnet' choose ({rows}, {columns}, "
+            "channels), or a vector such as (10,)"
         )
-    return len(config.latent_shape) == 3
+    return True
 
 
 def _window_to_channels(window, event_ndims):

@@ -98,7 +98,7 @@ def test_the_importance_weighted_bound_rises_to_the_exact_likelihood(exact, x):
     """From an untrained posterior, whose ELBO is far away."""
     model = sere_jax.create_model(exact.config())
     params = exact.parameters(model, jax.random.key(0))
-    posterior = params["hierarchy"]["layers"]["posterior"]["network"]["Dense_1"]
+    posterior = params["hierarchy"]["layers"]["posterior"]["network"]["head"]
     posterior["kernel"][:] = 0.0
     posterior["bias"][:] = [0.0, 20.0]  # δμ = 0, δσ = 1: the prior, so that weights are bounded
 

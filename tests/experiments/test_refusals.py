@@ -34,7 +34,7 @@ MODEL = {
     "data_layer=bernouli": ["data_layer='bernouli' is not one of", "mean 'bernoulli'?"],
     "data_scale=0.5": ["data_scale=0.5 is of no use", "data_layer='gaussian'"],
     "data_layer=discretized_logistic_mixture": ["the images of 'digits' have 0 to 16", "gaussian"],
-    "network=resnet latent_shape=(3,3,2)": ["3x3 grid", "does not divide 8x8 pixels"],
+    "network=resnet latent_shape=(3,3,2)": ["(3, 3, 2) does not fit the blocks", "1x16 pixels"],
     "network=mpl": ["network='mpl' is not one of", "mean 'mlp'?"],
     "latent_shape=(2,": ["latent_shape=(2, must be a tuple"],
     "latent_shape=(0,)": ["latent_shape=(0,)", "at least 1"],

