@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import app, flags, logging
 
 import sere_jax
 from experiments import figures
@@ -206,6 +206,7 @@ def compare(
 def main(argv: list[str]) -> None:
     """Trains both posteriors, prints their gaps and draws the figure."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     exact = example_model()
     steps = tuple(int(step) for step in np.unique(np.geomspace(1, NUM_STEPS, 40).astype(int)))
     gaps = compare(exact, train_both(exact, steps), steps, _FIGURE.value)
