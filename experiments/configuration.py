@@ -1,5 +1,6 @@
 """Checks of an experiment's configuration, made before anything is loaded or compiled."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -116,6 +117,11 @@ def check_configuration(config: Any) -> None:
     ]
     if unknown:
         raise UserError(f"config.{unknown[0]} is not a field{nearest(unknown[0], RULES)}")
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """The configuration as it comes back from a JSON file: tuples are lists."""
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def differences(ours: Mapping, theirs: Mapping, ignored: tuple[str, ...] = ()) -> list[str]:

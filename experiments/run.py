@@ -18,7 +18,7 @@ from absl import logging
 import sere_jax
 from experiments import figures, multihost, training
 from experiments.checkpoints import Checkpoints
-from experiments.configuration import differences
+from experiments.configuration import as_json, differences
 from experiments.errors import UserError
 from experiments.evaluation import bits_per_dim, standard_error
 from experiments.experiment import Experiment, count_parameters, create_experiment
@@ -174,7 +174,7 @@ def _create_experiment(config, mode):
     def describe_data(ours, expected):
         return "" if ours == expected else f"fingerprint {ours} instead of {expected}"
 
-    settings = json.loads(json.dumps({"mode": mode, "config": config.to_dict()}))
+    settings = {"mode": mode, "config": as_json(config)}
     multihost.check_same("the settings of this process", settings, describe_configuration)
     # Where the hosts share a file system, only the first one prepares and caches the data.
     experiment = on_first_process(lambda: create_experiment(config))
@@ -212,7 +212,7 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
         progress = {
             "train_seconds": train_seconds,
             "dataset_fingerprint": experiment.dataset.fingerprint,
-            "config": json.loads(json.dumps(config.to_dict())),
+            "config": as_json(config),
         }
         checkpoints.save(state, progress, validation_elbo)
 

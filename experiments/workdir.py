@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.configuration import differences
+from experiments.configuration import as_json, differences
 from experiments.errors import UserError
 from experiments.metrics import remove_temporary_files, write_json_atomically
 
@@ -110,7 +110,7 @@ def check_same_configuration(subject: str, recorded: Any, config: Any) -> None:
     Raises:
         UserError: fields differ; the message names them.
     """
-    changed = differences(json.loads(json.dumps(config.to_dict())), recorded, FREE_FIELDS)
+    changed = differences(as_json(config), recorded, FREE_FIELDS)
     if changed:
         shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
         raise UserError(

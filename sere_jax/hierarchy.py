@@ -228,7 +228,7 @@ class Hierarchy(nn.Module):
             scanned = self._one_after_another(step, in_axes)
             return lambda layer, *arguments: scanned(layer, None, *arguments)[1]
         return nn.vmap(
-            method,
+            self._rematerialized(method),
             in_axes=in_axes,
             axis_size=self.config.num_layers,
             variable_axes={"params": 0},
@@ -236,12 +236,13 @@ class Hierarchy(nn.Module):
         )
 
     def _one_after_another(self, method, in_axes=0):
-        if self.config.rematerialize:
-            method = nn.remat(method, prevent_cse=False)
         return nn.scan(
-            method,
+            self._rematerialized(method),
             length=self.config.num_layers,
             in_axes=in_axes,
             variable_axes={"params": 0},
             split_rngs={"params": True},
         )
+
+    def _rematerialized(self, method):
+        return nn.remat(method, prevent_cse=False) if self.config.rematerialize else method

@@ -60,9 +60,9 @@ class MLPNetwork(nn.Module):
 
         Args:
             codes: [..., *event], or None: the layer does not see any.
-            event_ndims: number of axes of the event of `codes`.
-            offset: [..., hidden_size] from `MLPFeatures`, added to the last hidden layer before
-                its activation, or None.
+            event_ndims: number of axes of the event of `codes`: those of `latent_shape`, and one
+                more for a window of codes.
+            offset: from the features module of the family, added to a hidden layer, or None.
 
         Returns:
             [..., *output_shape]; without inputs, learned constants of that shape without a batch.
@@ -71,19 +71,27 @@ class MLPNetwork(nn.Module):
             return self.param("constant", nn.initializers.zeros_init(), self.output_shape)
         terms = [] if offset is None else [offset]
         if codes is not None:
-            terms.append(self._hidden(flatten(codes, event_ndims), use_bias=offset is None))
-        hidden = self._activation(sum(terms[1:], terms[0]))
+            terms.append(self._hidden(codes, event_ndims, use_bias=offset is None))
+        hidden = self._last_hidden(sum(terms[1:], terms[0]))
+        position_ndims = self._position_ndims()
+        size = math.prod(self.output_shape[position_ndims:])
         kernel_init = head_initializer(self.head_scale)
-        head = nn.Dense(math.prod(self.output_shape), kernel_init=kernel_init, name="head")(hidden)
-        return head.reshape(*head.shape[:-1], *self.output_shape)
+        head = nn.Dense(size, kernel_init=kernel_init, name="head")(hidden)
+        batch_shape = head.shape[: head.ndim - 1 - position_ndims]
+        return head.reshape(*batch_shape, *self.output_shape)
 
-    def _activation(self, hidden):
+    def _position_ndims(self):
+        """Number of axes of hidden layers, besides the last, that the output has too."""
+        return 0
+
+    def _last_hidden(self, hidden):
+        """The last hidden layer from the sum of offset and codes."""
         return nn.elu(hidden)
 
-    def _hidden(self, codes, use_bias):
-        """The last hidden layer of the codes, before its activation."""
+    def _hidden(self, codes, event_ndims, use_bias):
+        """The hidden layer of the codes that the offset is added to, before its activation."""
         size = self.config.hidden_size
-        hidden = nn.Dense(size)(codes)
+        hidden = nn.Dense(size)(flatten(codes, event_ndims))
         hidden = jnp.tanh(hidden) if self.bounded else nn.elu(hidden)
         for _ in range(self.config.num_hidden_layers - 2):
             hidden = nn.elu(nn.Dense(size)(hidden))
@@ -114,10 +122,11 @@ class LinearNetwork(MLPNetwork):
     either, the model is a linear Gaussian one, whose likelihood and posterior are known exactly.
     """
 
-    def _activation(self, hidden):
+    def _last_hidden(self, hidden):
         return hidden
 
-    def _hidden(self, codes, use_bias):
+    def _hidden(self, codes, event_ndims, use_bias):
+        codes = flatten(codes, event_ndims)
         return nn.Dense(self.config.hidden_size, use_bias=use_bias)(codes)
 
 

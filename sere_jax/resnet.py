@@ -6,14 +6,13 @@ blocks are vectors, and only the encoder of the whole image is convolutional.
 """
 
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from sere_jax.config import ConfigError, ModelConfig
-from sere_jax.mlp import flatten, head_initializer
+from sere_jax.mlp import MLPNetwork, flatten, head_initializer
 from sere_jax.partition import create_partition
 
 Array = jax.Array
@@ -126,49 +125,19 @@ class ResNetFeatures(nn.Module):
         return height, width
 
 
-class ResNetNetwork(nn.Module):
-    """Codes, an offset, or both, to the parameters of a layer.
+class ResNetNetwork(MLPNetwork):
+    """`MLPNetwork` with `num_hidden_layers - 1` residual blocks after the sum with the offset."""
 
-    Attributes:
-        config: the model's configuration; `num_hidden_layers - 1` residual blocks.
-        output_shape: event shape of the result.
-        head_scale: scale of the initial output weights.
-        bounded: whether the codes pass through a tanh first, as in `MLPNetwork`.
-    """
+    def _position_ndims(self):
+        return 2 if _codes_are_maps(self.config) else 0
 
-    config: ModelConfig
-    output_shape: tuple[int, ...]
-    head_scale: float = 1.0
-    bounded: bool = True
-
-    @nn.compact
-    def __call__(self, codes: Array | None, event_ndims: int, offset: Array | None) -> Array:
-        """Applies the network.
-
-        Args:
-            codes: [..., *event], or None: the layer does not see any.
-            event_ndims: number of axes of the event of `codes`: those of `latent_shape`, and one
-                more for a window of codes.
-            offset: from `ResNetFeatures`, added to the first hidden layer, or None.
-
-        Returns:
-            [..., *output_shape]; without inputs, learned constants of that shape without a batch.
-        """
-        if codes is None and offset is None:
-            return self.param("constant", nn.initializers.zeros_init(), self.output_shape)
-        terms = [] if offset is None else [offset]
-        if codes is not None:
-            terms.append(self._hidden(codes, event_ndims))
+    def _last_hidden(self, hidden):
         convolutional = _codes_are_maps(self.config)
-        hidden = sum(terms[1:], terms[0])
         for _ in range(self.config.num_hidden_layers - 1):
             hidden = ResidualBlock(convolutional)(hidden)
-        channels = self.output_shape[-1] if convolutional else math.prod(self.output_shape)
-        kernel_init = head_initializer(self.head_scale)
-        head = nn.Dense(channels, kernel_init=kernel_init, name="head")(nn.elu(hidden))
-        return head if convolutional else head.reshape(*head.shape[:-1], *self.output_shape)
+        return nn.elu(hidden)
 
-    def _hidden(self, codes, event_ndims):
+    def _hidden(self, codes, event_ndims, use_bias):
         size = self.config.hidden_size
         if _codes_are_maps(self.config):
             if event_ndims == 4:
@@ -176,7 +145,8 @@ class ResNetNetwork(nn.Module):
             hidden = Conv(size)(codes)
         else:
             hidden = nn.Dense(size)(flatten(codes, event_ndims))
-        return nn.Dense(size)(jnp.tanh(hidden) if self.bounded else nn.elu(hidden))
+        hidden = jnp.tanh(hidden) if self.bounded else nn.elu(hidden)
+        return nn.Dense(size, use_bias=use_bias)(hidden)
 
 
 def space_to_depth(images: Array, grid: tuple[int, int]) -> Array:

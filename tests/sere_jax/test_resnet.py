@@ -71,9 +71,13 @@ def test_codes_that_do_not_fit_the_blocks_are_refused(tiny_config, overrides, wo
         assert word in str(refusal.value)
 
 
-@pytest.mark.parametrize("latent_shape", [(2, 2, 3), (3,)], ids=["maps", "vectors"])
-def test_rematerialization_changes_neither_values_nor_gradients(random_model, latent_shape):
-    overrides = {**MAPS, "latent_shape": latent_shape}
+@pytest.mark.parametrize(
+    ("network", "latent_shape"), [("resnet", (2, 2, 3)), ("resnet", (3,)), ("mlp", (3,))]
+)
+def test_rematerialization_changes_neither_values_nor_gradients(
+    random_model, network, latent_shape
+):
+    overrides = {**MAPS, "network": network, "latent_shape": latent_shape}
     x = (random_values(5, 4, 4, 2) > 0).astype(np.float32)
     results = []
     for rematerialize in (False, True):
