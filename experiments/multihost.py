@@ -151,12 +151,12 @@ def arrays_of_first_process(tree: Any) -> Any:
     )
 
 
-def check_same(what: str, value: Any, describe: Callable[[Any, Any], str]) -> None:
+def check_same(what: str, compute: Callable[[], Any], describe: Callable[[Any, Any], str]) -> None:
     """Checks that a JSON value is the same in all processes.
 
     Args:
         what: it is, for the message.
-        value: of this process.
+        compute: the value of this process; not called if there is no other.
         describe: (value here, value of process 0) -> the difference, or "" if there is none.
 
     Raises:
@@ -164,6 +164,7 @@ def check_same(what: str, value: Any, describe: Callable[[Any, Any], str]) -> No
     """
     if parallel.num_processes() == 1:
         return
+    value = compute()
     expected = json_of_first_process(value)
 
     def check():

@@ -174,13 +174,16 @@ def _create_experiment(config, mode):
     def describe_data(ours, expected):
         return "" if ours == expected else f"fingerprint {ours} instead of {expected}"
 
-    settings = {"mode": mode, "config": as_json(config)}
-    multihost.check_same("the settings of this process", settings, describe_configuration)
+    multihost.check_same(
+        "the settings of this process",
+        lambda: {"mode": mode, "config": as_json(config)},
+        describe_configuration,
+    )
     # Where the hosts share a file system, only the first one prepares and caches the data.
     experiment = on_first_process(lambda: create_experiment(config))
     experiment = on_every_process(lambda: experiment or create_experiment(config))
     multihost.check_same(
-        "the images of this process", experiment.dataset.fingerprint, describe_data
+        "the images of this process", lambda: experiment.dataset.fingerprint, describe_data
     )
     return experiment
 

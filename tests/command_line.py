@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -117,3 +118,12 @@ def last_step(workdir):
     path = workdir / "metrics.jsonl"
     steps = re.findall(r'^{"step": (\d+),', path.read_text() if path.exists() else "", re.MULTILINE)
     return int(steps[-1]) if steps else 0
+
+
+def wait_until(condition, *processes):
+    """Returns when `condition` holds; no process may end before that."""
+    while not condition():
+        for process in processes:
+            if process.poll() is not None:
+                raise AssertionError(f"the launch ended early: {process.communicate()}")
+        time.sleep(0.0005)

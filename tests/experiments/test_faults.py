@@ -24,6 +24,7 @@ from command_line import (
     saved_arrays,
     start,
     train,
+    wait_until,
     without_speed,
 )
 
@@ -79,13 +80,6 @@ def assert_ended_as_if_nothing_had_happened(workdir, uninterrupted):
     assert nll in (workdir / "report.html").read_text()
     left = [path.name for path in (*workdir.glob(".*.tmp"), *unfinished_checkpoints(workdir))]
     assert not left
-
-
-def wait_until(condition, process):
-    while not condition():
-        if process.poll() is not None:
-            pytest.fail(f"the launch ended early: {process.communicate()[1]}")
-        time.sleep(0.0005)
 
 
 # --------------------------------------------------------------------------------------- SIGKILL

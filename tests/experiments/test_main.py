@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from command_line import (
     saved_arrays,
     start,
     train,
+    wait_until,
 )
 
 
@@ -83,9 +83,7 @@ def test_sigterm_saves_and_exits_cleanly_and_another_number_of_devices_resumes(f
     workdir = tmp_path / "stopped"
     slow = ("--config.training.checkpoint_every=1000 steps",)
     with start(workdir, *slow, devices=4) as process:
-        while last_step(workdir) < 6:
-            assert process.poll() is None
-            time.sleep(0.001)
+        wait_until(lambda: last_step(workdir) >= 6, process)
         process.send_signal(signal.SIGTERM)
         stderr = process.communicate(timeout=120)[1]
     assert process.returncode == 0

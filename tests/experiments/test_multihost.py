@@ -6,11 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
-from command_line import ROOT, command, environment, last_step, logged, saved_arrays
+from command_line import ROOT, command, environment, last_step, logged, saved_arrays, wait_until
 
 NUM_STEPS = 120
 TINY = (
@@ -78,13 +77,6 @@ def finish(*processes):
     ]
 
 
-def wait_for_step(workdir, step, processes):
-    while last_step(workdir) < step:
-        for process in processes:
-            assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-
-
 def train_in_one_process(workdir):
     ((exit_code, _, stderr),) = finish(start(f"--workdir={workdir}", *TINY))
     assert exit_code == 0, stderr
@@ -131,7 +123,7 @@ def finished_by_one(tmp_path_factory):
 def test_two_processes_compute_the_run_of_one_even_if_one_is_killed(finished_by_one, tmp_path):
     workdir = tmp_path / "by_two"
     processes = start_two(workdir)
-    wait_for_step(workdir, 24, processes)
+    wait_until(lambda: last_step(workdir) >= 24, *processes)
     processes[1].kill()
     (survivor_exit_code, _, stderr), (killed_exit_code, _, _) = finish(*processes)
     assert killed_exit_code == -signal.SIGKILL
@@ -150,7 +142,7 @@ def test_two_processes_compute_the_run_of_one_even_if_one_is_killed(finished_by_
 def test_a_signal_to_one_process_stops_both_and_one_process_resumes(finished_by_one, tmp_path):
     workdir = tmp_path / "stopped"
     processes = start_two(workdir)
-    wait_for_step(workdir, 6, processes)
+    wait_until(lambda: last_step(workdir) >= 6, *processes)
     processes[1].send_signal(signal.SIGTERM)
     first, second = finish(*processes)
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
@@ -227,7 +219,7 @@ try:
 except UserError as error:
     print(error)
 try:
-    multihost.check_same("the colours", me, lambda ours, first: ours - first and "1, not 0")
+    multihost.check_same("the colours", lambda: me, lambda ours, first: ours - first and "1, not 0")
 except UserError as error:
     print(error)
 print({name: (array.dtype.str, array.shape, array.tobytes()) for name, array in received.items()})
