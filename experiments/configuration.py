@@ -61,6 +61,7 @@ INTERVAL: Rule = (
     "a duration above 0: '500 steps', '1.5 epochs' or '10%'",
     lambda v: _is_duration(v) and is_longer_than_zero(v),
 )
+INTERVAL_OR_NONE: Rule = (f"'' (never), or {INTERVAL[0]}", lambda v: v == "" or INTERVAL[1](v))
 
 RULES: dict[str, Rule] = {
     "seed": SEED,
@@ -94,6 +95,7 @@ RULES: dict[str, Rule] = {
     "evaluation.num_importance_samples": POSITIVE_INT,
     "evaluation.batch_size": POSITIVE_INT,
     "evaluation.num_examples": NATURAL,
+    "evaluation.test_elbo_every": INTERVAL_OR_NONE,
     "evaluation.checkpoint": one_of("best", "last"),
     "sampling.num_images": POSITIVE_INT,
     "sampling.seed": SEED,

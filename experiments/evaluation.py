@@ -1,5 +1,6 @@
 """ELBO and importance-weighted likelihood over a whole split, on all devices."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,29 @@ Progress = Callable[[int, float], None]
 # Every run is measured on the same binarized images, whatever its seed.
 DATA_SEED = 0
 ELBO_BATCH_SIZE = 500  # on one device
+
+
+@dataclasses.dataclass(frozen=True)
+class Elbo:
+    """The ELBO of images in nats, float64."""
+
+    log_likelihood: np.ndarray  # [num], log p(x | z)
+    kl: np.ndarray  # [num, L]
+
+    @property
+    def per_image(self) -> np.ndarray:
+        """log p(x | z) - KL, [num]."""
+        return self.log_likelihood - self.kl.sum(axis=1)
+
+    def means(self) -> dict[str, Any]:
+        """Exact means over all images, in nats."""
+        return {
+            "elbo": float(self.per_image.mean()),
+            "elbo_stderr": standard_error(self.per_image),
+            "log_likelihood": float(self.log_likelihood.mean()),
+            "kl": float(self.kl.sum(axis=1).mean()),
+            "kl_per_layer": [float(value) for value in self.kl.mean(axis=0)],
+        }
 
 
 class Evaluator:
@@ -83,15 +107,12 @@ class Evaluator:
         device = jax.lax.axis_index(DEVICES)
         return self.to_data_space(images, indices.reshape(num_devices(), -1)[device])
 
-    def elbo(self, params: Any, images: Array) -> dict[str, Any]:
-        """Exact means over all images.
+    def elbo(self, params: Any, images: Array) -> "Elbo":
+        """Both parts of the ELBO of each of the images.
 
         Args:
             params: parameters (averaged ones, as a rule).
             images: [num, h, w, c] uint8, on the devices.
-
-        Returns:
-            `elbo`, `log_likelihood` and `kl` in nats, `kl_per_layer` [L], `elbo_stderr`.
         """
         batch_size = min(ELBO_BATCH_SIZE, -(-len(images) // num_devices())) * num_devices()
         parts = [
@@ -101,14 +122,11 @@ class Evaluator:
         log_likelihood, kl = (
             np.concatenate(part)[: len(images)] for part in zip(*parts, strict=True)
         )
-        elbo = log_likelihood - kl.sum(axis=1)
-        return {
-            "elbo": float(elbo.mean()),
-            "elbo_stderr": standard_error(elbo),
-            "log_likelihood": float(log_likelihood.mean()),
-            "kl": float(kl.sum(axis=1).mean()),
-            "kl_per_layer": [float(value) for value in kl.mean(axis=0)],
-        }
+        return Elbo(log_likelihood, kl)
+
+    def bits_per_dim(self, nll: float) -> float:
+        """See `bits_per_dim`."""
+        return bits_per_dim(nll, self._model.config, self._max_value)
 
     def log_likelihood(
         self, params: Any, images: Array, progress: Progress | None = None

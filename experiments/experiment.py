@@ -66,11 +66,11 @@ class Experiment:
             horizontal_flip=self.config.dataset.horizontal_flip,
         )
 
-    def duration_in_steps(self, field: str) -> int:
-        """The duration in `config.training.FIELD` in optimizer steps, at least 1."""
+    def duration_in_steps(self, section: str, field: str) -> int:
+        """The duration in `config.SECTION.FIELD` in optimizer steps, at least 1."""
         steps = schedules.duration_in_steps(
-            f"config.training.{field}",
-            self.config.training[field],
+            f"config.{section}.{field}",
+            self.config[section][field],
             steps_per_epoch=self.steps_per_epoch,
             total_steps=self.total_steps,
         )

@@ -24,11 +24,12 @@ _SHEET_DPI = 100
 _CHART_DPI = 150
 _SHEET_WIDTH = 800
 _GAP = 2
-_PAIR_GAP = 14
+_GROUP_GAP = 14
 _MARGIN = 12
 _TITLE_HEIGHT = 30
 _LABEL_WIDTH = 104
-_MAX_PAIRS_IN_A_ROW = 8
+_MAX_COLUMNS_OF_COMPARISON = 8
+_MAX_COLUMNS_OF_BUILD_UP = 16
 _GAP_COLOR = (203, 210, 217)
 
 _TEXT = "#1f2933"
@@ -82,47 +83,82 @@ def save_image_grid(
     return _save(figure, path)
 
 
-def save_reconstructions(
-    originals: npt.ArrayLike, reconstructions: npt.ArrayLike, path: str | os.PathLike[str]
-) -> Path:
-    """Writes rows of original images, each above the row of their reconstructions.
+def save_comparison(rows: Mapping[str, npt.ArrayLike], path: str | os.PathLike[str]) -> Path:
+    """Writes several versions of the same images, each above the next one.
 
     Args:
-        originals: Images, [num, H, W, C], as for `save_image_grid`.
-        reconstructions: Images of the same shape, in the same order.
+        rows: Versions by their labels, each [num, H, W, C] as for `save_image_grid`, in the same
+            order and of the same shape.
         path: PNG file to write.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: The images have another shape or type, or the two shapes differ.
+        ValueError: The images have another shape or type, or the shapes differ.
     """
-    original_pixels, reconstruction_pixels = _to_rgb(originals), _to_rgb(reconstructions)
-    if original_pixels.shape != reconstruction_pixels.shape:
-        raise ValueError(
-            "originals and reconstructions must have the same shape, not "
-            f"{np.shape(originals)} and {np.shape(reconstructions)}"
-        )
-    num, _, width, _ = original_pixels.shape
-    num_columns = math.ceil(num / math.ceil(num / _MAX_PAIRS_IN_A_ROW))
+    pixels = [_to_rgb(images) for images in rows.values()]
+    if any(version.shape != pixels[0].shape for version in pixels):
+        shapes = ", ".join(f"{label} {np.shape(images)}" for label, images in rows.items())
+        raise ValueError(f"all rows must have the same shape, not {shapes}")
+    num, _, width, _ = pixels[0].shape
+    num_columns = math.ceil(num / math.ceil(num / _MAX_COLUMNS_OF_COMPARISON))
     upscale = _upscale_to_fit(num_columns * width)
-    pairs = []
+    groups = []
     for start in range(0, num, num_columns):
-        upper_row = original_pixels[start : start + num_columns]
-        lower_row = reconstruction_pixels[start : start + num_columns]
-        pairs.append(_tile(np.concatenate([upper_row, lower_row]), len(upper_row), upscale))
+        parts = [version[start : start + num_columns] for version in pixels]
+        groups.append(_tile(np.concatenate(parts), len(parts[0]), upscale))
 
-    pair_height, pair_width, _ = pairs[0].shape
+    group_height, group_width, _ = groups[0].shape
     left = _MARGIN + _LABEL_WIDTH
-    height = len(pairs) * (pair_height + _PAIR_GAP) - _PAIR_GAP
-    figure = _new_pixel_figure(left + pair_width + _MARGIN, height + 2 * _MARGIN)
-    for index, pair in enumerate(pairs):
-        top = _MARGIN + index * (pair_height + _PAIR_GAP)
-        _place(figure, pair, left, top)
-        for label, row_center in (("original", 0.25), ("reconstruction", 0.75)):
-            y = top + row_center * pair_height
+    height = len(groups) * (group_height + _GROUP_GAP) - _GROUP_GAP
+    figure = _new_pixel_figure(left + group_width + _MARGIN, height + 2 * _MARGIN)
+    for index, group in enumerate(groups):
+        top = _MARGIN + index * (group_height + _GROUP_GAP)
+        _place(figure, group, left, top)
+        for row, label in enumerate(rows):
+            y = top + (row + 0.5) / len(rows) * group_height
             _write_text(figure, label, left - 8, y, "right", 9, _MUTED)
+    return _save(figure, path)
+
+
+def save_build_up(
+    images: npt.ArrayLike, layer_of_pixel: npt.ArrayLike, path: str | os.PathLike[str]
+) -> Path:
+    """Writes how images come into being: a row an image, in which the l-th one has l layers.
+
+    Of many layers, evenly spaced ones are shown. Pixels that no layer has generated yet are gray.
+
+    Args:
+        images: [num, H, W, C] as for `save_image_grid`.
+        layer_of_pixel: [H, W], the layer from 0 to L - 1 that generates each pixel.
+        path: PNG file to write.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: The images have another shape or type than allowed or than `layer_of_pixel`.
+    """
+    pixels, layers = _to_rgb(images), np.asarray(layer_of_pixel)
+    if layers.shape != pixels.shape[1:3]:
+        raise ValueError(f"layer_of_pixel must be {pixels.shape[1:3]}, not {layers.shape}")
+    num_layers = int(layers.max()) + 1
+    count = min(num_layers, _MAX_COLUMNS_OF_BUILD_UP)
+    shown = np.round(np.linspace(0, num_layers - 1, count)).astype(int)
+    is_there = (layers <= shown[:, None, None])[..., None]
+    stages = np.where(is_there, pixels[:, None], np.array(_GAP_COLOR, np.uint8))
+    upscale = _upscale_to_fit(count * pixels.shape[2])
+    sheet = _tile(stages.reshape(-1, *pixels.shape[1:]), count, upscale)
+    figure = _new_pixel_figure(
+        sheet.shape[1] + 2 * _MARGIN, sheet.shape[0] + 2 * _MARGIN + _TITLE_HEIGHT
+    )
+    _place(figure, sheet, _MARGIN, _MARGIN + _TITLE_HEIGHT)
+    for column, layer in enumerate(shown):
+        center = _MARGIN + (column + 0.5) / count * sheet.shape[1]
+        label = f"l = {layer + 1}" if column == 0 else f"{layer + 1}"
+        y = (_MARGIN + _TITLE_HEIGHT) / 2
+        _write_text(figure, label, center, y, "center", 9, _MUTED)
     return _save(figure, path)
 
 
@@ -331,6 +367,33 @@ def _draw_elbo(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
         note = f"{num_cut} of {len(values)} values lie outside the axis"
         axes.set_title(note, loc="right", fontsize=9, color=_MUTED)
     axes.legend(loc="lower right", frameon=False, fontsize=10, labelcolor=_TEXT)
+    _add_bits_per_dim(axes, metrics)
+
+
+def _add_bits_per_dim(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """An axis on the right in bits/dim, which are affine in nats; records tell how."""
+    both = np.array(
+        [
+            (record["elbo"], record["bits_per_dim"])
+            for record in metrics
+            if all(_is_finite_number(record.get(name)) for name in ("elbo", "bits_per_dim"))
+        ]
+    )
+    if len(both) < 2 or not np.ptp(both[:, 0]):
+        return
+    lowest, highest = both[both[:, 0].argmin()], both[both[:, 0].argmax()]
+    slope = (highest[1] - lowest[1]) / (highest[0] - lowest[0])
+
+    def to_bits(elbo):
+        return lowest[1] + slope * (elbo - lowest[0])
+
+    def to_elbo(bits):
+        return lowest[0] + (bits - lowest[1]) / slope
+
+    bits_axes = axes.secondary_yaxis("right", functions=(to_bits, to_elbo))
+    bits_axes.set_ylabel("bits/dim", fontsize=11, color=_TEXT)
+    bits_axes.tick_params(colors=_MUTED, labelsize=10)
+    bits_axes.spines["right"].set_color(_MUTED)
 
 
 def _draw_kl_history(

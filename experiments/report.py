@@ -22,7 +22,9 @@ REPORT_FILE = "report.html"
 _NOT_AVAILABLE = "not available"
 _CAPTIONS = {
     "samples.png": "Samples of the model",
+    "build_up.png": "Samples of the model after each layer",
     "reconstructions.png": "Images of the test set and their reconstructions",
+    "residual_layers.png": "Reconstructions with and without the data layers' residual δγ",
     "learning_curves.png": "ELBO of training and validation, and the schedules",
     "kl_per_layer.png": "Information that each layer of latent variables carries",
 }
@@ -87,6 +89,7 @@ def _results_section(results: Mapping[str, Any] | None, config: Mapping[str, Any
         ("elbo", "ELBO", _nats),
         ("elbo_stderr", "Standard error of the ELBO", _nats),
         ("bits_per_dim", "Bits per dimension", _bits),
+        ("elbo_bits_per_dim", "Bits per dimension of the ELBO", _bits),
         ("num_importance_samples", "Importance samples per example", _count),
         ("num_examples", "Examples", _count),
         ("dataset", "Data set", escape),
@@ -142,12 +145,14 @@ def _training_section(metrics: Sequence[Mapping[str, Any]]) -> str:
     if trained:
         for key, label in (
             ("elbo", "Last training ELBO"),
+            ("bits_per_dim", "The same in bits per dimension"),
             ("images_per_second", "Images per second"),
             ("skipped_steps", "Skipped steps"),
         ):
             value = trained[-1].get(key)
             if value is not None:
-                rows.append((label, _nats(value) if key == "elbo" else _count(value)))
+                cell = {"elbo": _nats, "bits_per_dim": _bits}.get(key, _count)
+                rows.append((label, cell(value)))
     return _table(rows)
 
 

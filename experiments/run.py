@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -20,7 +21,7 @@ from experiments import figures, multihost, training
 from experiments.checkpoints import Checkpoints
 from experiments.configuration import as_json, differences
 from experiments.errors import UserError
-from experiments.evaluation import bits_per_dim, standard_error
+from experiments.evaluation import standard_error
 from experiments.experiment import Experiment, count_parameters, create_experiment
 from experiments.input_pipeline import to_grey_levels
 from experiments.metrics import (
@@ -42,6 +43,7 @@ from experiments.workdir import (
     git_commit,
     record_configuration,
 )
+from sere_jax.partition import create_partition
 
 # Where the data are is up to each host.
 _FIELDS_OF_ONE_PROCESS = ("data_dir", "download", "path")
@@ -199,13 +201,18 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
     state = replicate(state)
     images = replicate(experiment.dataset.train)
     validation = replicate(experiment.dataset.validation)
-    evaluate_every = experiment.duration_in_steps("evaluate_every")
-    checkpoint_every = experiment.duration_in_steps("checkpoint_every")
+    evaluate_every = experiment.duration_in_steps("training", "evaluate_every")
+    checkpoint_every = experiment.duration_in_steps("training", "checkpoint_every")
+    test_elbo_every = experiment.total_steps + 1
+    if config.evaluation.test_elbo_every:
+        test_elbo_every = experiment.duration_in_steps("evaluation", "test_elbo_every")
+        test_images = replicate(experiment.test_images())
     boundaries = (
         experiment.steps_per_epoch,
         config.training.steps_per_dispatch,
         evaluate_every,
         checkpoint_every,
+        test_elbo_every,
         experiment.total_steps,
     )
 
@@ -243,7 +250,8 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
             logger.write(step, epoch, "train", record)
             bar.update(num_steps)
             bar.set_postfix_str(
-                f"elbo {record['elbo']:.2f}, {record['images_per_second']:.0f} images/s",
+                f"elbo {record['elbo']:.2f}, {record['bits_per_dim']:.3f} bits/dim, "
+                f"{record['images_per_second']:.0f} images/s",
                 refresh=False,
             )
             if int(state.consecutive_skips) >= config.training.max_consecutive_skips:
@@ -251,9 +259,14 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
             is_last = step == experiment.total_steps
             validation_elbo = None
             if len(validation) and (is_last or step % evaluate_every == 0):
-                terms = experiment.evaluator.elbo(state.ema_params, validation)
-                logger.write(step, epoch, "validation", terms)
-                validation_elbo = terms["elbo"]
+                elbo = experiment.evaluator.elbo(state.ema_params, validation)
+                record = _elbo_record(experiment, elbo)
+                logger.write(step, epoch, "validation", record)
+                validation_elbo = record["elbo"]
+            if step % test_elbo_every == 0:
+                elbo = experiment.evaluator.elbo(state.ema_params, test_images)
+                logger.write(step, epoch, "test", _elbo_record(experiment, elbo))
+                on_first_process(functools.partial(_save_elbo, workdir, step, elbo))
             # Read once: it may come at any moment, and to any of the processes.
             signal_number = multihost.any_signal(interruption.signal_number)
             if is_last or step % checkpoint_every == 0 or signal_number:
@@ -304,7 +317,7 @@ def _check_nothing_is_lost(experiment, workdir):
     """A run without a checkpoint starts over, unless it must have had one."""
     logged = max((record["step"] for record in read_metrics(workdir)), default=0)
     # The second save waits for the first one, and comes before the records of later steps.
-    second_save = 2 * experiment.duration_in_steps("checkpoint_every")
+    second_save = 2 * experiment.duration_in_steps("training", "checkpoint_every")
     if logged > second_save or (workdir / RESULTS_FILE).exists():
         raise UserError(
             f"--workdir={workdir} was trained to step {logged} but has no checkpoint any more; put "
@@ -325,9 +338,11 @@ def _check_same_data(experiment, workdir, progress):
 def _train_record(experiment, state, metrics: training.StepMetrics, steps_per_second):
     count = metrics.count or math.nan
     step = int(state.step) - 1
+    elbo = (metrics.log_likelihood - metrics.kl) / count
     return {
         "objective": metrics.objective / count,
-        "elbo": (metrics.log_likelihood - metrics.kl) / count,
+        "elbo": elbo,
+        "bits_per_dim": experiment.evaluator.bits_per_dim(-elbo),
         "log_likelihood": metrics.log_likelihood / count,
         "kl": metrics.kl / count,
         "gradient_norm": metrics.gradient_norm / count,
@@ -339,6 +354,16 @@ def _train_record(experiment, state, metrics: training.StepMetrics, steps_per_se
         "skipped_steps": int(state.skipped_steps),
         "images_per_second": steps_per_second * experiment.config.training.batch_size,
     }
+
+
+def _elbo_record(experiment, elbo):
+    means = elbo.means()
+    return means | {"bits_per_dim": experiment.evaluator.bits_per_dim(-means["elbo"])}
+
+
+def _save_elbo(workdir, step, elbo):
+    with open_atomically(workdir / f"test_elbo_{step}.npz") as file:
+        np.savez_compressed(file, elbo=elbo.per_image)
 
 
 def _divergence(experiment, checkpoints, step, metrics):
@@ -384,8 +409,8 @@ def _evaluate(experiment, workdir, checkpoints, command):
     state, progress = _restore_for_evaluation(experiment, checkpoints)
     params = replicate(state.ema_params)
     images = replicate(experiment.test_images())
-    terms = experiment.evaluator.elbo(params, images)
-    on_first_process(lambda: _save_pictures(experiment, workdir, state.ema_params, terms))
+    elbo = experiment.evaluator.elbo(params, images)
+    on_first_process(lambda: _save_pictures(experiment, workdir, state.ema_params, elbo.kl))
     with progress_bar(
         len(images),
         0,
@@ -401,15 +426,14 @@ def _evaluate(experiment, workdir, checkpoints, command):
         log_likelihood = experiment.evaluator.log_likelihood(params, images, advance)
     on_first_process(
         lambda: _save_results(
-            experiment, workdir, checkpoints, command, state, progress, terms, log_likelihood
+            experiment, workdir, checkpoints, command, state, progress, elbo, log_likelihood
         )
     )
 
 
-def _save_results(
-    experiment, workdir, checkpoints, command, state, progress, terms, log_likelihood
-):
+def _save_results(experiment, workdir, checkpoints, command, state, progress, elbo, log_likelihood):
     config = experiment.config
+    terms = elbo.means()
     nll = -float(log_likelihood.mean())
     step = int(state.step)
     results = {
@@ -417,7 +441,8 @@ def _save_results(
         "nll_stderr": standard_error(log_likelihood),
         "elbo": terms["elbo"],
         "elbo_stderr": terms["elbo_stderr"],
-        "bits_per_dim": bits_per_dim(nll, experiment.model.config, experiment.dataset.max_value),
+        "bits_per_dim": experiment.evaluator.bits_per_dim(nll),
+        "elbo_bits_per_dim": experiment.evaluator.bits_per_dim(-terms["elbo"]),
         "kl_per_layer": terms["kl_per_layer"],
         "num_importance_samples": config.evaluation.num_importance_samples,
         "num_examples": len(log_likelihood),
@@ -432,6 +457,8 @@ def _save_results(
         "git_commit": git_commit(),
         "command": command,
     }
+    with open_atomically(workdir / "test_images.npz") as file:
+        np.savez_compressed(file, elbo=elbo.per_image, log_likelihood=log_likelihood)
     write_json_atomically(workdir / RESULTS_FILE, results)
     _save_curves(workdir)
     write_report(workdir)
@@ -443,19 +470,24 @@ def _save_results(
     )
 
 
-def _save_pictures(experiment, workdir, params, terms):
+def _save_pictures(experiment, workdir, params, kl):
     figures.save_kl_per_layer(
-        terms["kl_per_layer"], workdir / "kl_per_layer.png", history=_kl_history(workdir)
+        kl.mean(axis=0), workdir / "kl_per_layer.png", history=_kl_history(workdir)
     )
     _save_samples(experiment, workdir, params)
+    model = experiment.model
     images = experiment.test_images()[:16]
     x, keys = experiment.evaluator.to_data_space(images, np.arange(len(images)))
-    reconstructions = sere_jax.reconstruct(experiment.model, params, x, keys, expected=True)
-    figures.save_reconstructions(
-        to_grey_levels(x, experiment.model.config),
-        to_grey_levels(reconstructions, experiment.model.config),
-        workdir / "reconstructions.png",
-    )
+
+    def reconstruct(**options):
+        images = sere_jax.reconstruct(model, params, x, keys, expected=True, **options)
+        return to_grey_levels(images, model.config)
+
+    versions = {"original": to_grey_levels(x, model.config), "reconstruction": reconstruct()}
+    figures.save_comparison(versions, workdir / "reconstructions.png")
+    if model.config.couple_data:
+        versions["without δγ"] = reconstruct(residual=False)
+        figures.save_comparison(versions, workdir / "residual_layers.png")
 
 
 def _save_samples(experiment, workdir, params):
@@ -468,6 +500,8 @@ def _save_samples(experiment, workdir, params):
     )
     pictures = to_grey_levels(expected, experiment.model.config)
     figures.save_image_grid(pictures, workdir / "samples.png")
+    layer_of_pixel = create_partition(experiment.model.config).layer_of_pixel
+    figures.save_build_up(pictures[:8], layer_of_pixel, workdir / "build_up.png")
     return images, expected
 
 

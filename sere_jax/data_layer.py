@@ -56,11 +56,14 @@ class DataLayer(nn.Module):
 
     def __call__(self, z: Array, offset: Array | None) -> Array:
         """γ [..., h, w, parameters_per_pixel] from z [..., *latent_shape]."""
-        event_ndims = len(self.config.latent_shape)
-        parameters = self.base(z, event_ndims, None)
+        parameters = self.without_residual(z)
         if self.config.couple_data:
-            parameters = parameters + self.residual(z, event_ndims, offset)
+            parameters += self.residual(z, len(self.config.latent_shape), offset)
         return parameters
+
+    def without_residual(self, z: Array) -> Array:
+        """γ¹(z), the parameters before δγ is added."""
+        return self.base(z, len(self.config.latent_shape), None)
 
     def to_network(self, x: Array) -> Array:
         """x in data space to the float32 values that networks read."""

@@ -124,17 +124,21 @@ class Layer(nn.Module):
         prior_offset, data_offset = self.observe_previous(previous)
         prior, bijector = self.prior_and_bijector(window, prior_offset)
         z = bijector.forward(prior.sample(noise))
-        previous, blocks = self._emit(previous, z, data_offset, keys)
+        previous, blocks = self._emit(previous, self.decode(z, data_offset), keys)
         return (self._push_code(window, z), previous), blocks
 
     def regenerate(self, previous: Array, inputs: tuple[Array, Array]):
         """One step of `generate` with the code z_l given instead of drawn from the prior."""
         z, keys = inputs
         _, data_offset = self.observe_previous(previous)
-        return self._emit(previous, z, data_offset, keys)
+        return self._emit(previous, self.decode(z, data_offset), keys)
 
-    def _emit(self, previous, z, data_offset, keys):
-        parameters = self.decode(z, data_offset)
+    def regenerate_without_residual(self, previous: Array, inputs: tuple[Array, Array]):
+        """One step of `regenerate` from γ¹(z_l) alone."""
+        z, keys = inputs
+        return self._emit(previous, self.data_layer.without_residual(z), keys)
+
+    def _emit(self, previous, parameters, keys):
         block = jax.vmap(self.data_layer.sample)(parameters, keys)
         previous = _push(previous, block.astype(previous.dtype), event_ndims=3)
         return previous, (block, self.data_layer.mean(parameters))
@@ -201,10 +205,11 @@ class Hierarchy(nn.Module):
         _, blocks = self._one_after_another(Layer.generate)(self.layer, carry, (noise, keys))
         return self._merge(blocks)
 
-    def regenerate(self, z: Array, keys: Array) -> tuple[Array, Array]:
+    def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
         """Images and expected images [B, *data_shape] from codes [L, B, ...] and keys [L, B]."""
+        step = Layer.regenerate if residual else Layer.regenerate_without_residual
         carry = self._no_blocks(keys.shape[1:])
-        _, blocks = self._one_after_another(Layer.regenerate)(self.layer, carry, (z, keys))
+        _, blocks = self._one_after_another(step)(self.layer, carry, (z, keys))
         return self._merge(blocks)
 
     def _merge(self, blocks):

@@ -48,6 +48,14 @@ class Partition:
         """[L, h, w, 1] float32: 1 where a block holds a pixel, 0 where it is padding."""
         return (self.pixels < self.num_pixels)[..., None].astype(np.float32)
 
+    @functools.cached_property
+    def layer_of_pixel(self) -> np.ndarray:
+        """[height, width] int: the layer, from 0 to L - 1, whose block holds each pixel."""
+        layers = np.broadcast_to(np.arange(self.num_layers)[:, None, None], self.pixels.shape)
+        image = np.empty(self.num_pixels + 1, int)
+        image[self.pixels] = layers
+        return image[:-1].reshape(self.data_shape[:2])
+
     def split(self, x: Array) -> Array:
         """Cuts x [..., height, width, channels] into blocks [..., L, h, w, channels].
 

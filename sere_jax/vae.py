@@ -127,9 +127,9 @@ class SeReVAE(nn.Module):
         """Images and their expectations from noise [B, L, *latent_shape] and keys [B, L]."""
         return self.hierarchy.generate(jnp.moveaxis(noise, 1, 0), jnp.moveaxis(keys, 1, 0))
 
-    def regenerate(self, z: Array, keys: Array) -> tuple[Array, Array]:
+    def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
         """Images and their expectations from codes z [B, L, *latent_shape] and keys [B, L]."""
-        return self.hierarchy.regenerate(jnp.moveaxis(z, 1, 0), jnp.moveaxis(keys, 1, 0))
+        return self.hierarchy.regenerate(jnp.moveaxis(z, 1, 0), jnp.moveaxis(keys, 1, 0), residual)
 
     def _sum_latents(self, values):
         return jnp.sum(values, axis=tuple(range(-len(self.config.latent_shape), 0)))
@@ -256,7 +256,13 @@ def _sample(model, params, keys):
 
 
 def reconstruct(
-    model: SeReVAE, params: Params, x: Array, key: Array, *, expected: bool = False
+    model: SeReVAE,
+    params: Params,
+    x: Array,
+    key: Array,
+    *,
+    expected: bool = False,
+    residual: bool = True,
 ) -> Array:
     """Infers the codes of x and generates images from them.
 
@@ -268,19 +274,21 @@ def reconstruct(
         x: [B, *data_shape] in data space.
         key: one PRNG key, or [B] keys.
         expected: as in `sample`.
+        residual: whether δγ(x_{l-1}, z_l) is added to the data layers' parameters; without it
+            each block comes from γ¹(z_l) alone (paper, Figure S7).
 
     Returns:
         [B, *data_shape] in data space.
     """
     x = check_images(model, x)
-    return _reconstruct(model, params, x, key)[int(expected)]
+    return _reconstruct(model, params, x, key, residual)[int(expected)]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _reconstruct(model, params, x, key):
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _reconstruct(model, params, x, key, residual):
     keys = example_keys(key, x.shape[0])
     z = _infer(model, params, x, keys).z
-    return _apply(model, params, z, _block_keys(model, keys), method="regenerate")
+    return _apply(model, params, z, _block_keys(model, keys), residual, method="regenerate")
 
 
 @struct.dataclass

@@ -24,6 +24,7 @@ TINY = (
     "--config.training.checkpoint_every=2 steps",
     "--config.evaluation.num_importance_samples=3",
     "--config.evaluation.num_examples=30",
+    "--config.evaluation.test_elbo_every=50%",
     "--config.sampling.num_images=9",
 )
 COMPILATION_CACHE = tempfile.TemporaryDirectory()  # the launches compile the same programs

@@ -37,6 +37,7 @@ INVALID = {
     "evaluation.num_importance_samples": [0],
     "evaluation.batch_size": [0],
     "evaluation.num_examples": [-1],
+    "evaluation.test_elbo_every": ["0 steps", "often", 0],
     "evaluation.checkpoint": ["first"],
     "sampling.num_images": [0],
     "sampling.seed": [-1],

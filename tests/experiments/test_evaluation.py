@@ -38,10 +38,12 @@ def evaluator(model, batch_size):
 def test_elbo_is_the_mean_over_all_images(model, params, images, monkeypatch):
     monkeypatch.setattr("experiments.evaluation.ELBO_BATCH_SIZE", 3)  # 7 images: 3 + 3 + 1
     ours = evaluator(model, 3)
-    terms = ours.elbo(params, images)
+    elbo = ours.elbo(params, images)
+    terms = elbo.means()
     x, keys = ours.to_data_space(images, jnp.arange(7))
     each = [sere_jax.infer(model, params, x[i : i + 1], keys[i : i + 1]) for i in range(7)]
     elbos = np.array([float(one.elbo[0]) for one in each])
+    np.testing.assert_allclose(elbo.per_image, elbos, rtol=1e-5)
     assert terms["elbo"] == pytest.approx(elbos.mean(), rel=1e-5)
     assert terms["elbo_stderr"] == pytest.approx(elbos.std(ddof=1) / np.sqrt(7), rel=1e-4)
     kl = np.mean([np.asarray(one.kl[0]) for one in each], axis=0)

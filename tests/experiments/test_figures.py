@@ -1,6 +1,7 @@
 """The figures, read back with Pillow."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ from PIL import Image
 
 from experiments import figures
 from experiments.figures import (
+    save_build_up,
+    save_comparison,
     save_image_grid,
     save_kl_per_layer,
     save_learning_curves,
-    save_reconstructions,
 )
 
 GAP = np.array([203, 210, 217])
@@ -80,10 +82,11 @@ def test_title_is_drawn_above_the_sheet_and_moves_it_down(tmp_path):
     assert titled[:title_height].min() < 100
 
 
-def test_each_reconstruction_is_right_below_its_original(tmp_path):
+def test_the_versions_of_an_image_stand_below_each_other(tmp_path):
     num, side = 10, 4
     originals = np.linspace(0.0, 0.4, num)[:, None, None, None] * np.ones((1, side, side, 1))
-    path = save_reconstructions(originals, originals + 0.5, tmp_path / "pairs.png")
+    versions = {"original": originals, "brighter": originals + 0.5}
+    path = save_comparison(versions, tmp_path / "pairs.png")
     pixels = read_pixels(path)
 
     num_columns, upscale = 5, 800 // (5 * side)
@@ -99,9 +102,30 @@ def test_each_reconstruction_is_right_below_its_original(tmp_path):
         assert abs(pixels[y + cell, x, 0] - (expected + 127.5)) <= 0.5
     labels = pixels[:, :left]
     for top in pair_tops:
-        assert np.any(labels[top : top + cell] < 150), "label of the originals"
-        assert np.any(labels[top + cell : top + 2 * cell] < 150), "label of the reconstructions"
+        assert np.any(labels[top : top + cell] < 150), "first label"
+        assert np.any(labels[top + cell : top + 2 * cell] < 150), "second label"
     assert np.all(pixels[pair_tops[0] + 2 * cell : pair_tops[1]] == 255)
+
+
+@pytest.mark.parametrize(("num_layers", "shown"), [(4, [0, 1, 2, 3]), (64, range(0, 64, 4))])
+def test_a_build_up_shows_the_pixels_of_the_layers_so_far(tmp_path, num_layers, shown):
+    side = math.isqrt(num_layers)
+    layer_of_pixel = np.arange(num_layers).reshape(side, side)
+    images = np.stack([np.zeros((side, side, 1)), np.ones((side, side, 1))])
+
+    pixels = read_pixels(save_build_up(images, layer_of_pixel, tmp_path / "build_up.png"))
+
+    shown = np.round(np.linspace(0, num_layers - 1, len(shown))).astype(int)
+    upscale = round(800 / (len(shown) * side))
+    cell = side * upscale + GAP_WIDTH
+    assert pixels.shape[1] == 2 * MARGIN + len(shown) * cell - GAP_WIDTH
+    top = len(pixels) - MARGIN - 2 * cell + GAP_WIDTH
+    assert np.any(pixels[:top] < 200), "numbers of the layers"
+    for row, value in enumerate((0, 255)):
+        for column, last in enumerate(shown):
+            cut = pixels[top + row * cell :, MARGIN + column * cell :, 0]
+            image = cut[upscale // 2 :: upscale, upscale // 2 :: upscale][:side, :side]
+            np.testing.assert_array_equal(image == value, layer_of_pixel <= last)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +141,9 @@ def test_wrong_images_are_refused(tmp_path, images, message):
     with pytest.raises(ValueError, match=message):
         save_image_grid(images, tmp_path / "grid.png")
     with pytest.raises(ValueError, match=message):
-        save_reconstructions(images, images, tmp_path / "grid.png")
+        save_comparison({"one": images, "other": images}, tmp_path / "grid.png")
+    with pytest.raises(ValueError, match=message):
+        save_build_up(images, np.zeros((8, 8), int), tmp_path / "grid.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,8 +153,10 @@ def test_wrong_sizes_are_refused(tmp_path):
         save_image_grid(images, tmp_path / "grid.png", num_columns=0)
     with pytest.raises(ValueError, match="upscale must be positive, not -1"):
         save_image_grid(images, tmp_path / "grid.png", upscale=-1)
-    with pytest.raises(ValueError, match=r"\(4, 8, 8, 1\) and \(3, 8, 8, 1\)"):
-        save_reconstructions(images, images[:3], tmp_path / "grid.png")
+    with pytest.raises(ValueError, match=r"one \(4, 8, 8, 1\), other \(3, 8, 8, 1\)"):
+        save_comparison({"one": images, "other": images[:3]}, tmp_path / "grid.png")
+    with pytest.raises(ValueError, match=r"layer_of_pixel must be \(8, 8\), not \(4, 8\)"):
+        save_build_up(images, np.zeros((4, 8), int), tmp_path / "grid.png")
 
 
 def training_records(num_epochs, **metrics):

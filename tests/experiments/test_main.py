@@ -35,7 +35,9 @@ def test_a_run_leaves_all_that_it_promises(finished):
         "results.json",
         "report.html",
         "samples.png",
+        "build_up.png",
         "reconstructions.png",
+        "residual_layers.png",
         "learning_curves.png",
         "kl_per_layer.png",
         "tensorboard",
@@ -49,6 +51,10 @@ def test_a_run_leaves_all_that_it_promises(finished):
         array.size for name, array in saved_arrays(finished).items() if name.startswith("/params")
     )
     assert 0 < results["nll"] < 64 * np.log(2) and results["nll_stderr"] > 0
+    images = np.load(finished / "test_images.npz")
+    assert results["nll"] == pytest.approx(-images["log_likelihood"].mean())
+    assert results["elbo"] == pytest.approx(images["elbo"].mean())
+    assert len(images["elbo"]) == 30
     assert results["command"].startswith("python -m experiments.main --config=configs/digits.py")
     config = json.loads((finished / "config.json").read_text())
     assert config["model"]["hidden_size"] == 8
@@ -61,6 +67,12 @@ def test_a_run_leaves_all_that_it_promises(finished):
     )
     assert results["step"] == best["step"]
     assert results["validation_elbo"] == best["elbo"]
+    assert best["bits_per_dim"] == pytest.approx(-best["elbo"] / (64 * np.log(2)))
+    tested = [record for record in records if record["split"] == "test"]
+    assert [record["step"] for record in tested] == [30, 60]
+    halfway = np.load(finished / "test_elbo_30.npz")["elbo"]
+    assert tested[0]["elbo"] == pytest.approx(halfway.mean())
+    assert tested[0]["bits_per_dim"] == pytest.approx(-halfway.mean() / (64 * np.log(2)))
 
 
 def test_a_finished_run_is_left_alone_and_can_be_evaluated_sampled_and_reported(finished):

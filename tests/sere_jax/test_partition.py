@@ -92,6 +92,17 @@ def test_checkerboard_blocks_are_sub_lattices_in_row_major_order():
     np.testing.assert_array_equal(blocks, np.stack(expected, axis=1))
 
 
+@pytest.mark.parametrize("create", [raster, checkerboard, tiles])
+def test_the_layer_of_a_pixel_is_that_of_the_block_which_holds_it(create):
+    partition = create((6, 9, 1), 9)
+
+    layers = partition.layer_of_pixel
+
+    blocks = partition.split(1.0 + layers[..., None])
+    expected = (1.0 + np.arange(9))[:, None, None, None] * partition.mask
+    np.testing.assert_array_equal(blocks, expected)
+
+
 def test_tiles_are_contiguous_patches_in_row_major_order():
     x = numbered(2, 6, 9, 3)
 

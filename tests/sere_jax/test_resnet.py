@@ -94,7 +94,7 @@ def test_rematerialization_changes_neither_values_nor_gradients(
 
 
 def test_a_code_reaches_the_positions_around_it_and_no_others(random_model):
-    """Three convolutions lie between a code and the prior of the next layer."""
+    """Two convolutions lie between a code and the prior of the next layer."""
     model, params = random_model(
         **{**MAPS, "data_shape": (16, 16, 1), "latent_shape": (8, 8, 1), "bijector": "identity"}
     )
@@ -105,8 +105,9 @@ def test_a_code_reaches_the_positions_around_it_and_no_others(random_model):
 
     noise = jnp.zeros((1, 4, 8, 8, 1))
     corner = noise.at[0, 0, 0, 0, 0].set(1.0)
-    _, change = jax.jit(lambda v: jax.jvp(next_prior_mean, (noise,), (v,)))(corner)
+    compute = jax.jit(next_prior_mean)
+    change = np.asarray(compute(corner)) - np.asarray(compute(noise))
 
     reached = np.zeros((8, 8), bool)
-    reached[:4, :4] = True
-    np.testing.assert_array_equal(np.asarray(change) != 0, reached)
+    reached[:3, :3] = True
+    np.testing.assert_array_equal(change != 0, reached)

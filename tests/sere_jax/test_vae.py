@@ -554,6 +554,21 @@ def test_reconstruction_decodes_the_inferred_codes_given_its_own_blocks(tiny, in
     assert np.abs(expected - probability).max() > 0.1
 
 
+@pytest.mark.parametrize("expected", [False, True])
+def test_reconstruction_without_residual_is_that_of_a_model_whose_residual_is_zero(tiny, expected):
+    model, params, x, keys = tiny
+    without = jax.tree.map(np.asarray, params)
+    head = without["hierarchy"]["layers"]["data_layer"]["residual"]["head"]
+    head.update(jax.tree.map(np.zeros_like, head))
+
+    images = sere_jax.reconstruct(model, params, x, keys, expected=expected, residual=False)
+
+    np.testing.assert_array_equal(
+        images, sere_jax.reconstruct(model, without, x, keys, expected=expected)
+    )
+    assert np.any(images != sere_jax.reconstruct(model, params, x, keys, expected=expected))
+
+
 def sub_jaxprs(equation):
     for value in jax.tree.leaves(
         list(equation.params.values()),
