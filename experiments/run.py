@@ -363,7 +363,7 @@ def _elbo_record(experiment, elbo):
 
 def _save_elbo(workdir, step, elbo):
     with open_atomically(workdir / f"test_elbo_{step}.npz") as file:
-        np.savez_compressed(file, elbo=elbo.per_image)
+        np.savez_compressed(file, elbo=np.float32(elbo.per_image))
 
 
 def _divergence(experiment, checkpoints, step, metrics):
