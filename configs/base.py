@@ -13,10 +13,12 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+VARIANTS: dict[str, dict[str, Any]] = {"": {}}
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """The base configuration; it has no variants."""
-    choose_variant(variant, {"": {}})
+    choose_variant(variant, VARIANTS)
     config = ConfigDict()
     config.seed = 0
 

@@ -12,19 +12,24 @@ from ml_collections import ConfigDict
 
 from configs import base, cifar_checkerboard
 
-NUM_STEPS = {"case1": 10200, "case2": 6950, "case3": 5100}
+VARIANTS = {
+    "": {"training.num_steps": 5100},
+    "case1": {"training.num_steps": 10200},
+    "case2": {"training.num_steps": 6950},
+    "case3": {"training.num_steps": 5100},
+}
 
 
-def get_config(variant: str = "case3") -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
     """`cifar_checkerboard` with 32 channels and the budget of `variant`."""
-    num_steps = base.choose_variant(variant or "case3", NUM_STEPS)
-    config = cifar_checkerboard.get_config(variant or "case3")
+    overrides = base.choose_variant(variant, VARIANTS)
+    config = cifar_checkerboard.get_config(variant)
     config.model.hidden_size = 32
     config.training.batch_size = 32
-    config.training.num_steps = num_steps
     config.training.evaluate_every = "25%"
     config.training.checkpoint_every = "5%"
     config.evaluation.test_elbo_every = "50%"
     config.evaluation.checkpoint = "last"
     config.evaluation.num_importance_samples = 5
+    config.update_from_flattened_dict(overrides)
     return config

@@ -25,7 +25,18 @@ SMALL = {
     "training.ema_decay": 0.99,
     "evaluation.num_importance_samples": 10,
 }
-VARIANTS = {"": {}, "case1": CASE_1, "case2": CASE_2, "case3": {}, "small": SMALL}
+VARIANTS = {
+    "": {},
+    "case1": CASE_1,
+    "case2": CASE_2,
+    "case3": {},
+    "tiles": {"model.partition": "tiles"},
+    "context4": {"model.context": 4},
+    "data_context4": {"model.data_context": 4},
+    "data_context16": {"model.data_context": 16},
+    "data_to_prior16": {"model.data_context": 16, "model.couple_data_to_prior": True},
+    "small": SMALL,
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:

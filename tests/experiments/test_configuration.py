@@ -1,8 +1,13 @@
 """Impossible configurations are refused by name before anything is loaded or compiled."""
 
+import importlib
+import pkgutil
+
 import pytest
 
-from configs import base, cifar_checkerboard, digits, mnist_mlp
+import configs
+import sere_jax
+from configs import base, cifar_checkerboard, mnist_mlp
 from experiments.configuration import RULES, check_configuration, differences
 from experiments.errors import UserError
 
@@ -91,23 +96,27 @@ def test_a_missing_field_is_refused_by_name():
         check_configuration(config)
 
 
+MODULES = [
+    importlib.import_module(f"configs.{module.name}")
+    for module in pkgutil.iter_modules(configs.__path__)
+]
+
+
 @pytest.mark.parametrize(
     ("module", "variant"),
-    [
-        (base, ""),
-        (digits, ""),
-        *((module, v) for module in (mnist_mlp, cifar_checkerboard) for v in module.VARIANTS),
-    ],
+    [(module, variant) for module in MODULES for variant in module.VARIANTS],
+    ids=lambda value: getattr(value, "__name__", value),
 )
 def test_configurations_of_the_project_are_valid_and_locked(module, variant):
     config = module.get_config(variant)
     check_configuration(config)
+    sere_jax.create_model(config)
     assert config.is_locked
     with pytest.raises(AttributeError):
         config.model.hiden_size = 3
 
 
-@pytest.mark.parametrize("module", [base, digits, mnist_mlp, cifar_checkerboard])
+@pytest.mark.parametrize("module", MODULES)
 def test_an_unknown_variant_is_refused_with_the_choices(module):
     with pytest.raises(ValueError, match="unknown variant 'nope'; choose one of: .*none"):
         module.get_config("nope")
@@ -121,9 +130,11 @@ def test_variants_switch_the_couplings_of_the_design_table():
         "case3": (True, True, True),
         "dlgm": (False, True, True),
     }
-    for variant, couplings in table.items():
-        model = mnist_mlp.get_config(variant).model
-        assert tuple(model[column] for column in columns) == couplings
+    for module in (mnist_mlp, cifar_checkerboard):
+        for variant, couplings in table.items():
+            if variant in module.VARIANTS:
+                model = module.get_config(variant).model
+                assert tuple(model[column] for column in columns) == couplings
 
 
 def test_differences_name_path_and_both_values():

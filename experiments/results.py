@@ -1,0 +1,232 @@
+"""Writes RESULTS.md from the finished runs that are kept in results/.
+
+    python -m experiments.results
+
+A kept run is a workdir without its checkpoints: `config.json`, `results.json`, `metrics.jsonl`,
+figures, and `test_*.npz` where runs are compared image by image.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.evaluation import standard_error
+from experiments.metrics import open_atomically, read_metrics
+
+RESULTS_DIRECTORY = pathlib.Path("results")
+PAGE = pathlib.Path("RESULTS.md")
+
+CASES = ("case1", "case2", "case3")
+RUN_FILES = ("config.json", "results.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    directory: pathlib.Path
+
+    @functools.cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The run's configuration."""
+        return json.loads((self.directory / "config.json").read_text())
+
+    @functools.cached_property
+    def results(self) -> Mapping[str, Any]:
+        """See the README for its fields."""
+        return json.loads((self.directory / "results.json").read_text())
+
+    @functools.cached_property
+    def metrics(self) -> Sequence[Mapping[str, Any]]:
+        """The log."""
+        return read_metrics(self.directory)
+
+    @property
+    def num_values(self) -> int:
+        """D, values of an image."""
+        return math.prod(self.config["model"]["data_shape"])
+
+    def bits_per_dim(self, name: str, step: int | None = None) -> np.ndarray:
+        """Bits/dim of each test image [num] by its `elbo` or `log_likelihood`.
+
+        Args:
+            name: which of the two.
+            step: of an ELBO logged during training; None: of the final evaluation.
+        """
+        file = "test_images.npz" if step is None else f"test_elbo_{step}.npz"
+        values = np.load(self.directory / file)[name].astype(np.float64)
+        return -values / (self.num_values * math.log(2))
+
+    def tested_steps(self) -> list[int]:
+        """Steps at which the test set's ELBO was logged."""
+        return [record["step"] for record in self.metrics if record["split"] == "test"]
+
+
+def finished_runs(directory: pathlib.Path) -> dict[str, Run]:
+    """The runs kept in a folder by their names, sorted."""
+    paths = sorted(directory.iterdir()) if directory.is_dir() else []
+    return {
+        path.name: Run(path) for path in paths if all((path / name).exists() for name in RUN_FILES)
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """How much fewer bits/dim the second of two systems needs."""
+
+    mean: float
+    image_error: float  # standard error over test images, paired
+    per_seed: tuple[float, ...]
+
+    def __str__(self) -> str:
+        seeds = ", ".join(f"{value:.3f}" for value in self.per_seed)
+        return f"{self.mean:.3f} ± {self.image_error:.3f} (seeds: {seeds})"
+
+
+def paired_gap(first: Iterable[np.ndarray], second: Iterable[np.ndarray]) -> Gap:
+    """The gap between two systems on the same images.
+
+    Args:
+        first: bits/dim of each image [num], of each seed.
+        second: the same of the other system.
+    """
+    differences = np.stack(
+        [one - other for one, other in zip(first, second, strict=True)]
+    )  # [seeds, num]
+    return Gap(
+        mean=float(differences.mean()),
+        image_error=standard_error(differences.mean(axis=0)),
+        per_seed=tuple(float(value) for value in differences.mean(axis=1)),
+    )
+
+
+def cases_section(directory: pathlib.Path) -> list[str]:
+    """The paper's ablation of the couplings, from the runs CASE_seedN."""
+    runs = finished_runs(directory)
+    by_case = {
+        case: [run for name, run in runs.items() if name.startswith(f"{case}_")] for case in CASES
+    }
+    lines = [
+        "## Couplings: cases 1, 2 and 3 (paper, section 4.2.1)",
+        "",
+        "`configs/cifar_cases.py` on `cifar10_jpeg` (CIFAR-10's images after lossy JPEG encoding:",
+        "figures compare with each other, not with published ones), all 10,000 test images, averaged",
+        "weights. Equal time: 90 minutes of one core each. Bits/dim, fewer are better.",
+        "",
+        "| run | updates | ELBO after half | ELBO | importance-weighted | parameters | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in CASES:
+        if not by_case[case]:
+            lines.append(f"| {case} | not run | | | | | |")
+        for run in by_case[case]:
+            results = run.results
+            cells = [
+                f"[{run.directory.name}]({run.directory.as_posix()})",
+                f"{results['step']:,}",
+                _mean_and_error(_elbo_after_half(run)),
+                _mean_and_error(_elbo(run)),
+                f"{_mean_and_error(_importance_weighted(run))} "
+                f"(K = {results['num_importance_samples']})",
+                f"{results['num_params']:,}",
+                f"{results['train_seconds'] / 60:.0f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    gaps = [
+        (before, after)
+        for before, after in zip(CASES, CASES[1:], strict=False)
+        if by_case[before] and len(by_case[before]) == len(by_case[after])
+    ]
+    if gaps:
+        lines += [
+            "",
+            "Gaps, mean over seeds ± standard error over the test images, paired:",
+            "",
+            "| gap | ELBO after half | ELBO | importance-weighted |",
+            "|---|---|---|---|",
+        ]
+    for before, after in gaps:
+        cells = [
+            paired_gap(*(map(measure, by_case[case]) for case in (before, after)))
+            for measure in (_elbo_after_half, _elbo, _importance_weighted)
+        ]
+        lines.append(f"| {before} - {after} | {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def _elbo_after_half(run):
+    return run.bits_per_dim("elbo", run.tested_steps()[0])
+
+
+def _elbo(run):
+    return run.bits_per_dim("elbo")
+
+
+def _importance_weighted(run):
+    return run.bits_per_dim("log_likelihood")
+
+
+def short_runs_section(directory: pathlib.Path) -> list[str]:
+    """Partitions and receptive fields at a small equal budget, by validation images."""
+    lines = [
+        "## Partitions and receptive fields",
+        "",
+        "`configs/cifar_short.py` on `cifar10_jpeg`, equal numbers of updates: ELBO of held-out",
+        "training images in bits/dim, best first.",
+        "",
+        "| run | validation ELBO | KL, nats | parameters | minutes |",
+        "|---|---|---|---|---|",
+    ]
+    for run in sorted(finished_runs(directory).values(), key=_last_bits_per_dim):
+        last = _last_validation(run)
+        error = last["elbo_stderr"] / (run.num_values * math.log(2))
+        cells = [
+            f"[{run.directory.name}]({run.directory.as_posix()})",
+            f"{last['bits_per_dim']:.4f} ± {error:.4f}",
+            f"{last['kl']:.0f}",
+            f"{run.results['num_params']:,}",
+            f"{run.results['train_seconds'] / 60:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _last_validation(run):
+    return [record for record in run.metrics if record["split"] == "validation"][-1]
+
+
+def _last_bits_per_dim(run):
+    return _last_validation(run)["bits_per_dim"]
+
+
+def _mean_and_error(values):
+    return f"{values.mean():.4f} ± {standard_error(values):.4f}"
+
+
+def page() -> str:
+    """The text of RESULTS.md."""
+    sections = [
+        cases_section(RESULTS_DIRECTORY / "cifar10_jpeg_cases"),
+        short_runs_section(RESULTS_DIRECTORY / "cifar10_jpeg_short"),
+    ]
+    lines = ["# Results", "", "Written by `python -m experiments.results` from `results/`."]
+    for section in sections:
+        lines += ["", *section]
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    """Writes the page."""
+    with open_atomically(PAGE) as file:
+        file.write(page().encode())
+    print(f"{PAGE} written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""RESULTS.md from runs with known figures."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import results
+from experiments.results import cases_section, finished_runs, paired_gap, short_runs_section
+
+NUM_VALUES = 12
+
+
+def keep_run(directory, bits, validation_bits=9.0, seed=0):
+    """A kept run whose test images need `bits` bits/dim: halfway, by ELBO, importance-weighted."""
+    directory.mkdir(parents=True)
+    halfway, elbo, log_likelihood = (
+        -NUM_VALUES * math.log(2) * np.random.default_rng(seed).normal(mean, 0.5, 1000)
+        for mean in bits
+    )
+    np.savez(directory / "test_elbo_50.npz", elbo=halfway)
+    np.savez(directory / "test_images.npz", elbo=elbo, log_likelihood=log_likelihood)
+    fields = {"step": 100, "num_importance_samples": 5, "num_params": 1234, "train_seconds": 600.0}
+    (directory / "results.json").write_text(json.dumps(fields))
+    (directory / "config.json").write_text('{"model": {"data_shape": [2, 2, 3]}}')
+    records = [
+        {"split": "test", "step": 50},
+        {"split": "validation", "step": 50, "bits_per_dim": 9.9, "kl": 1.0, "elbo_stderr": 1.0},
+        {"split": "validation", "bits_per_dim": validation_bits, "kl": 7.0, "elbo_stderr": 0.1},
+    ]
+    lines = [json.dumps({"step": 100, "epoch": 1.0} | record) for record in records]
+    (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_a_paired_gap_has_the_error_of_a_paired_test():
+    rng = np.random.default_rng(0)
+    images = rng.normal(5.0, 1.0, 400)
+    first = [images + rng.normal(0.3, 0.1, 400) for _ in range(2)]
+    second = [images + rng.normal(0.0, 0.1, 400) for _ in range(2)]
+
+    gap = paired_gap(first, second)
+
+    test = stats.ttest_rel(np.mean(first, axis=0), np.mean(second, axis=0))
+    assert gap.mean / gap.image_error == pytest.approx(test.statistic)
+    assert gap.per_seed == pytest.approx(np.mean(np.subtract(first, second), axis=1))
+
+
+def test_a_gap_of_systems_with_other_numbers_of_seeds_is_refused():
+    with pytest.raises(ValueError, match="zip"):
+        paired_gap([np.ones(3)], [np.ones(3), np.ones(3)])
+
+
+def test_cases_are_compared_at_half_and_at_the_end(tmp_path):
+    for seed in (0, 1):
+        keep_run(tmp_path / f"case2_seed{seed}", (7.0, 6.0, 5.9), seed=seed)
+        keep_run(tmp_path / f"case3_seed{seed}", (6.5, 5.0, 4.8), seed=seed)
+
+    text = "\n".join(cases_section(tmp_path))
+
+    assert "| case1 | not run |" in text
+    assert "case1 - case2" not in text
+    # The same noise in both: the gaps are exact.
+    row = next(line for line in text.split("\n") if line.startswith("| case2 - case3"))
+    for value in (0.5, 1.0, 1.1):
+        assert f"{value:.3f} ± 0.000 (seeds: {value:.3f}, {value:.3f})" in row
+    assert "| 100 |" in text and "1,234" in text and "(K = 5)" in text and "| 10 |" in text
+
+
+def test_short_runs_are_sorted_by_their_last_validation(tmp_path):
+    keep_run(tmp_path / "tiles", (7.0, 6.0, 5.9), validation_bits=6.5)
+    keep_run(tmp_path / "context4", (7.0, 6.0, 5.9), validation_bits=5.25)
+
+    lines = short_runs_section(tmp_path)
+
+    assert "context4" in lines[-2] and "tiles" in lines[-1]
+    error = 0.1 / (NUM_VALUES * math.log(2))
+    assert f"| 5.2500 ± {error:.4f} | 7 |" in lines[-2]
+
+
+def test_unfinished_runs_do_not_count(tmp_path):
+    keep_run(tmp_path / "case1_seed0", (7.0, 6.0, 5.9))
+    (tmp_path / "case1_seed0" / "results.json").unlink()
+    assert finished_runs(tmp_path) == {}
+    assert finished_runs(tmp_path / "nothing") == {}
+
+
+def test_the_page_is_that_of_the_kept_runs():
+    """RESULTS.md is not typed in by hand."""
+    assert results.page() == results.PAGE.read_text()
