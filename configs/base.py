@@ -79,7 +79,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.num_importance_samples = 1000
-    evaluation.batch_size = 100  # images at once on one device
+    evaluation.batch_size = 100  # images at once on one device, ten samples of each
     evaluation.num_examples = 0  # of the test set; 0 is all of them
     evaluation.test_elbo_every = ""  # also log the test set's ELBO in training; it chooses nothing
     evaluation.checkpoint = "best"  # best validation ELBO, or last

@@ -22,7 +22,7 @@ from sere_jax.posterior import kl_divergence, log_density_ratio
 Array = jax.Array
 Params = Any
 
-SAMPLES_AT_ONCE = 50
+SAMPLES_AT_ONCE = 10
 
 
 @struct.dataclass

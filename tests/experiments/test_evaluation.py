@@ -36,7 +36,7 @@ def evaluator(model, batch_size):
 
 
 def test_elbo_is_the_mean_over_all_images(model, params, images, monkeypatch):
-    monkeypatch.setattr("experiments.evaluation.ELBO_BATCH_SIZE", 3)  # 7 images: 3 + 3 + 1
+    monkeypatch.setattr("experiments.evaluation.ELBO_IMAGES_PER_IMAGE", 1)  # 7 images: 3 + 3 + 1
     ours = evaluator(model, 3)
     elbo = ours.elbo(params, images)
     terms = elbo.means()
