@@ -76,6 +76,9 @@ class RankOneAffine(distrax.Bijector):
 class RankOneAffineLayer(nn.Module):
     """Window of codes to a `RankOneAffine`, near the identity at the start.
 
+    On maps u is one direction of all positions together, so that f_l can couple any two of them;
+    with one direction a position it could only mix the few channels there.
+
     d lies in (0, 2) and u uᵀ has a norm below 1: the overall scale of z is a gauge that the layers
     reading z can undo, and without these bounds the product of d over the layers diverges.
     """
