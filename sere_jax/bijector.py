@@ -12,6 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sere_jax.config import ModelConfig, choose
+from sere_jax.flow import (
+    InverseAutoregressiveLayer,
+    MaskedAutoregressiveLayer,
+    SplineCouplingLayer,
+)
 from sere_jax.network import create_network
 
 Array = jax.Array
@@ -134,6 +139,9 @@ class IdentityLayer(nn.Module):
 
 BIJECTORS: dict[str, type[nn.Module]] = {
     "rank_one_affine": RankOneAffineLayer,
+    "spline_coupling": SplineCouplingLayer,
+    "masked_autoregressive": MaskedAutoregressiveLayer,
+    "inverse_autoregressive": InverseAutoregressiveLayer,
     "identity": IdentityLayer,
 }
 

@@ -79,7 +79,7 @@ def spread_degrees(
     hidden = []
     for layer, width in enumerate(widths):
         if key is None:
-            degrees = np.floor(np.linspace(lowest, num_inputs, width, endpoint=False)).astype(int)
+            degrees = np.round(np.linspace(num_inputs - 1, lowest, width)).astype(int)[::-1]
         else:
             drawn = jax.random.randint(jax.random.fold_in(key, layer), (width,), lowest, num_inputs)
             degrees = np.asarray(drawn).copy()
@@ -102,7 +102,7 @@ class MaskedNetwork:
     degrees: Degrees = struct.field(pytree_node=False)
 
     def __call__(self, x: Array) -> Array:
-        """Parameters [..., P, D] of x [..., D]; those of an input depend on the inputs before it."""
+        """Parameters [..., P, D] of x [..., D]; column d depends on the inputs before d."""
         kernels = self._masked_kernels()
         hidden = x @ kernels[0] + self.biases[0]
         if self.offset is not None:

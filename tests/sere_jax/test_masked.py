@@ -1,0 +1,98 @@
+"""Masked networks: what depends on what, by automatic differentiation; inverses in one pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sere_jax.masked import MADE, Degrees, spread_degrees
+
+CASES = {
+    "one input": (1, (4,), True, None, False),
+    "one hidden layer": (5, (16,), False, None, False),
+    "reversed": (5, (16,), True, None, True),
+    "two hidden layers": (6, (20, 15), True, None, True),
+    "random degrees": (6, (24, 20, 24), True, 3, False),
+    "narrower than the data": (12, (5, 4), False, None, False),
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request, random_module):
+    """Degrees, a condition or None, and the function (condition) -> network."""
+    num_inputs, widths, conditional, seed, is_reversed = request.param
+    key = None if seed is None else jax.random.key(seed)
+    degrees = spread_degrees(num_inputs, widths, conditional=conditional, key=key)
+    degrees = degrees.reversed() if is_reversed else degrees
+    condition = np.float32([0.3, -1.0, 0.7]) if conditional else None
+    made = MADE(degrees, num_parameters=2)
+    params = random_module(made, condition)
+    return degrees, condition, lambda condition: made.apply(params, condition)
+
+
+def numbers(*shape):
+    return np.random.default_rng(5).normal(size=shape).astype(np.float32)
+
+
+def product_of_masks(degrees):
+    """Number of paths from each input to each output, [D, D], from the definition of MADE."""
+    layers = [degrees.inputs, *degrees.hidden]
+    paths = np.eye(len(degrees.inputs), dtype=int)
+    for before, after in zip(layers, layers[1:], strict=False):
+        paths = paths @ np.array([[int(b <= a) for a in after] for b in before])
+    return paths @ np.array([[int(h < d) for d in degrees.inputs] for h in degrees.hidden[-1]])
+
+
+def test_the_jacobian_is_zero_where_the_product_of_the_masks_is(case):
+    degrees, condition, network = case
+    num_inputs = len(degrees.inputs)
+    jacobians = jax.jit(jax.vmap(jax.jacobian(network(condition))))(3 * numbers(200, num_inputs))
+
+    reached = (np.asarray(jacobians) != 0).any(axis=(0, 1)).T  # [inputs, outputs]
+
+    paths = product_of_masks(degrees)
+    np.testing.assert_array_equal(reached, paths > 0)
+    earlier = np.less.outer(degrees.inputs, degrees.inputs)
+    assert not paths[~earlier].any()
+    first, last = degrees.order[0], degrees.order[-1]
+    assert (paths[:, last] > 0).sum() == num_inputs - 1
+    assert num_inputs == 1 or paths[first].any()
+
+
+def test_every_output_depends_nonlinearly_on_the_condition(case):
+    _, condition, network = case
+    if condition is None:
+        return
+    x = numbers(len(network(condition).degrees.inputs))
+    jacobian = jax.jit(jax.vmap(jax.jacobian(lambda condition: network(condition)(x))))
+    changes = np.asarray(jacobian(3 * numbers(100, 3)))
+    assert (np.abs(changes).max(axis=0) > 1e-3).all()
+    assert (np.ptp(changes, axis=0) > 1e-3).all()
+
+
+def test_solving_in_one_pass_is_applying_the_network_once_an_input(case):
+    degrees, condition, network = case
+    network = network(condition)
+    u = numbers(3, len(degrees.inputs))
+
+    def invert(u, parameters):
+        return jnp.tanh(parameters[..., 0]) + u * jax.nn.sigmoid(parameters[..., 1])
+
+    x = np.zeros_like(u)
+    for index in degrees.order:
+        x[:, index] = invert(u, jnp.moveaxis(network(x), -2, -1))[:, index]
+
+    np.testing.assert_allclose(jax.jit(lambda u: network.solve(invert, u))(u), x, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "hidden", "message"),
+    [
+        ((1, 3), ((0,),), r"\(1, 3\) is not a permutation of 1 to 2"),
+        ((2, 1), ((2,),), r"\(2,\) must lie from 0 to 1"),
+        ((2, 1), ((0,), ()), r"\(\) must lie from 0 to 1"),
+    ],
+)
+def test_impossible_degrees_are_refused(inputs, hidden, message):
+    with pytest.raises(ValueError, match=message):
+        Degrees(inputs, hidden)
