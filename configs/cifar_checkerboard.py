@@ -13,12 +13,14 @@ from configs import base
 
 CASE_1 = {"model.couple_prior": False, "model.couple_bijector": False, "model.couple_data": False}
 CASE_2 = {"model.couple_prior": False, "model.couple_bijector": False}
+BEST = {"model.data_context": 16, "model.couple_data_to_prior": True}
 SMALL = {
     "dataset.name": "photos",
     "dataset.validation_size": 200.0,
     "model.hidden_size": 24,
     "training.batch_size": 32,
-    "training.num_steps": 700,
+    "training.num_steps": 500,
+    "training.learning_rate": 2e-3,
     "training.evaluate_every": "25%",
     "training.checkpoint_every": "25%",
     "training.warmup": "50 steps",
@@ -34,8 +36,8 @@ VARIANTS = {
     "context4": {"model.context": 4},
     "data_context4": {"model.data_context": 4},
     "data_context16": {"model.data_context": 16},
-    "data_to_prior16": {"model.data_context": 16, "model.couple_data_to_prior": True},
-    "small": SMALL,
+    "best": BEST,
+    "small": BEST | SMALL,
 }
 
 
