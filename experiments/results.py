@@ -178,7 +178,7 @@ def short_runs_section(directory: pathlib.Path) -> list[str]:
         "## Partitions and receptive fields",
         "",
         "`configs/cifar_short.py` on `cifar10_jpeg`, equal numbers of updates: ELBO of held-out",
-        "training images in bits/dim, best first.",
+        "training images in bits/dim, best first. They chose the default partition and `:best`.",
         "",
         "| run | validation ELBO | KL, nats | parameters | minutes |",
         "|---|---|---|---|---|",
