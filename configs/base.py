@@ -54,6 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.rematerialize = False  # less memory, a third more work
     model.sigma_min = 0.1
     model.sigma_max = 2.0
+    model.residual_scale_start = 0.73  # of the posterior's scale over the prior's
     model.condition_residual_on_latents = True
 
     config.training = training = ConfigDict()

@@ -20,7 +20,7 @@ SMALL = {
     "model.hidden_size": 24,
     "training.batch_size": 32,
     "training.num_steps": 500,
-    "training.learning_rate": 2e-3,
+    "training.learning_rate": 4e-3,
     "training.evaluate_every": "25%",
     "training.checkpoint_every": "25%",
     "training.warmup": "50 steps",
@@ -57,6 +57,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.network = "resnet"
     model.hidden_size = 64
     model.sigma_min = 1.0
+    model.residual_scale_start = 0.12
     config.training.batch_size = 64
     config.training.kl_warmup = "50%"
     config.evaluation.num_importance_samples = 100

@@ -37,6 +37,8 @@ class ModelConfig:
             less memory, about a third more work.
         sigma_min: lower bound on the prior's scale (0: none).
         sigma_max: upper bound on the prior's scale.
+        residual_scale_start: what the posterior's scale relative to the prior's, δσ, starts near;
+            the smaller, the more the codes say of the image at first.
         condition_residual_on_latents: the posterior's residual sees z_{l-1} as well as x.
     """
 
@@ -60,6 +62,7 @@ class ModelConfig:
     rematerialize: bool = False
     sigma_min: float = 0.1
     sigma_max: float = 2.0
+    residual_scale_start: float = 0.73
     condition_residual_on_latents: bool = True
 
     def __post_init__(self):
@@ -100,7 +103,7 @@ class ModelConfig:
                     f"config.model.{field}={value} exceeds num_layers={self.num_layers}; "
                     f"choose 1 to {self.num_layers}"
                 )
-        for field in ("sigma_min", "sigma_max", "data_scale"):
+        for field in ("sigma_min", "sigma_max", "residual_scale_start", "data_scale"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ConfigError(f"config.model.{field}={value!r} must be a number")
@@ -108,6 +111,11 @@ class ModelConfig:
             raise ConfigError(
                 f"config.model.sigma_min={self.sigma_min} and sigma_max={self.sigma_max} must "
                 "satisfy 0 <= sigma_min < sigma_max < 2^128, the infinity of float32"
+            )
+        if not 1e-6 <= self.residual_scale_start <= 1 - 1e-6:
+            raise ConfigError(
+                f"config.model.residual_scale_start={self.residual_scale_start} must lie between 0 "
+                "and 1, by a millionth at least"
             )
         if not 0 <= self.data_scale < 2.0**128:
             raise ConfigError(

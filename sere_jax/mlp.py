@@ -47,12 +47,14 @@ class MLPNetwork(nn.Module):
         head_scale: scale of the initial output weights.
         bounded: whether the codes pass through a tanh first. In the recurrence z_{l-1} -> z_l it
             bounds what a large code can do to the next one, which keeps it from diverging.
+        output_start: what the last axis of the result starts near, or one value for all of it.
     """
 
     config: ModelConfig
     output_shape: tuple[int, ...]
     head_scale: float = 1.0
     bounded: bool = True
+    output_start: tuple[float, ...] = (0.0,)
 
     @nn.compact
     def __call__(self, codes: Array | None, event_ndims: int, offset: Array | None) -> Array:
@@ -68,7 +70,7 @@ class MLPNetwork(nn.Module):
             [..., *output_shape]; without inputs, learned constants of that shape without a batch.
         """
         if codes is None and offset is None:
-            return self.param("constant", nn.initializers.zeros_init(), self.output_shape)
+            return self.param("constant", self._start, self.output_shape)
         terms = [] if offset is None else [offset]
         if codes is not None:
             terms.append(self._hidden(codes, event_ndims, use_bias=offset is None))
@@ -76,9 +78,14 @@ class MLPNetwork(nn.Module):
         position_ndims = self._position_ndims()
         size = math.prod(self.output_shape[position_ndims:])
         kernel_init = head_initializer(self.head_scale)
-        head = nn.Dense(size, kernel_init=kernel_init, name="head")(hidden)
+        head = nn.Dense(size, kernel_init=kernel_init, bias_init=self._start, name="head")(hidden)
         batch_shape = head.shape[: head.ndim - 1 - position_ndims]
         return head.reshape(*batch_shape, *self.output_shape)
+
+    def _start(self, key, shape, dtype=jnp.float32):
+        del key
+        repeats = math.prod(shape) // len(self.output_start)
+        return jnp.tile(jnp.array(self.output_start, dtype), repeats).reshape(shape)
 
     def _position_ndims(self):
         """Number of axes of hidden layers, besides the last, that the output has too."""

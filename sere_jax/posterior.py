@@ -1,5 +1,7 @@
 """Residual Gaussian posterior layers q(ε_l | z_{l-1}, x) and their KL (paper, section 3.4.2)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -10,8 +12,6 @@ from sere_jax.network import create_network
 from sere_jax.prior import Prior
 
 Array = jax.Array
-
-INITIAL_SCALE_LOGIT = 1.0  # δσ starts at sigmoid(1) = 0.73
 
 
 @struct.dataclass
@@ -30,7 +30,7 @@ class Residual:
 class PosteriorLayer(nn.Module):
     """Features of x (and the window of codes) to the residual of one layer.
 
-    It starts near δμ = 0, δσ = 0.73, whatever x is.
+    It starts near δμ = 0, δσ = `residual_scale_start`, whatever x is.
     """
 
     config: ModelConfig
@@ -43,7 +43,9 @@ class PosteriorLayer(nn.Module):
             self.config, (*shape[:-1], 2 * shape[-1]), head_scale=0.1, name="network"
         )
         mean, raw_scale = jnp.split(network(window, 1 + len(shape), offset), 2, axis=-1)
-        return Residual(mean=mean, log_scale=jax.nn.log_sigmoid(raw_scale + INITIAL_SCALE_LOGIT))
+        start = self.config.residual_scale_start
+        start_logit = math.log(start) - math.log1p(-start)
+        return Residual(mean=mean, log_scale=jax.nn.log_sigmoid(raw_scale + start_logit))
 
 
 def posterior_sample(prior: Prior, residual: Residual, noise: Array) -> Array:

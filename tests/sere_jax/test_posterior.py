@@ -119,7 +119,7 @@ def with_constant_output(layer, head, *inputs):
 
 @pytest.mark.parametrize("raw", [-1e4, -100.0, -3.0, 0.0, 3.0, 100.0, 1e4])
 def test_the_posterior_is_never_wider_than_the_prior(tiny_config, raw):
-    layer = PosteriorLayer(tiny_config())
+    layer = PosteriorLayer(tiny_config(residual_scale_start=0.2))
     window, offset = jnp.zeros((1, 2)), jnp.zeros(8)
 
     residual = with_constant_output(layer, [0.5, -0.5, raw, -raw], window, offset)
@@ -128,8 +128,13 @@ def test_the_posterior_is_never_wider_than_the_prior(tiny_config, raw):
     assert (residual.scale <= 1).all()
     assert np.isfinite(residual.log_scale).all()
     np.testing.assert_allclose(
-        residual.log_scale, -np.logaddexp(0, -(np.array([raw, -raw]) + 1)), rtol=1e-5, atol=1e-30
+        residual.log_scale,
+        -np.logaddexp(0, -(np.array([raw, -raw]) + np.log(0.2 / 0.8))),
+        rtol=1e-5,
+        atol=1e-30,
     )
+    if raw == 0:
+        np.testing.assert_allclose(residual.scale, 0.2, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
