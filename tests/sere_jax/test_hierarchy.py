@@ -102,7 +102,7 @@ def test_each_part_of_a_layer_sees_exactly_what_its_flags_couple(
         }
 
     params = random_module(layer, inputs, method=compute)
-    jacobians = jax.jit(jax.jacfwd(functools.partial(layer.apply, method=compute), argnums=1))(
+    jacobians = jax.jit(jax.jacrev(functools.partial(layer.apply, method=compute), argnums=1))(
         params, inputs
     )
 
@@ -153,7 +153,7 @@ def test_posterior_given_the_last_codes_and_the_image_is_independent_of_older_co
         x = jnp.asarray(random_images(1, 2, 4, 1), jnp.float64)
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
         noise = jnp.asarray(random_values(size), jnp.float64)
-        z_by_noise, q_by_noise = jax.jit(jax.jacfwd(codes_and_posterior))(noise)
+        z_by_noise, q_by_noise = jax.jit(jax.jacrev(codes_and_posterior))(noise)
         q_by_z = np.asarray(q_by_noise) @ np.linalg.inv(z_by_noise)
 
     blocks = q_by_z.reshape(num_layers, 2 * num_latents, num_layers, num_latents)
@@ -172,7 +172,7 @@ def test_data_layers_see_exactly_the_last_blocks(random_model, couple_data, data
     z = random_values(4, 2)
 
     @jax.jit
-    @jax.jacfwd
+    @jax.jacrev
     def jacobian(x):
         return model.apply(
             {"params": params},
