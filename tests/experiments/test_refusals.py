@@ -136,7 +136,7 @@ CONFIGS = {
     "configs/digits.py:nope": ["unknown variant 'nope'; choose one of: (none)"],
     "configs/mnist_mlp.py:case9": ["unknown variant 'case9'", "case3, dlgm"],
     "configs": ["--config=configs: is a directory"],
-    "": ["no such file", "configs/base.py, configs/cifar_checkerboard.py"],
+    "": ["no such file", "configs/base.py, configs/cifar_cases.py"],
     "ünï.py": ["--config=ünï.py: there is no such file"],
     "{files}/syntax.py": ["raised SyntaxError in line 1", "mend it"],
     "{files}/import_error.py": ["raised ModuleNotFoundError in line 1", "nonexistent"],
