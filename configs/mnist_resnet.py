@@ -3,8 +3,8 @@
     python -m experiments.main --config=configs/mnist_resnet.py
     python -m experiments.main --config=configs/mnist_resnet.py:small
 
-The paper has 79.50 nats. Not yet trained to a result here: one epoch of the full width takes ten
-minutes on two cores. `:small` trains on binarized patches of two photographs, without a download.
+The paper has 79.50 nats. Not yet trained here. `:small` is for binarized patches of two
+photographs, without a download.
 """
 
 from ml_collections import ConfigDict

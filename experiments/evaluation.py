@@ -108,7 +108,7 @@ class Evaluator:
         device = jax.lax.axis_index(DEVICES)
         return self.to_data_space(images, indices.reshape(num_devices(), -1)[device])
 
-    def elbo(self, params: Any, images: Array) -> "Elbo":
+    def elbo(self, params: Any, images: Array) -> Elbo:
         """Both parts of the ELBO of each of the images.
 
         Args:

@@ -23,17 +23,15 @@ class Conv(nn.Module):
 
     Attributes:
         features: channels of the result.
-        kernel_scale: scale of the initial kernel.
     """
 
     features: int
-    kernel_scale: float = 1.0
 
     @nn.compact
     def __call__(self, maps: Array) -> Array:
         """maps [..., h, w, channels] to [..., h, w, features]."""
         shape = (KERNEL_SIZE, KERNEL_SIZE, maps.shape[-1], self.features)
-        kernel = self.param("kernel", head_initializer(self.kernel_scale), shape)
+        kernel = self.param("kernel", head_initializer(1.0), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         batch = maps.reshape(-1, *maps.shape[-3:])
         return convolve(batch, kernel).reshape(*maps.shape[:-1], self.features) + bias
