@@ -4,8 +4,10 @@
     python -m experiments.main --config=configs/cifar_cases.py:case2
     python -m experiments.main --config=configs/cifar_cases.py:case3
 
-The budget is one of time, so that the cheaper cases make more updates: 45 minutes of training on
-two cores each, as 90 minutes on one of them. The test set's ELBO is logged after half of it.
+The budget is one of time, so that the cheaper cases make more updates: 45 minutes of two cores for
+each case, which are 45 minutes of one core for each of its two seeds. The test set's ELBO is logged
+after half of it. The learning rate was chosen on held-out training images: after 250 updates of
+case 3, 4.64 bits/dim at 3e-3 and 5.10 at 1e-3.
 """
 
 from ml_collections import ConfigDict
@@ -13,10 +15,10 @@ from ml_collections import ConfigDict
 from configs import base, cifar_checkerboard
 
 VARIANTS = {
-    "": {"training.num_steps": 5100},
-    "case1": {"training.num_steps": 10200},
-    "case2": {"training.num_steps": 6950},
-    "case3": {"training.num_steps": 5100},
+    "": {"training.num_steps": 2600},
+    "case1": {"training.num_steps": 5200},
+    "case2": {"training.num_steps": 3500},
+    "case3": {"training.num_steps": 2600},
 }
 
 
@@ -26,7 +28,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config = cifar_checkerboard.get_config(variant)
     config.model.hidden_size = 32
     config.training.batch_size = 32
-    config.training.evaluate_every = "25%"
+    config.training.learning_rate = 3e-3
+    config.training.warmup = "100 steps"
+    config.training.ema_decay = 0.995
+    config.training.evaluate_every = "50%"
     config.training.checkpoint_every = "5%"
     config.evaluation.test_elbo_every = "50%"
     config.evaluation.checkpoint = "last"
