@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from configs import base, cifar_checkerboard
 
 VARIANTS = {
-    "": {"training.num_steps": 2600},
-    "case1": {"training.num_steps": 5200},
-    "case2": {"training.num_steps": 3500},
-    "case3": {"training.num_steps": 2600},
+    "": {"training.num_steps": 3550},
+    "case1": {"training.num_steps": 6900},
+    "case2": {"training.num_steps": 4700},
+    "case3": {"training.num_steps": 3550},
 }
 
 

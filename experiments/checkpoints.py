@@ -48,6 +48,7 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             for unfinished in self.directory.glob("*.orbax-checkpoint-tmp"):  # left by a kill
                 shutil.rmtree(unfinished)
+        self._identity = self._current_identity()
         self._check_metrics_files(set_aside=not read_only)
         policy = preservation_policy.AnyPreservationPolicy(
             [
@@ -91,7 +92,8 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        if not self.directory.is_dir():  # orbax would create it, in a workdir that is no more
+        # Orbax would create it, in a workdir that is no more; the save before may just have done so.
+        if self._current_identity() != self._identity:
             raise FileNotFoundError(errno.ENOENT, "deleted during the run", str(self.directory))
         if validation_elbo is not None and not math.isfinite(validation_elbo):
             validation_elbo = None
@@ -214,6 +216,14 @@ class Checkpoints:
                 f"damaged ({', '.join(set_aside)}); choose another --workdir"
             )
         return None
+
+    def _current_identity(self) -> tuple[int, int] | None:
+        """What tells the folder from another one of the same name; None where there is none."""
+        try:
+            status = self.directory.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino
 
     def _check_metrics_files(self, set_aside: bool) -> None:
         """Orbax reads the metrics of all checkpoints at once and stops at one that is damaged."""
