@@ -6,6 +6,7 @@ sere_jax.log_likelihood(model, params, x, jax.random.key(1), num_samples=1000)
 """
 
 from sere_jax.config import ConfigError, ModelConfig
+from sere_jax.logit import inverse_logit_transform, logit_log_det, logit_transform
 from sere_jax.vae import (
     Inference,
     Objective,
@@ -30,7 +31,10 @@ __all__ = [
     "elbo",
     "infer",
     "init",
+    "inverse_logit_transform",
     "log_likelihood",
+    "logit_log_det",
+    "logit_transform",
     "objective",
     "reconstruct",
     "sample",

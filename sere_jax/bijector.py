@@ -148,4 +148,5 @@ BIJECTORS: dict[str, type[nn.Module]] = {
 
 def create_bijector(config: ModelConfig) -> nn.Module:
     """The bijective layer called `config.bijector`."""
-    return choose("bijector", config.bijector, BIJECTORS)(config)
+    layer = choose("bijector", config.bijector, BIJECTORS)
+    return layer(config) if config.has_latents else IdentityLayer(config)

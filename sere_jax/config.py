@@ -6,6 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
+NO_LATENTS = (0,)
+FLOW = "masked_autoregressive_flow"
+
+
 class ConfigError(ValueError):
     """An impossible configuration. The message is one line: field, value, choices, way out."""
 
@@ -17,7 +21,8 @@ class ModelConfig:
     Attributes:
         data_shape: (height, width, channels) of one image.
         num_layers: L, the number of blocks of x and of latent layers.
-        latent_shape: shape of the latent code of one layer: (10,), or (8, 8, 2) for maps.
+        latent_shape: shape of the latent code of one layer: (10,), or (8, 8, 2) for maps; (0,) for
+            none at all, which leaves the data layers: a plain flow, say.
         partition: how x is cut into L blocks: `raster`, `checkerboard` or `tiles`.
         context: k, every layer sees the codes z_{l-k} .. z_{l-1}; 1 is the paper.
         data_context: j, a data layer sees the blocks x_{l-j} .. x_{l-1}; 1 is the paper, L is all.
@@ -29,6 +34,9 @@ class ModelConfig:
         data_layer: name of the data layer.
         data_scale: standard deviation of `gaussian` data; 0: learned, pixel by pixel.
         num_mixtures: components of `discretized_logistic_mixture`.
+        num_flows: autoregressive flows of `masked_autoregressive_flow`, in each layer.
+        flow_hidden_size: width of their masked networks, which have `num_hidden_layers`.
+        prior: `gaussian`, or `standard_normal`: ε_l ~ N(0, I) whatever z_{l-1} is.
         network: family of the neural networks: `mlp`, `resnet`, or `linear` for affine maps.
         hidden_size: width of their hidden layers, or channels of their maps.
         num_hidden_layers: number of hidden layers, at least 2; an encoder of the whole image has
@@ -56,6 +64,9 @@ class ModelConfig:
     data_layer: str = "bernoulli"
     data_scale: float = 0.0
     num_mixtures: int = 10
+    num_flows: int = 2
+    flow_hidden_size: int = 1024
+    prior: str = "gaussian"
     network: str = "mlp"
     hidden_size: int = 200
     num_hidden_layers: int = 2
@@ -71,7 +82,8 @@ class ModelConfig:
             value = tuple(value) if isinstance(value, Iterable) else (value,)
             object.__setattr__(self, field, value)
         _require_positive_ints("data_shape", self.data_shape, length=3)
-        _require_positive_ints("latent_shape", self.latent_shape)
+        if self.latent_shape != NO_LATENTS:
+            _require_positive_ints("latent_shape", self.latent_shape)
         for field in (
             "num_layers",
             "context",
@@ -79,6 +91,8 @@ class ModelConfig:
             "hidden_size",
             "num_hidden_layers",
             "num_mixtures",
+            "num_flows",
+            "flow_hidden_size",
         ):
             _require_positive_ints(field, (getattr(self, field),), shown=getattr(self, field))
         for field in (
@@ -127,6 +141,38 @@ class ModelConfig:
                 f"config.model.data_scale={self.data_scale} is of no use to the data layer "
                 f"{self.data_layer!r}; set it to 0, or choose data_layer='gaussian'"
             )
+
+        choose("prior", self.prior, dict.fromkeys(("gaussian", "standard_normal")))
+        if not self.has_latents and self.couple_data_to_prior:
+            raise ConfigError(
+                f"config.model.couple_data_to_prior=True couples codes, and latent_shape={NO_LATENTS}"
+                " has none; set it to False"
+            )
+        if not self.has_latents and self.data_layer != FLOW:
+            raise ConfigError(
+                f"config.model.latent_shape={NO_LATENTS} (no latents) leaves the data layer "
+                f"{self.data_layer!r} without anything to depend on; choose data_layer={FLOW!r}, "
+                "or at least one latent"
+            )
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether there are codes; without them the ELBO is the exact log-likelihood."""
+        return self.latent_shape != NO_LATENTS
+
+    @property
+    def has_flows(self) -> bool:
+        """Whether the data layers are flows, whose data space is that of logits."""
+        return self.data_layer == FLOW
+
+    @property
+    def applies_layers_in_turn(self) -> bool:
+        """Whether layers that could be batched are applied one after another all the same.
+
+        Batched over layers, convolutions with different kernels are slow everywhere, and products
+        of large matrices with different weights gain nothing.
+        """
+        return self.network == "resnet" or self.has_flows
 
     @property
     def residual_sees_latents(self) -> bool:

@@ -6,13 +6,16 @@ data layer, derive from `DataLayer` and enter it in `DATA_LAYERS`.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from sere_jax.config import ModelConfig, choose
+from sere_jax.flow import MaskedAutoregressiveFlows, RankOneNormal
+from sere_jax.mlp import flatten
 from sere_jax.network import create_features, create_network
 
 Array = jax.Array
@@ -20,6 +23,8 @@ Array = jax.Array
 MIN_SCALE = 1e-3  # of Gaussian pixels whose scale is learned
 MAX_LOG_SCALE = 7.0  # of logistics, in units of half the range of values; and its negative
 HALF_RANGE = 127.5  # of 0..255
+MAX_LOG_VARIANCE = 6.0  # of the base of a flow, and its negative
+DIRECTION_START = 0.05  # of v, the common part of the base of a flow
 
 
 class DataLayer(nn.Module):
@@ -61,26 +66,50 @@ class DataLayer(nn.Module):
             )
             self.residual = create_network(self.config, shape, **options)
 
-    def observe(self, previous: Array) -> Array | None:
+    def observe(self, previous: Array) -> Any:
         """Offset of δγ from the previous blocks [..., j, h, w, channels]; None if uncoupled."""
         if not self.config.couple_data:
             return None
         return self.observed(self.to_network(previous), 4)
 
-    def __call__(self, z: Array, offset: Array | None) -> Array:
-        """γ [..., h, w, parameters_per_pixel] from z [..., *latent_shape]."""
-        parameters = self.without_residual(z)
-        if self.config.couple_data:
-            parameters += self.residual(z, len(self.config.latent_shape), offset)
-        return parameters
+    def __call__(self, z: Array | None, offset: Any) -> Any:
+        """γ [..., h, w, parameters_per_pixel].
 
-    def without_residual(self, z: Array) -> Array:
-        """γ¹(z), the parameters before δγ is added."""
-        return self.base(z, len(self.config.latent_shape), None)
+        Args:
+            z: [..., *latent_shape], or None where there are no latents.
+            offset: from `observe`; None leaves γ¹(z) alone.
+        """
+        event_ndims = len(self.config.latent_shape)
+        parameters = self.base(z, event_ndims, None)
+        if offset is not None:
+            parameters += self.residual(z, event_ndims, offset)
+        return parameters
 
     def to_network(self, x: Array) -> Array:
         """x in data space to the float32 values that networks read."""
         return x.astype(jnp.float32)
+
+    def block_log_prob(self, parameters: Any, block: Array, mask: Array | None) -> Array:
+        """log p(x_l | γ) in nats, [...].
+
+        Args:
+            parameters: γ.
+            block: [..., h, w, channels] in data space.
+            mask: [h, w, 1], 0 where the block is padding; None: nowhere.
+        """
+        log_prob = self.log_prob(parameters, block)
+        log_prob = log_prob if mask is None else log_prob * mask
+        return jnp.sum(log_prob, axis=(-3, -2, -1))
+
+    def sample_blocks(self, parameters: Any, keys: Array, mask: Array | None) -> Array:
+        """Blocks [B, h, w, channels] in data space, each from its own key [B]; `mask` as above."""
+        del mask
+        return jax.vmap(self.sample)(parameters, keys)
+
+    def expected_blocks(self, parameters: Any, blocks: Array) -> Array:
+        """What figures show of `blocks` [B, h, w, channels] that were drawn: their expectation."""
+        del blocks
+        return self.mean(parameters)
 
     def log_prob(self, parameters: Array, block: Array) -> Array:
         """log p(x_l | γ) in nats of each pixel, [..., h, w, 1 or channels]."""
@@ -262,10 +291,111 @@ class _Mixture(NamedTuple):
         return mean
 
 
+@struct.dataclass
+class FlowParameters:
+    """What a flow over a block x_l depends on."""
+
+    base: Array | None  # [..., h, w, 3 * channels], of its base; None: standard normal
+    z: Array | None  # [..., latents]
+    previous: Array | None  # [..., size of the blocks], x_{l-1} and those before it
+
+
+class MaskedAutoregressiveFlowDataLayer(DataLayer):
+    """Masked autoregressive flows over a block, conditional on z_l and x_{l-1} (paper, 4.2.2).
+
+    x_l = f(u) with `config.num_flows` flows of alternating order, whose networks see z_l and
+    x_{l-1} unmasked, and u ~ N(m, diag(s) + v vᵀ), where γ = (m, log s, v) is residual as in the
+    other data layers. x is in logit space (`sere_jax.logit_transform`), and so is the density. A
+    model without latents and previous blocks is a plain flow from a standard normal base.
+    """
+
+    @property
+    def parameters_per_pixel(self) -> int:
+        """m, log s and v of each channel."""
+        return 3 * self.block_shape[-1]
+
+    @property
+    def parameters_start(self) -> tuple[float, ...]:
+        """A standard normal base, but for v: v = 0 would be a saddle."""
+        channels = self.block_shape[-1]
+        return (*(0.0 for _ in range(2 * channels)), *(DIRECTION_START for _ in range(channels)))
+
+    @property
+    def head_scale(self) -> float:
+        """Near the standard normal base."""
+        return 0.1
+
+    def setup(self):
+        """Creates the networks of γ, unless there is nothing they could depend on, and the flow."""
+        config = self.config
+        self.is_conditional = config.has_latents or config.couple_data
+        if self.is_conditional:
+            super().setup()
+        hidden_sizes = (config.flow_hidden_size,) * config.num_hidden_layers
+        self.flow = MaskedAutoregressiveFlows((self._size,), hidden_sizes, config.num_flows)
+
+    def observe(self, previous: Array) -> Any:
+        """The previous blocks, and what γ takes from them; None if uncoupled."""
+        if not self.config.couple_data:
+            return None
+        return flatten(self.to_network(previous), 4), super().observe(previous)
+
+    def __call__(self, z: Array | None, offset: Any) -> FlowParameters:
+        """See `DataLayer`; without an offset the flow does not see x_{l-1} either."""
+        if not self.is_conditional:
+            return FlowParameters(None, None, None)
+        previous, residual_offset = (None, None) if offset is None else offset
+        base = super().__call__(z, residual_offset)
+        codes = None if z is None else flatten(z, len(self.config.latent_shape))
+        return FlowParameters(base, codes, previous)
+
+    def block_log_prob(
+        self, parameters: FlowParameters, block: Array, mask: Array | None
+    ) -> Array:
+        """Log-density in nats in logit space, [...]."""
+        mask, x = self._flatten_mask(mask), flatten(block, 3)
+        u, log_det = self._bijector(parameters, mask, x).inverse_and_log_det(x)
+        return self._base(parameters, mask).log_prob(u) + log_det
+
+    def sample_blocks(self, parameters: FlowParameters, keys: Array, mask: Array | None) -> Array:
+        """Blocks in logit space, pixel by pixel; padding is 0."""
+        mask = self._flatten_mask(mask)
+        noise = jax.vmap(lambda key: jax.random.normal(key, (self._size + 1,)))(keys)
+        u = self._base(parameters, mask).sample(noise[:, 1:], noise[:, 0])
+        x = self._bijector(parameters, mask, None).forward(u)
+        return x.reshape(-1, *self.block_shape)
+
+    def expected_blocks(self, parameters: FlowParameters, blocks: Array) -> Array:
+        """The blocks themselves: the expectation of a flow has no closed form."""
+        del parameters
+        return blocks
+
+    @property
+    def _size(self):
+        return math.prod(self.block_shape)
+
+    def _flatten_mask(self, mask):
+        return None if mask is None else jnp.broadcast_to(mask, self.block_shape).reshape(-1)
+
+    def _bijector(self, parameters, mask, x):
+        return self.flow(parameters.z, parameters.previous, x=x, mask=mask)
+
+    def _base(self, parameters, mask):
+        if parameters.base is None:
+            zeros, ones = jnp.zeros(self._size), jnp.ones(self._size)
+            return RankOneNormal(zeros, ones, zeros, mask)
+        mean, log_variance, direction = (
+            flatten(part, 3) for part in jnp.split(parameters.base, 3, axis=-1)
+        )
+        log_variance = MAX_LOG_VARIANCE * jnp.tanh(log_variance / MAX_LOG_VARIANCE)
+        return RankOneNormal(mean, jnp.exp(log_variance), direction, mask)
+
+
 DATA_LAYERS: dict[str, type[DataLayer]] = {
     "bernoulli": BernoulliDataLayer,
     "discretized_logistic_mixture": DiscretizedLogisticMixtureDataLayer,
     "gaussian": GaussianDataLayer,
+    "masked_autoregressive_flow": MaskedAutoregressiveFlowDataLayer,
 }
 
 

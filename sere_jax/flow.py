@@ -13,12 +13,13 @@ from flax import linen as nn
 from flax import struct
 
 from sere_jax.config import ModelConfig
-from sere_jax.masked import MADE, MaskedNetwork, spread_degrees
+from sere_jax.masked import MADE, MaskedNetwork, masked, spread_degrees
 from sere_jax.mlp import flatten, head_initializer
 
 Array = jax.Array
 
 MAX_LOG_SCALE = 3.0  # of one autoregressive flow
+MIN_DEVIATION = 1e-4  # of data that activations are normalized by
 SPLINE_RANGE = 5.0  # beyond it, splines are the identity
 NUM_BINS = 8
 # Both bound the slopes of splines, and so what float32 loses on the way forth and back.
@@ -152,7 +153,7 @@ def _spline(parameters):
 
 
 class MaskedAutoregressiveFlow(nn.Module):
-    """A condition to a `MaskedAutoregressive` bijector, near the identity at the start.
+    """Conditions to a `MaskedAutoregressive` bijector, near the identity at the start.
 
     Attributes:
         event_shape: of the bijector.
@@ -165,14 +166,136 @@ class MaskedAutoregressiveFlow(nn.Module):
     reverse: bool = False
 
     @nn.compact
-    def __call__(self, condition: Array | None) -> distrax.Bijector:
-        """condition [..., features], or None, to a bijector over events of `event_shape`."""
+    def __call__(self, *conditions: Array | None, mask: Array | None = None) -> distrax.Bijector:
+        """A bijector over events of `event_shape`.
+
+        Args:
+            *conditions: [..., features], or None.
+            mask: [D], 0 where events are padding, which stays as it is; None: nowhere.
+        """
+        conditional = any(condition is not None for condition in conditions)
         degrees = spread_degrees(
-            math.prod(self.event_shape), self.hidden_sizes, conditional=condition is not None
+            math.prod(self.event_shape), self.hidden_sizes, conditional=conditional
         )
         degrees = degrees.reversed() if self.reverse else degrees
-        network = MADE(degrees, num_parameters=2, name="network")(condition)
+        network = MADE(degrees, num_parameters=2, name="network")(*conditions, mask=mask)
         return MaskedAutoregressive(network, self.event_shape)
+
+
+class ActivationNorm(nn.Module):
+    """x = m + s u with constants m, s of each dimension (Kingma and Dhariwal 2018, section 3.1).
+
+    Like the batch normalization of Papamakarios et al. 2017 it keeps the inputs of every flow at
+    order 1. But it needs no statistics of the batch after the start: training and evaluation,
+    one device and several compute the same density.
+
+    Attributes:
+        event_shape: of the bijector.
+    """
+
+    event_shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: Array | None, mask: Array | None = None) -> distrax.Bijector:
+        """A bijector from u to x.
+
+        Args:
+            x: [..., *event_shape], read by `init` alone: m and log s start at their means and
+                deviations. None, or a single x: at 0.
+            mask: [D], 0 where x is padding, which stays as it is.
+        """
+        size = math.prod(self.event_shape)
+        if x is not None:
+            x = x.reshape(-1, size)
+            x = x if len(x) > 1 else None
+
+        def start_mean(key, shape):
+            del key
+            return jnp.zeros(shape) if x is None else jnp.mean(x, axis=0)
+
+        def start_log_scale(key, shape):
+            del key
+            if x is None:
+                return jnp.zeros(shape)
+            deviation = jnp.std(x, axis=0)
+            return jnp.where(deviation > MIN_DEVIATION, jnp.log(deviation), 0.0)
+
+        parameters = (
+            masked(self.param(name, start, (size,)), mask).reshape(self.event_shape)
+            for name, start in (("mean", start_mean), ("log_scale", start_log_scale))
+        )
+        mean, log_scale = parameters
+        affine = distrax.ScalarAffine(shift=mean, log_scale=log_scale)
+        return distrax.Block(affine, len(self.event_shape))
+
+
+class MaskedAutoregressiveFlows(nn.Module):
+    """Several flows of alternating order, an activation normalization before each.
+
+    Attributes:
+        event_shape: of the bijector.
+        hidden_sizes: of the masked networks.
+        num_flows: how many.
+    """
+
+    event_shape: tuple[int, ...]
+    hidden_sizes: tuple[int, ...]
+    num_flows: int
+
+    @nn.compact
+    def __call__(
+        self, *conditions: Array | None, x: Array | None = None, mask: Array | None = None
+    ) -> distrax.Bijector:
+        """A bijector from u to x.
+
+        Args:
+            *conditions: [..., features], what the flows depend on; they are never masked.
+            x: [..., *event_shape], data for `init` to normalize the activations by, or None.
+            mask: [D], 0 where x is padding, which stays as it is; None: nowhere.
+        """
+        x = x if self.is_initializing() else None
+        bijectors = []
+        for index in range(self.num_flows):
+            flow = MaskedAutoregressiveFlow(
+                self.event_shape, self.hidden_sizes, reverse=index % 2 == 1, name=f"flow_{index}"
+            )
+            norm = ActivationNorm(self.event_shape, name=f"norm_{index}")(x, mask)
+            step = distrax.Chain([norm, flow(*conditions, mask=mask)])
+            x = None if x is None else step.inverse(x)
+            bijectors.append(step)
+        return distrax.Chain(bijectors)
+
+
+@struct.dataclass
+class RankOneNormal:
+    """N(mean, diag(variance) + direction directionᵀ) over the last axis, D.
+
+    Densities and samples cost O(D), by the Sherman-Morrison formula and the matrix determinant
+    lemma. `distrax.MultivariateNormalDiagPlusLowRank` perturbs the factor of the covariance, not
+    the covariance.
+    """
+
+    mean: Array  # [..., D]
+    variance: Array  # [..., D], positive
+    direction: Array  # [..., D]
+    mask: Array | None = None  # [D], 0 in dimensions that are left out; None: nowhere
+
+    def log_prob(self, x: Array) -> Array:
+        """Log-density in nats of x [..., D], [...]."""
+        centered = masked(x - self.mean, self.mask)
+        weight = masked(self.direction, self.mask) / self.variance
+        capacitance = 1.0 + jnp.sum(self.direction * weight, axis=-1)
+        distance = jnp.sum(jnp.square(centered) / self.variance, axis=-1)
+        distance -= jnp.square(jnp.sum(weight * centered, axis=-1)) / capacitance
+        log_det = jnp.sum(masked(jnp.log(self.variance), self.mask), axis=-1)
+        size = x.shape[-1] if self.mask is None else jnp.sum(self.mask)
+        constant = size * math.log(2 * math.pi)
+        return -0.5 * (distance + log_det + jnp.log(capacitance) + constant)
+
+    def sample(self, noise: Array, common_noise: Array) -> Array:
+        """A sample [..., D] for standard normal noise [..., D] and [...]; 0 where left out."""
+        common = self.direction * common_noise[..., None]
+        return masked(self.mean + jnp.sqrt(self.variance) * noise + common, self.mask)
 
 
 class _CodeFlow(nn.Module):

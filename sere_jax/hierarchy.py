@@ -4,10 +4,12 @@ Three phases, so that only what is sequential is scanned (paper, Figure 1 and Eq
 
     observe   what depends on x alone, for all layers at once (encoders, previous blocks)
     infer     z_{l-1} -> z_l, the scan over layers
-    decode    the data layers given all codes, for all layers at once
+    decode    the data layers and their likelihoods given all codes, for all layers at once
 
 `generate` scans prior, bijector and data layer together, as each block needs the one before.
 """
+
+from typing import Any
 
 import distrax
 import jax
@@ -30,9 +32,9 @@ Array = jax.Array
 class Observed:
     """What the layers know of the image; every array [..., hidden_size], or None if uncoupled."""
 
-    posterior: Array  # features of the whole image
+    posterior: Array | None  # features of the whole image; None if there are no latents
     prior: Array | None  # features of the previous blocks, for prior and posterior
-    data: Array | None  # features of the previous blocks, for the data layer
+    data: Any  # what the data layer takes from the previous blocks
 
 
 @struct.dataclass
@@ -54,7 +56,8 @@ class Layer(nn.Module):
     def setup(self):
         """Creates the parts; the prior's network and the bijector serve both directions."""
         config = self.config
-        self.encoder = create_features(config, num_hidden_layers=config.num_hidden_layers)
+        if config.has_latents:
+            self.encoder = create_features(config, num_hidden_layers=config.num_hidden_layers)
         self.prior = PriorLayer(config)
         self.posterior = PosteriorLayer(config)
         self.bijector = create_bijector(config)
@@ -66,10 +69,12 @@ class Layer(nn.Module):
 
     def observe(self, x: Array, previous: Array) -> Observed:
         """Features of x [..., *data_shape] and of the blocks [..., j, h, w, channels] before."""
-        encoding = self.encoder(self.data_layer.to_network(x), 3)
+        encoding = None
+        if self.config.has_latents:
+            encoding = self.encoder(self.data_layer.to_network(x), 3)
         return Observed(encoding, *self.observe_previous(previous))
 
-    def observe_previous(self, previous: Array) -> tuple[Array | None, Array | None]:
+    def observe_previous(self, previous: Array) -> tuple[Array | None, Any]:
         """Features of the previous blocks for the prior and for the data layer."""
         prior = None
         if self.config.couple_data_to_prior:
@@ -105,43 +110,48 @@ class Layer(nn.Module):
         latents = Latents(epsilon=epsilon, z=z, prior=prior, residual=residual, bijector=bijector)
         return self._push_code(window, z), latents
 
-    def decode(self, z: Array, offset: Array | None) -> Array:
-        """Parameters γ_l of the data layer."""
-        return self.data_layer(z, offset)
+    def decode(self, z: Array, offset: Any) -> Any:
+        """Parameters γ_l of the data layer; without an offset γ¹(z) alone."""
+        return self.data_layer(z if self.config.has_latents else None, offset)
 
-    def generate(self, carry: tuple[Array, Array], inputs: tuple[Array, Array]):
+    def evaluate(self, z: Array, offset: Any, block: Array, mask: Array | None):
+        """Parameters γ_l, and log p(x_l | z_l, x_{l-1}) [...] in nats of a block."""
+        parameters = self.decode(z, offset)
+        return parameters, self.data_layer.block_log_prob(parameters, block, mask)
+
+    def generate(self, carry: tuple[Array, Array], inputs: tuple[Array, Array, Array | None]):
         """One step of generation.
 
         Args:
             carry: windows of codes [B, k, *latent_shape] and of blocks [B, j, h, w, channels].
-            inputs: noise [B, *latent_shape] of ε_l, keys [B] of x_l.
+            inputs: noise [B, *latent_shape] of ε_l, keys [B] of x_l, mask [h, w, 1] or None.
 
         Returns:
             The next carry, and (block, its expectation).
         """
         window, previous = carry
-        noise, keys = inputs
+        noise, keys, mask = inputs
         prior_offset, data_offset = self.observe_previous(previous)
         prior, bijector = self.prior_and_bijector(window, prior_offset)
         z = bijector.forward(prior.sample(noise))
-        previous, blocks = self._emit(previous, self.decode(z, data_offset), keys)
+        previous, blocks = self._emit(previous, self.decode(z, data_offset), keys, mask)
         return (self._push_code(window, z), previous), blocks
 
-    def regenerate(self, previous: Array, inputs: tuple[Array, Array]):
+    def regenerate(self, previous: Array, inputs: tuple[Array, Array, Array | None]):
         """One step of `generate` with the code z_l given instead of drawn from the prior."""
-        z, keys = inputs
+        z, keys, mask = inputs
         _, data_offset = self.observe_previous(previous)
-        return self._emit(previous, self.decode(z, data_offset), keys)
+        return self._emit(previous, self.decode(z, data_offset), keys, mask)
 
-    def regenerate_without_residual(self, previous: Array, inputs: tuple[Array, Array]):
+    def regenerate_without_residual(self, previous: Array, inputs: tuple):
         """One step of `regenerate` from γ¹(z_l) alone."""
-        z, keys = inputs
-        return self._emit(previous, self.data_layer.without_residual(z), keys)
+        z, keys, mask = inputs
+        return self._emit(previous, self.decode(z, None), keys, mask)
 
-    def _emit(self, previous, parameters, keys):
-        block = jax.vmap(self.data_layer.sample)(parameters, keys)
+    def _emit(self, previous, parameters, keys, mask):
+        block = self.data_layer.sample_blocks(parameters, keys, mask)
         previous = _push(previous, block.astype(previous.dtype), event_ndims=3)
-        return previous, (block, self.data_layer.mean(parameters))
+        return previous, (block, self.data_layer.expected_blocks(parameters, block))
 
     def _push_code(self, window, z):
         return _push(window, z, event_ndims=len(self.config.latent_shape))
@@ -184,32 +194,41 @@ class Hierarchy(nn.Module):
         _, latents = self._one_after_another(Layer.infer)(self.layer, window, (observed, noise))
         return latents
 
-    def decode(self, z: Array, observed: Observed) -> Array:
-        """Data parameters [L, ..., B, h, w, c] of all layers at once."""
-        return self._all_at_once(Layer.decode, (0, 0))(self.layer, z, observed.data)
+    def decode(self, z: Array, observed: Observed, x: Array) -> tuple[Any, Array]:
+        """Data layers and likelihoods of all layers at once.
 
-    def log_prob(self, parameters: Array, x: Array) -> Array:
-        """log p(x_l | z_l, x_{l-1}) in nats of each layer, [L, ..., B]."""
+        Args:
+            z: codes [L, ..., B, *latent_shape].
+            observed: `observe(x)`.
+            x: [B, *data_shape].
+
+        Returns:
+            Data parameters [L, ..., B, h, w, c], and log p(x_l | z_l, x_{l-1}) in nats [L, ..., B].
+        """
         blocks = jnp.moveaxis(self.partition.split(x), -4, 0)
-        extra = parameters.ndim - blocks.ndim
-        blocks = jnp.expand_dims(blocks, tuple(range(1, 1 + extra)))
-        log_prob = self.layer.data_layer.log_prob(parameters, blocks)
+        evaluate = self._all_at_once(Layer.evaluate, (0, 0, 0, 0))
+        return evaluate(self.layer, z, observed.data, blocks, self._mask)
+
+    @property
+    def _mask(self):
+        """[L, h, w, 1], 0 where blocks are padding; None: nowhere."""
         mask = self.partition.mask
-        mask = mask.reshape(mask.shape[0], *[1] * (log_prob.ndim - 4), *mask.shape[1:])
-        return jnp.sum(log_prob * mask, axis=(-3, -2, -1))
+        return None if mask.all() else jnp.asarray(mask)
 
     def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
         """Images and expected images [B, *data_shape] from noise [L, B, ...] and keys [L, B]."""
         batch_shape = keys.shape[1:]
         carry = (self._no_codes(batch_shape), self._no_blocks(batch_shape))
-        _, blocks = self._one_after_another(Layer.generate)(self.layer, carry, (noise, keys))
+        _, blocks = self._one_after_another(Layer.generate)(
+            self.layer, carry, (noise, keys, self._mask)
+        )
         return self._merge(blocks)
 
     def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
         """Images and expected images [B, *data_shape] from codes [L, B, ...] and keys [L, B]."""
         step = Layer.regenerate if residual else Layer.regenerate_without_residual
         carry = self._no_blocks(keys.shape[1:])
-        _, blocks = self._one_after_another(step)(self.layer, carry, (z, keys))
+        _, blocks = self._one_after_another(step)(self.layer, carry, (z, keys, self._mask))
         return self._merge(blocks)
 
     def _merge(self, blocks):
@@ -223,8 +242,7 @@ class Hierarchy(nn.Module):
 
     def _all_at_once(self, method, in_axes):
         """Maps a method without a carry over the layers; None in `in_axes`: the same for all."""
-        if self.config.network == "resnet":
-            # Batched over layers, convolutions with different kernels are slow everywhere.
+        if self.config.applies_layers_in_turn:
             in_axes = tuple(nn.broadcast if axis is None else axis for axis in in_axes)
 
             def step(layer, carry, *arguments):

@@ -8,6 +8,7 @@ only one of 1-D data, depends on it nonlinearly too.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,11 @@ def spread_degrees(
     return Degrees(tuple(range(1, num_inputs + 1)), tuple(hidden))
 
 
+def masked(values: Array, mask: Array | None) -> Array:
+    """values [..., D], but 0 where mask [D] is; None: nowhere."""
+    return values if mask is None else jnp.where(mask > 0, values, 0.0)
+
+
 @struct.dataclass
 class MaskedNetwork:
     """A masked network with its weights: a function of x, and a pytree.
@@ -99,6 +105,7 @@ class MaskedNetwork:
     biases: tuple[Array, ...]  # [width], ..., [P, D]
     offset: Array | None  # [..., width], what the condition adds to the first hidden layer
     head_offset: Array | None  # [..., P, D], and to the outputs
+    mask: Array | None  # [D], 0 where parameters are 0 whatever the weights; None: nowhere
     degrees: Degrees = struct.field(pytree_node=False)
 
     def __call__(self, x: Array) -> Array:
@@ -109,7 +116,8 @@ class MaskedNetwork:
             hidden = hidden + self.offset
         for kernel, bias in zip(kernels[1:-1], self.biases[1:-1], strict=True):
             hidden = nn.relu(hidden) @ kernel + bias
-        return jnp.einsum("...h,hpd->...pd", nn.relu(hidden), kernels[-1]) + self._head_bias()
+        head = jnp.einsum("...h,hpd->...pd", nn.relu(hidden), kernels[-1]) + self._head_bias()
+        return masked(head, self.mask)
 
     def solve(self, invert, u: Array) -> Array:
         """The x with x_d = invert(u_d, parameters_d(x)) for every input d, in one pass.
@@ -126,7 +134,8 @@ class MaskedNetwork:
             x [..., D].
         """
         kernels = self._masked_kernels()
-        batch_shape = u.shape[:-1]
+        batch_shape = jnp.broadcast_shapes(u.shape[:-1], self._batch_shape())
+        u = jnp.broadcast_to(u, (*batch_shape, u.shape[-1]))
         hidden = [
             jnp.broadcast_to(bias, (*batch_shape, bias.shape[-1])) for bias in self.biases[:-1]
         ]
@@ -153,12 +162,17 @@ class MaskedNetwork:
             index = order[place]
             column = jnp.take(kernels[-1], index, axis=-1)
             parameters = known @ column + jnp.take(head_bias, index, axis=-1)
+            if self.mask is not None:
+                parameters = jnp.where(self.mask[index] > 0, parameters, 0.0)
             value = invert(jnp.take(u, index, axis=-1), parameters)
             hidden[0] = hidden[0] + value[..., None] * kernels[0][index]
             return x.at[..., index].set(value), tuple(hidden), known
 
         x, _, _ = jax.lax.fori_loop(0, u.shape[-1], step, (jnp.zeros_like(u), tuple(hidden), known))
         return x
+
+    def _batch_shape(self):
+        return () if self.offset is None else self.offset.shape[:-1]
 
     def _head_bias(self):
         bias = self.biases[-1]
@@ -178,7 +192,7 @@ class MaskedNetwork:
 
 
 class MADE(nn.Module):
-    """A condition, or none, to a `MaskedNetwork`.
+    """Conditions, or none, to a `MaskedNetwork`.
 
     Attributes:
         degrees: order and hidden units.
@@ -191,8 +205,13 @@ class MADE(nn.Module):
     head_scale: float = 0.1
 
     @nn.compact
-    def __call__(self, condition: Array | None) -> MaskedNetwork:
-        """condition [..., features], or None."""
+    def __call__(self, *conditions: Array | None, mask: Array | None = None) -> MaskedNetwork:
+        """Joins the weights and the conditions.
+
+        Args:
+            *conditions: [..., features], whose batch shapes broadcast; None is left out.
+            mask: [D], 0 where all parameters are 0; None: nowhere.
+        """
         num_inputs = len(self.degrees.inputs)
         sizes = [num_inputs, *map(len, self.degrees.hidden)]
         kernels, biases = [], []
@@ -207,13 +226,25 @@ class MADE(nn.Module):
         )
         kernels.append(head.reshape(sizes[-1], *shape))
         biases.append(self.param("head_bias", nn.initializers.zeros_init(), shape))
+        given = [condition for condition in conditions if condition is not None]
         offset = head_offset = None
-        if condition is not None:
-            offset = nn.Dense(sizes[1], use_bias=False, name="condition")(condition)
-            head_offset = nn.Dense(
-                num_inputs * self.num_parameters,
+        if given:
+            offset = self._project(given, sizes[1], 1.0, "condition")
+            head_offset = self._project(given, math.prod(shape), self.head_scale, "head_condition")
+            head_offset = head_offset.reshape(*head_offset.shape[:-1], *shape)
+        return MaskedNetwork(
+            tuple(kernels), tuple(biases), offset, head_offset, mask, self.degrees
+        )
+
+    def _project(self, conditions, size, scale, name):
+        """Sum of affine maps of the conditions, so that none need be repeated to be joined."""
+        terms = [
+            nn.Dense(
+                size,
                 use_bias=False,
-                kernel_init=head_initializer(self.head_scale),
-                name="head_condition",
-            )(condition).reshape(*condition.shape[:-1], *shape)
-        return MaskedNetwork(tuple(kernels), tuple(biases), offset, head_offset, self.degrees)
+                kernel_init=head_initializer(scale / len(conditions) ** 0.5),
+                name=f"{name}_{index}",
+            )(condition)
+            for index, condition in enumerate(conditions)
+        ]
+        return sum(terms[1:], terms[0])

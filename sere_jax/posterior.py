@@ -36,9 +36,11 @@ class PosteriorLayer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, window: Array | None, offset: Array) -> Residual:
+    def __call__(self, window: Array | None, offset: Array | None) -> Residual:
         """window [..., k, *latent_shape] or None, offset [..., hidden_size] of x."""
         shape = self.config.latent_shape
+        if not self.config.has_latents:
+            return Residual(mean=jnp.zeros(shape), log_scale=jnp.zeros(shape))
         network = create_network(
             self.config, (*shape[:-1], 2 * shape[-1]), head_scale=0.1, name="network"
         )

@@ -28,7 +28,7 @@ class PriorLayer(nn.Module):
 
     The scale lies between `sigma_min` and `sigma_max` and starts at 1, or at the middle of the two
     where 1 is not inside. Its upper bound costs nothing: the scale of ε is a gauge that
-    the bijector can undo.
+    the bijector can undo. `config.prior` may fix it to the standard normal distribution instead.
     """
 
     config: ModelConfig
@@ -38,6 +38,8 @@ class PriorLayer(nn.Module):
         """window [..., k, *latent_shape] or None, offset of the previous blocks or None."""
         config = self.config
         shape = config.latent_shape
+        if config.prior == "standard_normal" or not config.has_latents:
+            return Prior(mean=jnp.zeros(shape), scale=jnp.ones(shape))
         network = create_network(
             config, (*shape[:-1], 2 * shape[-1]), head_scale=0.1, name="network"
         )

@@ -37,7 +37,7 @@ class Inference:
     prior_scale: Array  # [B, L, *latent_shape], σ
     residual_mean: Array  # [B, L, *latent_shape], δμ
     residual_scale: Array  # [B, L, *latent_shape], δσ
-    data_parameters: Array  # [B, L, h, w, c], γ of the data layers
+    data_parameters: Any  # [B, L, h, w, c], γ of the data layers; of flows, `FlowParameters`
     bijector: Any  # f_l as a distrax bijector whose parameters are [L, B, ...]
 
     @property
@@ -77,15 +77,14 @@ class SeReVAE(nn.Module):
         """Infers the codes of x [B, *data_shape] with noise [B, L, *latent_shape]."""
         observed = self.hierarchy.observe(x)
         latents = self.hierarchy.infer(observed, jnp.moveaxis(noise, 1, 0))
-        parameters = self.hierarchy.decode(latents.z, observed)
-        log_likelihood = jnp.sum(self.hierarchy.log_prob(parameters, x), axis=0)
+        parameters, log_likelihood = self.hierarchy.decode(latents.z, observed, x)
         kl = self._sum_latents(kl_divergence(latents.prior, latents.residual))
 
         def batch_first(values):
             return jnp.moveaxis(values, 0, 1)
 
         return Inference(
-            log_likelihood=log_likelihood,
+            log_likelihood=jnp.sum(log_likelihood, axis=0),
             kl=batch_first(kl),
             epsilon=batch_first(latents.epsilon),
             z=batch_first(latents.z),
@@ -93,7 +92,7 @@ class SeReVAE(nn.Module):
             prior_scale=batch_first(latents.prior.scale),
             residual_mean=batch_first(latents.residual.mean),
             residual_scale=batch_first(latents.residual.scale),
-            data_parameters=batch_first(parameters),
+            data_parameters=jax.tree.map(batch_first, parameters),
             bijector=latents.bijector,
         )
 
@@ -118,10 +117,9 @@ class SeReVAE(nn.Module):
             log p(x | z) [S, B] and log p(ε) - log q(ε | x) [S, B].
         """
         latents: Latents = self.hierarchy.infer(observed, jnp.moveaxis(noise, 2, 0))
-        parameters = self.hierarchy.decode(latents.z, observed)
-        log_likelihood = jnp.sum(self.hierarchy.log_prob(parameters, x), axis=0)
+        _, log_likelihood = self.hierarchy.decode(latents.z, observed, x)
         ratio = log_density_ratio(latents.prior, latents.residual, jnp.moveaxis(noise, 2, 0))
-        return log_likelihood, jnp.sum(self._sum_latents(ratio), axis=0)
+        return jnp.sum(log_likelihood, axis=0), jnp.sum(self._sum_latents(ratio), axis=0)
 
     def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
         """Images and their expectations from noise [B, L, *latent_shape] and keys [B, L]."""
@@ -151,11 +149,25 @@ def create_model(config: Any) -> SeReVAE:
     return model
 
 
+def init(model: SeReVAE, key: Array, x: Array | None = None) -> Params:
+    """Random parameters; those of the layers are stacked along a leading axis of length L.
+
+    Args:
+        model: from `create_model`.
+        key: PRNG key.
+        x: [B, *data_shape], a batch of data from which the activation normalization of flows
+            starts; without it, and with a single image, it starts as the identity.
+
+    Raises:
+        ValueError: x has the wrong shape.
+    """
+    x = jnp.zeros((1, *model.config.data_shape)) if x is None else check_images(model, x)
+    return _init(model, key, x)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def init(model: SeReVAE, key: Array) -> Params:
-    """Random parameters; those of the layers are stacked along a leading axis of length L."""
-    x = jnp.zeros((1, *model.config.data_shape))
-    noise = jnp.zeros((1, *noise_shape(model)))
+def _init(model, key, x):
+    noise = jnp.zeros((len(x), *noise_shape(model)))
     return model.init(key, x, noise)["params"]
 
 
@@ -190,7 +202,8 @@ def log_likelihood(
     """Importance-weighted estimate of log p(x) (Burda et al. 2016, Eq. 8).
 
     log 1/K Σ_k p(x, z_k) / q(z_k | x), a lower bound in expectation that rises with K. The encoders
-    run once an image and the samples are streamed, so that memory does not grow with K.
+    run once an image and the samples are streamed, so that memory does not grow with K. Without
+    latents (a plain flow) log p(x) is exact, whatever K and the key are.
 
     Args:
         model: from `create_model`.
@@ -207,6 +220,7 @@ def log_likelihood(
     """
     x = check_images(model, x)
     _check_count("num_samples", num_samples)
+    num_samples = num_samples if model.config.has_latents else 1
     return _log_likelihood(model, params, x, key, num_samples)
 
 

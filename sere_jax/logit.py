@@ -1,0 +1,30 @@
+"""Logit space, in which flows model images (Papamakarios et al. 2017, section 4.3 and appendix D)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+ALPHA = 0.05
+
+
+def logit_transform(pixels: Array, alpha: float = ALPHA) -> Array:
+    """x = logit(α + (1 - 2α) v) of pixels v in [0, 1], any shape."""
+    squeezed = alpha + (1.0 - 2.0 * alpha) * pixels
+    return jnp.log(squeezed) - jnp.log1p(-squeezed)
+
+
+def inverse_logit_transform(x: Array, alpha: float = ALPHA) -> Array:
+    """Pixels v of x in logit space, any shape; beyond [0, 1] where no pixel maps to x."""
+    return (jax.nn.sigmoid(x) - alpha) / (1.0 - 2.0 * alpha)
+
+
+def logit_log_det(x: Array, alpha: float = ALPHA) -> Array:
+    """log|dx/dv| of `logit_transform` in nats, one for each value of x in logit space.
+
+    A density of images in logit space becomes one of pixels in [0, 1] by
+    log p(v) = log p(x) + Σ log|dx/dv| with log|dx/dv| = log(1 - 2α) - log σ(x) - log(1 - σ(x)).
+    """
+    return math.log(1.0 - 2.0 * alpha) - jax.nn.log_sigmoid(x) - jax.nn.log_sigmoid(-x)
