@@ -44,10 +44,14 @@ def get_config(variant: str = "") -> ConfigDict:
     model.couple_data = True
     model.couple_data_to_prior = False
     model.bijector = "rank_one_affine"
-    # bernoulli: binarized images; gaussian: dequantized ones; discretized_logistic_mixture: 0..255
+    # bernoulli: binarized images; gaussian: dequantized ones; discretized_logistic_mixture: 0..255;
+    # masked_autoregressive_flow: dequantized ones in logit space
     model.data_layer = "bernoulli"
     model.data_scale = 0.0  # standard deviation of gaussian data; 0: learned
     model.num_mixtures = 10  # of discretized logistics
+    model.num_flows = 2  # a layer, of masked_autoregressive_flow
+    model.flow_hidden_size = 1024  # width of their masked networks
+    model.prior = "gaussian"  # gaussian, standard_normal
     model.network = "mlp"  # mlp, resnet, linear
     model.hidden_size = 200
     model.num_hidden_layers = 2

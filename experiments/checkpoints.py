@@ -92,7 +92,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        # Orbax would create it, in a workdir that is no more; the save before may just have done so.
+        # Orbax would create it, in a workdir that is no more, as the save before may have done.
         if self._current_identity() != self._identity:
             raise FileNotFoundError(errno.ENOENT, "deleted during the run", str(self.directory))
         if validation_elbo is not None and not math.isfinite(validation_elbo):

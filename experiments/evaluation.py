@@ -20,6 +20,7 @@ Progress = Callable[[int, float], None]
 DATA_SEED = 0
 # The ELBO takes a single sample of the codes of each image, so that more images fit.
 ELBO_IMAGES_PER_IMAGE = 5
+VOLUME_BATCH_SIZE = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +126,24 @@ class Evaluator:
         )
         return Elbo(log_likelihood, kl)
 
-    def bits_per_dim(self, nll: float) -> float:
-        """See `bits_per_dim`."""
-        return bits_per_dim(nll, self._model.config, self._max_value)
+    def log_volume(self, images: Array) -> float:
+        """Mean of `input_pipeline.log_volume` over images as they are evaluated, in nats.
+
+        Args:
+            images: [num, h, w, c] uint8.
+        """
+        config = self._model.config
+        if not config.has_flows:
+            return 0.0
+
+        @jax.jit
+        def of_batch(images, indices):
+            return input_pipeline.log_volume(self.to_data_space(images, indices)[0], config)
+
+        images = jax.numpy.asarray(images)
+        batches = _batches(len(images), min(VOLUME_BATCH_SIZE, len(images)))
+        volumes = [np.float64(of_batch(images, indices)) for indices in batches]
+        return float(np.concatenate(volumes)[: len(images)].mean())
 
     def log_likelihood(
         self, params: Any, images: Array, progress: Progress | None = None
@@ -151,18 +167,24 @@ class Evaluator:
         return np.concatenate(parts)
 
 
-def bits_per_dim(nll: float, config: ModelConfig, max_value: int) -> float:
+def bits_per_dim(nll: float, config: ModelConfig, max_value: int, log_volume: float = 0.0) -> float:
     """Bits per value of an image.
 
-    nll / (D log 2), and log2(max_value + 1) more for a density of dequantized values in [0, 1].
+    nll / (D log 2), and log2(max_value + 1) more for a density of dequantized values v in [0, 1].
+    In the logit space of flows, x = logit(α + (1 - 2α) v), the change of variables comes on top
+    (Papamakarios et al. 2017, appendix D; `sere_jax.logit_log_det`): with 256 values,
+
+        -log p(x) / (D log 2) - log2(1 - 2α) + 8 + 1/D Σ_i (log2 σ(x_i) + log2(1 - σ(x_i))).
 
     Args:
-        nll: -log p(x) in nats of one image, in the data space of the model.
+        nll: mean -log p(x) in nats of an image, in the data space of the model.
         config: of the model.
         max_value: largest pixel value of the images.
+        log_volume: mean of `input_pipeline.log_volume` over the same images, in nats.
     """
-    bits = nll / (math.prod(config.data_shape) * math.log(2))
-    return bits + math.log2(max_value + 1) if config.data_layer == "gaussian" else bits
+    bits = (nll - log_volume) / (math.prod(config.data_shape) * math.log(2))
+    is_density = config.has_flows or config.data_layer == "gaussian"
+    return bits + math.log2(max_value + 1) if is_density else bits
 
 
 def standard_error(values: np.ndarray) -> float:

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -14,8 +15,10 @@ from experiments import schedules, training
 from experiments.configuration import check_configuration
 from experiments.datasets import Dataset, load_dataset
 from experiments.errors import UserError
-from experiments.evaluation import Evaluator
+from experiments.evaluation import Evaluator, bits_per_dim
 from experiments.parallel import num_devices
+
+NUM_VOLUME_IMAGES = 5000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +49,12 @@ class Experiment:
         )
 
     def init_state(self) -> training.TrainState:
-        """The state before the first step."""
-        return training.init_state(self.model, self.optimizer, self.config.seed)
+        """The state before the first step; flows normalize activations by the first images."""
+        x = None
+        if self.model.config.has_flows:
+            images = jnp.asarray(self.dataset.train[: self.config.training.batch_size])
+            x, _ = self.evaluator.to_data_space(images, jnp.arange(len(images)))
+        return training.init_state(self.model, self.optimizer, self.config.seed, x)
 
     def state_template(self) -> training.TrainState:
         """Zeros of the structure and shapes of a state, for restoring; nothing is compiled."""
@@ -65,6 +72,31 @@ class Experiment:
             max_value=self.dataset.max_value,
             horizontal_flip=self.config.dataset.horizontal_flip,
         )
+
+    def bits_per_dim(self, nll: float, split: str) -> float:
+        """Bits per value of an image; see `evaluation.bits_per_dim`.
+
+        Args:
+            nll: mean -log p(x) in nats, in the data space of the model.
+            split: "train", "validation" or "test", the images that it is the mean of.
+        """
+        max_value = self.dataset.max_value
+        return bits_per_dim(nll, self.model.config, max_value, self._log_volume(split))
+
+    def _log_volume(self, split):
+        """Of "train" that of the first images, the same to a few thousandths of a bit."""
+        if split not in self._log_volumes:
+            images = {
+                "train": self.dataset.train[:NUM_VOLUME_IMAGES],
+                "validation": self.dataset.validation,
+                "test": self.test_images(),
+            }
+            self._log_volumes[split] = self.evaluator.log_volume(images[split])
+        return self._log_volumes[split]
+
+    @functools.cached_property
+    def _log_volumes(self) -> dict[str, float]:
+        return {}
 
     def duration_in_steps(self, section: str, field: str) -> int:
         """The duration in `config.SECTION.FIELD` in optimizer steps, at least 1."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+import sere_jax
 from sere_jax.config import ModelConfig
 
 Array = jax.Array
@@ -67,10 +68,25 @@ def to_data_space(images: Array, keys: Array, config: ModelConfig, max_value: in
         return binarize(images, keys, max_value)
     if config.data_layer == "gaussian":
         return dequantize(images, keys, max_value)
+    if config.has_flows:
+        return sere_jax.logit_transform(dequantize(images, keys, max_value))
     return images
+
+
+def log_volume(x: Array, config: ModelConfig) -> Array:
+    """What turns log-densities of x in data space into those of pixels in [0, 1], [B] nats.
+
+    It is log|dx/dv| in logit space, and 0 elsewhere.
+    """
+    if config.has_flows:
+        return jnp.sum(sere_jax.logit_log_det(x), axis=(1, 2, 3))
+    return jnp.zeros(len(x))
 
 
 def to_grey_levels(x: npt.ArrayLike, config: ModelConfig) -> np.ndarray:
     """x in data space, or expectations of it, as float32 in [0, 1], for pictures."""
     levels = np.asarray(x, np.float32)
+    if config.has_flows:
+        pixels = sere_jax.inverse_logit_transform(jnp.asarray(levels))
+        return np.clip(np.asarray(pixels), 0.0, 1.0)
     return levels / 255.0 if config.data_layer == "discretized_logistic_mixture" else levels

@@ -260,12 +260,12 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
             validation_elbo = None
             if len(validation) and (is_last or step % evaluate_every == 0):
                 elbo = experiment.evaluator.elbo(state.ema_params, validation)
-                record = _elbo_record(experiment, elbo)
+                record = _elbo_record(experiment, elbo, "validation")
                 logger.write(step, epoch, "validation", record)
                 validation_elbo = record["elbo"]
             if step % test_elbo_every == 0:
                 elbo = experiment.evaluator.elbo(state.ema_params, test_images)
-                logger.write(step, epoch, "test", _elbo_record(experiment, elbo))
+                logger.write(step, epoch, "test", _elbo_record(experiment, elbo, "test"))
                 on_first_process(functools.partial(_save_elbo, workdir, step, elbo))
             # Read once: it may come at any moment, and to any of the processes.
             signal_number = multihost.any_signal(interruption.signal_number)
@@ -342,7 +342,7 @@ def _train_record(experiment, state, metrics: training.StepMetrics, steps_per_se
     return {
         "objective": metrics.objective / count,
         "elbo": elbo,
-        "bits_per_dim": experiment.evaluator.bits_per_dim(-elbo),
+        "bits_per_dim": experiment.bits_per_dim(-elbo, "train"),
         "log_likelihood": metrics.log_likelihood / count,
         "kl": metrics.kl / count,
         "gradient_norm": metrics.gradient_norm / count,
@@ -356,9 +356,9 @@ def _train_record(experiment, state, metrics: training.StepMetrics, steps_per_se
     }
 
 
-def _elbo_record(experiment, elbo):
+def _elbo_record(experiment, elbo, split):
     means = elbo.means()
-    return means | {"bits_per_dim": experiment.evaluator.bits_per_dim(-means["elbo"])}
+    return means | {"bits_per_dim": experiment.bits_per_dim(-means["elbo"], split)}
 
 
 def _save_elbo(workdir, step, elbo):
@@ -441,8 +441,8 @@ def _save_results(experiment, workdir, checkpoints, command, state, progress, el
         "nll_stderr": standard_error(log_likelihood),
         "elbo": terms["elbo"],
         "elbo_stderr": terms["elbo_stderr"],
-        "bits_per_dim": experiment.evaluator.bits_per_dim(nll),
-        "elbo_bits_per_dim": experiment.evaluator.bits_per_dim(-terms["elbo"]),
+        "bits_per_dim": experiment.bits_per_dim(nll, "test"),
+        "elbo_bits_per_dim": experiment.bits_per_dim(-terms["elbo"], "test"),
         "kl_per_layer": terms["kl_per_layer"],
         "num_importance_samples": config.evaluation.num_importance_samples,
         "num_examples": len(log_likelihood),
@@ -471,10 +471,12 @@ def _save_results(experiment, workdir, checkpoints, command, state, progress, el
 
 
 def _save_pictures(experiment, workdir, params, kl):
+    _save_samples(experiment, workdir, params)
+    if not experiment.model.config.has_latents:
+        return
     figures.save_kl_per_layer(
         kl.mean(axis=0), workdir / "kl_per_layer.png", history=_kl_history(workdir)
     )
-    _save_samples(experiment, workdir, params)
     model = experiment.model
     images = experiment.test_images()[:16]
     x, keys = experiment.evaluator.to_data_space(images, np.arange(len(images)))

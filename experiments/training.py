@@ -49,11 +49,14 @@ class StepMetrics:
 
 
 def init_state(
-    model: sere_jax.SeReVAE, optimizer: optax.GradientTransformation, seed: int
+    model: sere_jax.SeReVAE,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    x: Array | None = None,
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; `x`, see `sere_jax.init`."""
     key = jax.random.key(seed)
-    params = sere_jax.init(model, jax.random.fold_in(key, 0))
+    params = sere_jax.init(model, jax.random.fold_in(key, 0), x)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,

@@ -5,7 +5,6 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-
 NO_LATENTS = (0,)
 FLOW = "masked_autoregressive_flow"
 
@@ -145,8 +144,8 @@ class ModelConfig:
         choose("prior", self.prior, dict.fromkeys(("gaussian", "standard_normal")))
         if not self.has_latents and self.couple_data_to_prior:
             raise ConfigError(
-                f"config.model.couple_data_to_prior=True couples codes, and latent_shape={NO_LATENTS}"
-                " has none; set it to False"
+                f"config.model.couple_data_to_prior=True couples codes, and latent_shape="
+                f"{NO_LATENTS} has none; set it to False"
             )
         if not self.has_latents and self.data_layer != FLOW:
             raise ConfigError(

@@ -349,9 +349,7 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
         codes = None if z is None else flatten(z, len(self.config.latent_shape))
         return FlowParameters(base, codes, previous)
 
-    def block_log_prob(
-        self, parameters: FlowParameters, block: Array, mask: Array | None
-    ) -> Array:
+    def block_log_prob(self, parameters: FlowParameters, block: Array, mask: Array | None) -> Array:
         """Log-density in nats in logit space, [...]."""
         mask, x = self._flatten_mask(mask), flatten(block, 3)
         u, log_det = self._bijector(parameters, mask, x).inverse_and_log_det(x)

@@ -1,4 +1,4 @@
-"""Logit space, in which flows model images (Papamakarios et al. 2017, section 4.3 and appendix D)."""
+"""Logit space, in which flows model images (Papamakarios et al. 2017, appendix D)."""
 
 import math
 

@@ -163,7 +163,7 @@ class MaskedNetwork:
             column = jnp.take(kernels[-1], index, axis=-1)
             parameters = known @ column + jnp.take(head_bias, index, axis=-1)
             if self.mask is not None:
-                parameters = jnp.where(self.mask[index] > 0, parameters, 0.0)
+                parameters = jnp.where(jnp.take(self.mask, index) > 0, parameters, 0.0)
             value = invert(jnp.take(u, index, axis=-1), parameters)
             hidden[0] = hidden[0] + value[..., None] * kernels[0][index]
             return x.at[..., index].set(value), tuple(hidden), known
@@ -232,9 +232,7 @@ class MADE(nn.Module):
             offset = self._project(given, sizes[1], 1.0, "condition")
             head_offset = self._project(given, math.prod(shape), self.head_scale, "head_condition")
             head_offset = head_offset.reshape(*head_offset.shape[:-1], *shape)
-        return MaskedNetwork(
-            tuple(kernels), tuple(biases), offset, head_offset, mask, self.degrees
-        )
+        return MaskedNetwork(tuple(kernels), tuple(biases), offset, head_offset, mask, self.degrees)
 
     def _project(self, conditions, size, scale, name):
         """Sum of affine maps of the conditions, so that none need be repeated to be joined."""

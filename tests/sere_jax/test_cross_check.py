@@ -1,0 +1,114 @@
+"""Flows against flowjax, an independent implementation: same weights, same log-probabilities."""
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sere_jax.flow import MAX_LOG_SCALE, MaskedAutoregressive, SplineCoupling
+from sere_jax.masked import Degrees, MaskedNetwork
+
+flowjax = pytest.importorskip("flowjax", reason="an extra: pip install -e '.[test]'")
+equinox = pytest.importorskip("equinox")
+paramax = pytest.importorskip("paramax")
+bijections = pytest.importorskip("flowjax.bijections")
+
+
+class Standardize(bijections.AbstractBijection):
+    """u = (x - m) / s, with our bounded log s."""
+
+    mean: jax.Array
+    raw_scale: jax.Array
+    shape = ()
+    cond_shape = None
+
+    def transform_and_log_det(self, x, condition=None):
+        log_scale = MAX_LOG_SCALE * jnp.tanh(self.raw_scale / MAX_LOG_SCALE)
+        return (x - self.mean) * jnp.exp(-log_scale), -log_scale
+
+    def inverse_and_log_det(self, y, condition=None):
+        log_scale = MAX_LOG_SCALE * jnp.tanh(self.raw_scale / MAX_LOG_SCALE)
+        return y * jnp.exp(log_scale) + self.mean, log_scale
+
+
+def random_values(*shape, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def with_weights_of(theirs, condition, dim):
+    """Our bijector with the weights and masks of one of flowjax, given the condition."""
+    width = theirs.masked_autoregressive_mlp.layers[0].out_features
+    ranks = np.arange(width) % (dim - 1) if condition is None else np.arange(width) % dim - 1
+    hidden = tuple(int(rank) + 1 for rank in ranks)  # of rank r: sees inputs 0..r, so degree r + 1
+    layers = paramax.unwrap(theirs.masked_autoregressive_mlp).layers
+    degrees = Degrees(tuple(range(1, dim + 1)), (hidden,) * (len(layers) - 1))
+    # Unmasked weights, so that the masks are ours.
+    kernels = [
+        np.asarray(layer.weight.args[1]).T for layer in theirs.masked_autoregressive_mlp.layers
+    ]
+    biases = [np.asarray(layer.bias) for layer in layers]
+    offset = None if condition is None else condition @ kernels[0][dim:]
+    kernels[0] = kernels[0][:dim]
+    kernels[-1] = kernels[-1].reshape(-1, dim, 2).swapaxes(1, 2)
+    biases[-1] = biases[-1].reshape(dim, 2).T
+    network = MaskedNetwork(tuple(kernels), tuple(biases), offset, None, None, degrees)
+    return MaskedAutoregressive(network, (dim,))
+
+
+@pytest.mark.parametrize(
+    "condition", [None, random_values(3, seed=4)], ids=["plain", "conditional"]
+)
+def test_masked_autoregressive_flows_are_those_of_flowjax(condition):
+    dim = 5
+    theirs = bijections.MaskedAutoregressive(
+        jax.random.key(0),
+        transformer=Standardize(jnp.zeros(()), jnp.zeros(())),
+        dim=dim,
+        cond_dim=None if condition is None else 3,
+        nn_width=24,
+        nn_depth=2,
+    )
+    theirs = jax.tree.map(lambda leaf: 3 * leaf if equinox.is_inexact_array(leaf) else leaf, theirs)
+    ours, x = with_weights_of(theirs, condition, dim), random_values(7, dim)
+
+    u, log_det = jax.jit(ours.inverse_and_log_det)(x)
+    expected = jax.vmap(lambda x: paramax.unwrap(theirs).transform_and_log_det(x, condition))(x)
+
+    log_prob = distrax.MultivariateNormalDiag(jnp.zeros(dim)).log_prob
+    np.testing.assert_allclose(u, expected[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        log_prob(u) + log_det, log_prob(expected[0]) + expected[1], rtol=1e-4
+    )
+    assert np.std(log_det) > 0.1
+    back = jax.vmap(lambda u: paramax.unwrap(theirs).inverse(u, condition))(expected[0])
+    np.testing.assert_allclose(jax.jit(ours.forward)(u), back, rtol=1e-3, atol=1e-3)
+
+
+def test_spline_couplings_are_those_of_flowjax(random_module):
+    coupling = SplineCoupling((4,), 16)
+    condition, x = random_values(3), 3 * random_values(6, 4)
+    bijector = coupling.apply(random_module(coupling, condition), condition)
+
+    y, log_det = jax.jit(bijector.forward_and_log_det)(x)
+
+    def their_spline(parameters, x):
+        """The spline with the knots of distrax, evaluated by flowjax."""
+        ours = parameters
+        theirs = bijections.RationalQuadraticSpline(knots=7, interval=(-5.0, 5.0))
+        theirs = equinox.tree_at(
+            lambda spline: (spline.x_pos, spline.y_pos, spline.derivatives),
+            theirs,
+            (ours._x_pos, ours._y_pos, ours._knot_slopes),
+        )
+        return theirs.transform_and_log_det(x)
+
+    expected, expected_log_det = jnp.asarray(x), 0.0
+    for step in reversed(bijector.bijectors):
+        splines = step._bijector(step._conditioner(jnp.where(step._mask, expected, 0.0)))
+        moved, log_dets = jax.vmap(jax.vmap(their_spline))(splines, expected)
+        expected = jnp.where(step._mask, expected, moved)
+        expected_log_det += jnp.sum(jnp.where(step._mask, 0.0, log_dets), axis=-1)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(log_det, expected_log_det, rtol=1e-4, atol=1e-4)
+    assert np.std(log_det) > 0.05
