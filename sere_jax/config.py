@@ -142,10 +142,11 @@ class ModelConfig:
             )
 
         choose("prior", self.prior, dict.fromkeys(("gaussian", "standard_normal")))
-        if not self.has_latents and self.couple_data_to_prior:
+        if self.couple_data_to_prior and (self.prior != "gaussian" or not self.has_latents):
             raise ConfigError(
-                f"config.model.couple_data_to_prior=True couples codes, and latent_shape="
-                f"{NO_LATENTS} has none; set it to False"
+                "config.model.couple_data_to_prior=True needs a prior with parameters; there is "
+                f"none with latent_shape={self.latent_shape} and prior={self.prior!r}: set it to "
+                "False"
             )
         if not self.has_latents and self.data_layer != FLOW:
             raise ConfigError(

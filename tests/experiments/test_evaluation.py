@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 import sere_jax
 from configs import base
@@ -77,3 +78,26 @@ def test_bits_per_dim_of_a_uniform_distribution_are_the_logarithm_of_the_number_
     assert bits_per_dim(6 * np.log(2), bernoulli, 255) == pytest.approx(1)
     assert bits_per_dim(0.0, gaussian, 255) == pytest.approx(8)  # density 1 on [0, 1]^6
     assert bits_per_dim(6 * np.log(2), gaussian, 15) == pytest.approx(5)
+
+
+def test_bits_per_dim_of_a_density_in_logit_space_are_those_of_papamakarios(images):
+    config = base.get_config()
+    config.model.update(data_shape=(2, 3, 1), num_layers=3, latent_shape=(2,), hidden_size=8)
+    config.model.update(data_layer="masked_autoregressive_flow", flow_hidden_size=8)
+    model = sere_jax.create_model(config)
+    ours = evaluator(model, 3)
+    x, _ = ours.to_data_space(images, jnp.arange(7))
+    x = np.asarray(x, np.float64)
+
+    volume = ours.log_volume(np.asarray(images))
+
+    # Their appendix D, for 256 values.
+    sigmoid = special.expit(x)
+    for nll in (-3.7, 12.0):
+        expected = nll / (6 * np.log(2)) - np.log2(0.9) + 8
+        expected += np.mean(np.log2(sigmoid) + np.log2(1 - sigmoid))
+        assert bits_per_dim(nll, model.config, 255, volume) == pytest.approx(expected, rel=1e-5)
+    # A uniform density of pixels, in logit space.
+    log_density = -np.log(0.9 / (sigmoid * (1 - sigmoid))).sum(axis=(1, 2, 3))
+    nll = -log_density.mean()
+    assert bits_per_dim(nll, model.config, 255, volume) == pytest.approx(8, rel=1e-5)

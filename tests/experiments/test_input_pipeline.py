@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 import sere_jax
 from experiments import input_pipeline
@@ -71,6 +71,13 @@ def test_every_data_layer_gets_the_data_space_that_it_models():
 
     assert set(np.unique(in_data_space("bernoulli"))) <= {0.0, 1.0}
     np.testing.assert_array_equal(np.floor(256 * in_data_space("gaussian")), images)
+    logits = in_data_space("masked_autoregressive_flow")
+    pixels = (special.expit(logits.astype(np.float64)) - 0.05) / 0.9
+    np.testing.assert_array_equal(np.floor(256 * pixels), images)
+    config = sere_jax.ModelConfig((2, 3, 1), 3, (2,), data_layer="masked_autoregressive_flow")
+    np.testing.assert_allclose(
+        input_pipeline.to_grey_levels(logits, config), (images + 0.5) / 256, atol=0.51 / 256
+    )
 
 
 def test_half_of_the_images_are_mirrored():

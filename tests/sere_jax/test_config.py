@@ -28,7 +28,7 @@ def compilations(caplog):
         ({"data_shape": (2, 0, 1)}, ["data_shape=(2, 0, 1)", "at least 1"]),
         ({"data_shape": (2, 3.0, 1)}, ["data_shape=(2, 3.0, 1)", "integers"]),
         ({"latent_shape": ()}, ["latent_shape=()"]),
-        ({"latent_shape": (0,)}, ["latent_shape=(0,)", "at least 1"]),
+        ({"latent_shape": (0,)}, ["no latents", "choose data_layer"]),
         ({"num_layers": 0}, ["num_layers=0", "at least 1"]),
         ({"num_layers": -1}, ["num_layers=-1", "at least 1"]),
         ({"num_layers": "3"}, ["num_layers='3'", "integers"]),

@@ -24,9 +24,9 @@ def random_values(*shape, seed=1):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def grid_of_two_pixels():
+def grid_of_two_pixels(resolution=RESOLUTION):
     """Points [num, 1, 2, 1] of a grid, and the area that each stands for."""
-    axis = np.linspace(-HALF_WIDTH, HALF_WIDTH, RESOLUTION, dtype=np.float32)
+    axis = np.linspace(-HALF_WIDTH, HALF_WIDTH, resolution, dtype=np.float32)
     points = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1)
     return points.reshape(-1, 1, 2, 1), (axis[1] - axis[0]) ** 2
 
@@ -175,7 +175,10 @@ def test_a_plain_flow_has_no_parameters_but_those_of_its_flows(plain):
     ("fields", "message"),
     [
         ({"latent_shape": (0,)}, "leaves the data layer 'bernoulli' without anything"),
-        (FLOW | {"latent_shape": (0,), "couple_data_to_prior": True}, "couples codes"),
+        (
+            FLOW | {"latent_shape": (0,), "couple_data_to_prior": True},
+            "needs a prior with parameters",
+        ),
         (FLOW | {"latent_shape": (2, 0)}, "integers of at least 1"),
         (FLOW | {"num_flows": 0}, "num_flows=0"),
         ({"prior": "standard"}, "'standard' is not one of gaussian, standard_normal"),
@@ -260,7 +263,7 @@ def test_a_model_of_conditional_flows_integrates_to_one(tiny_config):
     bias = jnp.zeros_like(network["head"]["bias"]).at[..., 2:].set(50.0)  # δμ = 0, δσ = 1
     head = {"kernel": jnp.zeros_like(network["head"]["kernel"]), "bias": bias}
     layers = params["hierarchy"]["layers"] | {"posterior": {"network": network | {"head": head}}}
-    points, area = grid_of_two_pixels()
+    points, area = grid_of_two_pixels(101)
 
     estimate = functools.partial(sere_jax.log_likelihood, model, {"hierarchy": {"layers": layers}})
     masses = [

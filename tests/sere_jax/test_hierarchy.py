@@ -53,6 +53,16 @@ def random_images(*shape):
             id="DLGM",
         ),
         pytest.param(
+            {"prior": "standard_normal"},
+            {
+                "prior": set(),
+                "residual": {"codes", "image"},
+                "bijector": {"codes"},
+                "data": {"blocks"},
+            },
+            id="standard normal prior",
+        ),
+        pytest.param(
             {"condition_residual_on_latents": False, "bijector": "identity"},
             {"prior": {"codes"}, "residual": {"image"}, "bijector": set(), "data": {"blocks"}},
             id="residual of the image alone, no bijector",
