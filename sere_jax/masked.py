@@ -5,9 +5,15 @@ up to k; output d sees the hidden units of degrees below d. So output d depends 
 degrees below d, and on the condition, which is never masked: it is added to the first hidden layer
 and to the outputs. Hidden units of degree 0 see nothing else: through them the first output, the
 only one of 1-D data, depends on it nonlinearly too.
+
+With units in the order of their degrees the mask of a layer is a staircase. Its kernel is kept as
+a few stripes of outputs: of each, the rows that all of its outputs see, as one dense matrix, and
+those that some of them see, masked. What none of them sees, nearly half of the kernel, is neither
+kept, nor multiplied, nor optimized.
 """
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -20,6 +26,8 @@ from sere_jax.mlp import head_initializer
 
 Array = jax.Array
 
+MAX_STRIPES = 4  # of a masked kernel; more of them gain little
+
 
 @dataclasses.dataclass(frozen=True)
 class Degrees:
@@ -27,7 +35,7 @@ class Degrees:
 
     Attributes:
         inputs: [D], a permutation of 1 .. D: the place of each input in the order.
-        hidden: of each hidden layer, the degrees of its units, each from 0 to D - 1.
+        hidden: of each hidden layer, the degrees of its units, rising from 0 to D - 1.
     """
 
     inputs: tuple[int, ...]
@@ -41,6 +49,8 @@ class Degrees:
         for layer in self.hidden:
             if not layer or min(layer) < 0 or max(layer) >= size:
                 raise ValueError(f"hidden degrees {layer} must lie from 0 to {size - 1}")
+            if list(layer) != sorted(layer):
+                raise ValueError(f"hidden degrees {layer} must rise; another order gains nothing")
 
     @property
     def order(self) -> np.ndarray:
@@ -85,8 +95,82 @@ def spread_degrees(
             drawn = jax.random.randint(jax.random.fold_in(key, layer), (width,), lowest, num_inputs)
             degrees = np.asarray(drawn).copy()
             degrees[0] = lowest
+            degrees.sort()
         hidden.append(tuple(map(int, degrees)))
     return Degrees(tuple(range(1, num_inputs + 1)), tuple(hidden))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stripe:
+    """Some outputs of a masked layer, whose units are in the order of their degrees.
+
+    Attributes:
+        start, stop: which outputs.
+        num_dense: how many of the first inputs all of them see.
+        num_seen: how many of the first inputs the last of them sees.
+    """
+
+    start: int
+    stop: int
+    num_dense: int
+    num_seen: int
+
+
+def cut_stripes(num_seen: np.ndarray, stripe_size: int) -> tuple[Stripe, ...]:
+    """Stripes of about equal width, at least `stripe_size` and at most `MAX_STRIPES` of them.
+
+    Args:
+        num_seen: [outputs], rising, how many of the first inputs each output sees.
+        stripe_size: least number of outputs of a stripe, unless there are fewer.
+    """
+    num_stripes = min(max(1, len(num_seen) // stripe_size), MAX_STRIPES)
+    borders = np.linspace(0, len(num_seen), num_stripes + 1).round().astype(int)
+    return tuple(
+        Stripe(int(start), int(stop), int(num_seen[start]), int(num_seen[stop - 1]))
+        for start, stop in itertools.pairwise(borders)
+    )
+
+
+@struct.dataclass
+class MaskedKernel:
+    """The stripes of a masked kernel; a stripe that sees no input at all has empty parts."""
+
+    dense: tuple[Array, ...]  # of each stripe [num_dense, *outputs]
+    staircase: tuple[Array, ...]  # of each stripe [num_seen - num_dense, *outputs], unmasked
+    num_seen: tuple[int, ...] = struct.field(pytree_node=False)  # [outputs]
+    stripes: tuple[Stripe, ...] = struct.field(pytree_node=False)
+
+    def __call__(self, x: Array) -> Array:
+        """x [..., inputs] to [..., *outputs], a product of each part."""
+        products = []
+        for stripe, dense, staircase in zip(
+            self.stripes, self.dense, self._masked_staircases(), strict=True
+        ):
+            parts = ((dense, 0, stripe.num_dense), (staircase, stripe.num_dense, stripe.num_seen))
+            total = jnp.zeros(dense.shape[1:])
+            for kernel, first, last in parts:
+                if first < last:
+                    total = total + jnp.tensordot(x[..., first:last], kernel, 1)
+            products.append(jnp.broadcast_to(total, (*x.shape[:-1], *dense.shape[1:])))
+        return jnp.concatenate(products, axis=-1)
+
+    def full(self, num_inputs: int) -> Array:
+        """The masked kernel as one matrix [inputs, *outputs]."""
+        columns = []
+        for dense, staircase in zip(self.dense, self._masked_staircases(), strict=True):
+            seen = jnp.concatenate([dense, staircase])
+            missing = num_inputs - len(seen)
+            columns.append(jnp.pad(seen, [(0, missing)] + [(0, 0)] * (seen.ndim - 1)))
+        return jnp.concatenate(columns, axis=-1)
+
+    def _masked_staircases(self):
+        # Computed from the counts where they are used; as constants they would fill the program.
+        num_seen = jax.lax.optimization_barrier(jnp.asarray(self.num_seen))
+        for stripe, staircase in zip(self.stripes, self.staircase, strict=True):
+            row = stripe.num_dense + jnp.arange(len(staircase))
+            mask = row[:, None] < num_seen[stripe.start : stripe.stop]
+            mask = jnp.expand_dims(mask, tuple(range(1, staircase.ndim - 1)))
+            yield jnp.where(mask, staircase, 0.0)
 
 
 def masked(values: Array, mask: Array | None) -> Array:
@@ -96,12 +180,9 @@ def masked(values: Array, mask: Array | None) -> Array:
 
 @struct.dataclass
 class MaskedNetwork:
-    """A masked network with its weights: a function of x, and a pytree.
+    """A masked network with its weights: a function of x, and a pytree."""
 
-    `kernels` are unmasked; each product masks its own, so that it stays one dense product.
-    """
-
-    kernels: tuple[Array, ...]  # [D, width], [width, width], ..., [width, P, D]
+    kernels: tuple[MaskedKernel, ...]  # D to width, width to width, ..., width to [P, D]
     biases: tuple[Array, ...]  # [width], ..., [P, D]
     offset: Array | None  # [..., width], what the condition adds to the first hidden layer
     head_offset: Array | None  # [..., P, D], and to the outputs
@@ -110,13 +191,13 @@ class MaskedNetwork:
 
     def __call__(self, x: Array) -> Array:
         """Parameters [..., P, D] of x [..., D]; column d depends on the inputs before d."""
-        kernels = self._masked_kernels()
-        hidden = x @ kernels[0] + self.biases[0]
+        hidden = self.kernels[0](_permute(x, self.degrees.order)) + self.biases[0]
         if self.offset is not None:
             hidden = hidden + self.offset
-        for kernel, bias in zip(kernels[1:-1], self.biases[1:-1], strict=True):
-            hidden = nn.relu(hidden) @ kernel + bias
-        head = jnp.einsum("...h,hpd->...pd", nn.relu(hidden), kernels[-1]) + self._head_bias()
+        for kernel, bias in zip(self.kernels[1:-1], self.biases[1:-1], strict=True):
+            hidden = kernel(nn.relu(hidden)) + bias
+        head = self.kernels[-1](nn.relu(hidden))
+        head = _permute(head, np.asarray(self.degrees.inputs) - 1) + self._head_bias()
         return masked(head, self.mask)
 
     def solve(self, invert, u: Array) -> Array:
@@ -133,7 +214,13 @@ class MaskedNetwork:
         Returns:
             x [..., D].
         """
-        kernels = self._masked_kernels()
+        sizes = [u.shape[-1], *map(len, self.degrees.hidden)]
+        kernels = [
+            kernel.full(size).swapaxes(0, -1) if is_head else kernel.full(size)
+            for kernel, size, is_head in zip(
+                self.kernels, sizes, [False] * (len(sizes) - 1) + [True], strict=True
+            )
+        ]
         batch_shape = jnp.broadcast_shapes(u.shape[:-1], self._batch_shape())
         u = jnp.broadcast_to(u, (*batch_shape, u.shape[-1]))
         hidden = [
@@ -160,12 +247,11 @@ class MaskedNetwork:
                 else:
                     known = known.at[..., chosen].set(values, mode="drop")
             index = order[place]
-            column = jnp.take(kernels[-1], index, axis=-1)
-            parameters = known @ column + jnp.take(head_bias, index, axis=-1)
+            parameters = known @ kernels[-1][place].T + jnp.take(head_bias, index, axis=-1)
             if self.mask is not None:
                 parameters = jnp.where(jnp.take(self.mask, index) > 0, parameters, 0.0)
             value = invert(jnp.take(u, index, axis=-1), parameters)
-            hidden[0] = hidden[0] + value[..., None] * kernels[0][index]
+            hidden[0] = hidden[0] + value[..., None] * kernels[0][place]
             return x.at[..., index].set(value), tuple(hidden), known
 
         x, _, _ = jax.lax.fori_loop(0, u.shape[-1], step, (jnp.zeros_like(u), tuple(hidden), known))
@@ -178,17 +264,13 @@ class MaskedNetwork:
         bias = self.biases[-1]
         return bias if self.head_offset is None else bias + self.head_offset
 
-    def _masked_kernels(self):
-        # Computed from the degrees where they are used; as constants they would fill the program.
-        layers = [jnp.asarray(degrees) for degrees in (self.degrees.inputs, *self.degrees.hidden)]
-        layers = jax.lax.optimization_barrier(layers)
-        masks = [
-            before[:, None] <= after for before, after in zip(layers, layers[1:], strict=False)
-        ]
-        masks.append((layers[-1][:, None] < layers[0])[:, None, :])
-        return [
-            jnp.where(mask, kernel, 0.0) for mask, kernel in zip(masks, self.kernels, strict=True)
-        ]
+
+def _permute(values, order):
+    """values[..., order], cheaply where the order is the natural one or its opposite."""
+    natural = np.arange(len(order))
+    if np.array_equal(order, natural):
+        return values
+    return values[..., ::-1] if np.array_equal(order, natural[::-1]) else values[..., order]
 
 
 class MADE(nn.Module):
@@ -198,11 +280,13 @@ class MADE(nn.Module):
         degrees: order and hidden units.
         num_parameters: P, parameters of each input.
         head_scale: scale of the initial output weights.
+        stripe_size: least width of the stripes that kernels are cut into.
     """
 
     degrees: Degrees
     num_parameters: int
     head_scale: float = 0.1
+    stripe_size: int = 128
 
     @nn.compact
     def __call__(self, *conditions: Array | None, mask: Array | None = None) -> MaskedNetwork:
@@ -213,26 +297,42 @@ class MADE(nn.Module):
             mask: [D], 0 where all parameters are 0; None: nowhere.
         """
         num_inputs = len(self.degrees.inputs)
-        sizes = [num_inputs, *map(len, self.degrees.hidden)]
-        kernels, biases = [], []
-        for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
-            kernels.append(
-                self.param(f"kernel_{layer}", head_initializer(2**0.5), (fan_in, fan_out))
-            )
-            biases.append(self.param(f"bias_{layer}", nn.initializers.zeros_init(), (fan_out,)))
         shape = (self.num_parameters, num_inputs)
-        head = self.param(
-            "head_kernel", head_initializer(self.head_scale), (sizes[-1], num_inputs * shape[0])
-        )
-        kernels.append(head.reshape(sizes[-1], *shape))
-        biases.append(self.param("head_bias", nn.initializers.zeros_init(), shape))
+        zeros = nn.initializers.zeros_init()
+        kernels, biases = [], []
+        degrees = [np.sort(self.degrees.inputs), *map(np.asarray, self.degrees.hidden)]
+        for layer, (before, after) in enumerate(itertools.pairwise(degrees)):
+            num_seen = np.searchsorted(before, after, side="right")
+            kernels.append(self._kernel(f"kernel_{layer}", num_seen, (len(after),), 2**0.5))
+            biases.append(self.param(f"bias_{layer}", zeros, (len(after),)))
+        num_seen = np.searchsorted(degrees[-1], degrees[0], side="left")
+        kernels.append(self._kernel("head_kernel", num_seen, shape, self.head_scale))
+        biases.append(self.param("head_bias", zeros, shape))
         given = [condition for condition in conditions if condition is not None]
         offset = head_offset = None
         if given:
-            offset = self._project(given, sizes[1], 1.0, "condition")
+            offset = self._project(given, len(degrees[1]), 1.0, "condition")
             head_offset = self._project(given, math.prod(shape), self.head_scale, "head_condition")
             head_offset = head_offset.reshape(*head_offset.shape[:-1], *shape)
         return MaskedNetwork(tuple(kernels), tuple(biases), offset, head_offset, mask, self.degrees)
+
+    def _kernel(self, name, num_seen, shape, scale):
+        """The stripes of a kernel to outputs of `shape`, of which the last axis rises in degree."""
+        stripes = cut_stripes(num_seen, self.stripe_size)
+        dense, staircases = [], []
+        for index, stripe in enumerate(stripes):
+            initializer = nn.initializers.truncated_normal(scale / max(stripe.num_seen, 1) ** 0.5)
+            outputs = (*shape[:-1], stripe.stop - stripe.start)
+
+            def create(part, num_rows, index=index, initializer=initializer, outputs=outputs):
+                if num_rows == 0:
+                    return jnp.zeros((0, *outputs))
+                return self.param(f"{name}_{part}_{index}", initializer, (num_rows, *outputs))
+
+            dense.append(create("dense", stripe.num_dense))
+            staircases.append(create("staircase", stripe.num_seen - stripe.num_dense))
+        seen = tuple(map(int, num_seen))
+        return MaskedKernel(tuple(dense), tuple(staircases), seen, stripes)
 
     def _project(self, conditions, size, scale, name):
         """Sum of affine maps of the conditions, so that none need be repeated to be joined."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sere_jax.flow import MAX_LOG_SCALE, MaskedAutoregressive, SplineCoupling
-from sere_jax.masked import Degrees, MaskedNetwork
+from sere_jax.masked import Degrees, MaskedKernel, MaskedNetwork, cut_stripes
 
 flowjax = pytest.importorskip("flowjax", reason="an extra: pip install -e '.[test]'")
 equinox = pytest.importorskip("equinox")
@@ -36,11 +36,27 @@ def random_values(*shape, seed=1):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def striped(kernel, num_seen):
+    stripes = cut_stripes(num_seen, stripe_size=2)
+    dense, staircases = (
+        tuple(
+            kernel[first(stripe) : last(stripe), ..., stripe.start : stripe.stop]
+            for stripe in stripes
+        )
+        for first, last in (
+            (lambda stripe: 0, lambda stripe: stripe.num_dense),
+            (lambda stripe: stripe.num_dense, lambda stripe: stripe.num_seen),
+        )
+    )
+    return MaskedKernel(dense, staircases, tuple(map(int, num_seen)), stripes)
+
+
 def with_weights_of(theirs, condition, dim):
     """Our bijector with the weights and masks of one of flowjax, given the condition."""
     width = theirs.masked_autoregressive_mlp.layers[0].out_features
     ranks = np.arange(width) % (dim - 1) if condition is None else np.arange(width) % dim - 1
-    hidden = tuple(int(rank) + 1 for rank in ranks)  # of rank r: sees inputs 0..r, so degree r + 1
+    order = np.argsort(ranks, kind="stable")
+    hidden = tuple(int(rank) + 1 for rank in ranks[order])  # rank r sees inputs 0..r: degree r + 1
     layers = paramax.unwrap(theirs.masked_autoregressive_mlp).layers
     degrees = Degrees(tuple(range(1, dim + 1)), (hidden,) * (len(layers) - 1))
     # Unmasked weights, so that the masks are ours.
@@ -48,11 +64,18 @@ def with_weights_of(theirs, condition, dim):
         np.asarray(layer.weight.args[1]).T for layer in theirs.masked_autoregressive_mlp.layers
     ]
     biases = [np.asarray(layer.bias) for layer in layers]
-    offset = None if condition is None else condition @ kernels[0][dim:]
-    kernels[0] = kernels[0][:dim]
+    offset = None if condition is None else condition @ kernels[0][dim:, order]
+    kernels = [kernels[0][:dim, order], kernels[1][order][:, order], kernels[2][order]]
     kernels[-1] = kernels[-1].reshape(-1, dim, 2).swapaxes(1, 2)
-    biases[-1] = biases[-1].reshape(dim, 2).T
-    network = MaskedNetwork(tuple(kernels), tuple(biases), offset, None, None, degrees)
+    biases = [biases[0][order], biases[1][order], biases[2].reshape(dim, 2).T]
+    inputs = np.arange(1, dim + 1)
+    seen = (
+        np.searchsorted(inputs, hidden, side="right"),
+        np.searchsorted(hidden, hidden, side="right"),
+        np.searchsorted(hidden, inputs, side="left"),
+    )
+    kernels = tuple(map(striped, kernels, seen))
+    network = MaskedNetwork(kernels, tuple(biases), offset, None, None, degrees)
     return MaskedAutoregressive(network, (dim,))
 
 

@@ -8,24 +8,24 @@ import pytest
 from sere_jax.masked import MADE, Degrees, spread_degrees
 
 CASES = {
-    "one input": (1, (4,), True, None, False),
-    "one hidden layer": (5, (16,), False, None, False),
-    "reversed": (5, (16,), True, None, True),
-    "two hidden layers": (6, (20, 15), True, None, True),
-    "random degrees": (6, (24, 20, 24), True, 3, False),
-    "narrower than the data": (12, (5, 4), False, None, False),
+    "one input": (1, (4,), True, None, False, 1),
+    "one hidden layer": (5, (16,), False, None, False, 128),
+    "reversed": (5, (16,), True, None, True, 128),
+    "two hidden layers": (6, (20, 15), True, None, True, 2),
+    "random degrees": (6, (24, 20, 24), True, 3, False, 2),
+    "narrower than the data": (12, (5, 4), False, None, False, 3),
 }
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
 def case(request, random_module):
     """Degrees, a condition or None, and the function (condition) -> network."""
-    num_inputs, widths, conditional, seed, is_reversed = request.param
+    num_inputs, widths, conditional, seed, is_reversed, stripe_size = request.param
     key = None if seed is None else jax.random.key(seed)
     degrees = spread_degrees(num_inputs, widths, conditional=conditional, key=key)
     degrees = degrees.reversed() if is_reversed else degrees
     condition = np.float32([0.3, -1.0, 0.7]) if conditional else None
-    made = MADE(degrees, num_parameters=2)
+    made = MADE(degrees, num_parameters=2, stripe_size=stripe_size)
     params = random_module(made, condition)
     return degrees, condition, lambda condition: made.apply(params, condition)
 
@@ -91,8 +91,32 @@ def test_solving_in_one_pass_is_applying_the_network_once_an_input(case):
         ((1, 3), ((0,),), r"\(1, 3\) is not a permutation of 1 to 2"),
         ((2, 1), ((2,),), r"\(2,\) must lie from 0 to 1"),
         ((2, 1), ((0,), ()), r"\(\) must lie from 0 to 1"),
+        ((3, 1, 2), ((1, 0),), r"\(1, 0\) must rise"),
     ],
 )
 def test_impossible_degrees_are_refused(inputs, hidden, message):
     with pytest.raises(ValueError, match=message):
         Degrees(inputs, hidden)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_stripes_are_the_one_product_with_the_whole_masked_kernel(random_module, reverse):
+    degrees = spread_degrees(12, (20, 17), conditional=False)
+    degrees = degrees.reversed() if reverse else degrees
+    made = MADE(degrees, num_parameters=2, stripe_size=3)
+    network, x = made.apply(random_module(made)), numbers(7, 12)
+
+    hidden, sizes = x[:, degrees.order], (12, 20, 17)
+    layers = [np.sort(degrees.inputs), *map(np.array, degrees.hidden)]
+    masks = [np.less_equal.outer(*layers[:2]), np.less_equal.outer(*layers[1:])]
+    masks.append(np.broadcast_to(np.less.outer(layers[2], layers[0])[:, None], (17, 2, 12)))
+    for kernel, bias, mask, size in zip(network.kernels, network.biases, masks, sizes, strict=True):
+        full = np.asarray(kernel.full(size))
+        np.testing.assert_array_equal(full != 0, mask)
+        assert len(kernel.stripes) == 4
+        kept = sum(part.size for part in (*kernel.dense, *kernel.staircase))
+        assert kept < 0.8 * full.size
+        hidden = np.tensordot(hidden, full, 1) + (bias if mask.ndim == 2 else 0)
+        hidden = np.maximum(hidden, 0) if mask.ndim == 2 else hidden
+    expected = hidden[..., ::-1] if reverse else hidden
+    np.testing.assert_allclose(network(x), expected + network.biases[-1], rtol=1e-4, atol=1e-4)
