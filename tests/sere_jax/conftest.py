@@ -34,10 +34,8 @@ def randomize():
         generator = np.random.default_rng(seed)
 
         def draw_one(path, leaf):
-            is_kernel = "kernel" in path[-1].key
+            is_kernel = path[-1].key == "kernel"
             fan_in = math.prod(leaf.shape[-4:-1] if "Conv" in str(path) else leaf.shape[-2:-1])
-            if path[-1].key.startswith("head_kernel"):  # of a masked network: [rows, P, columns]
-                fan_in = leaf.shape[-3]
             scale = kernel_scale * fan_in**-0.5 if is_kernel else 0.5
             return (scale * generator.standard_normal(leaf.shape)).astype(np.float32)
 
