@@ -254,7 +254,8 @@ def sample(
         key: PRNG key.
         num: how many images.
         expected: return each block's expectation given the sampled codes and blocks before it,
-            as figures show it, instead of the sample itself.
+            as figures show it, instead of the sample itself. A flow has none in closed form, and
+            returns the sample.
 
     Returns:
         [num, *data_shape] in data space.

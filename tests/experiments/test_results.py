@@ -8,7 +8,13 @@ import pytest
 from scipy import stats
 
 from experiments import results
-from experiments.results import cases_section, finished_runs, paired_gap, short_runs_section
+from experiments.results import (
+    cases_section,
+    finished_runs,
+    flows_section,
+    paired_gap,
+    short_runs_section,
+)
 
 NUM_VALUES = 12
 
@@ -77,6 +83,32 @@ def test_short_runs_are_sorted_by_their_last_validation(tmp_path):
     assert "context4" in lines[-2] and "tiles" in lines[-1]
     error = 0.1 / (NUM_VALUES * math.log(2))
     assert f"| 5.2500 ± {error:.4f} | 7 |" in lines[-2]
+
+
+def test_gaps_are_those_of_the_seeds_that_both_systems_have(tmp_path):
+    for name, bits in (("case1_seed0", 6.0), ("case2_seed0", 5.5), ("case2_seed1", 9.0)):
+        keep_run(tmp_path / name, (bits, bits, bits))
+
+    row = next(line for line in cases_section(tmp_path) if line.startswith("| case1 - case2"))
+
+    assert "0.500 ± 0.000 (seeds: 0.500)" in row
+
+
+def test_flows_are_listed_best_first_and_bounds_apart_from_exact_values(tmp_path):
+    for name, elbo, latent_shape in (("maf10", 2500.0, [0]), ("sere_maf", 3000.0, [40])):
+        keep_run(tmp_path / name, (7.0, 6.0, 5.9))
+        config = {"model": {"data_shape": [2, 2, 3], "latent_shape": latent_shape}}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        fields = json.loads((tmp_path / name / "results.json").read_text())
+        fields |= {"elbo": elbo, "elbo_stderr": 1.5, "nll": -elbo - 20, "nll_stderr": 1.25}
+        fields |= {"elbo_bits_per_dim": 4.5, "epoch": 12.0}
+        (tmp_path / name / "results.json").write_text(json.dumps(fields))
+
+    not_run, first, second = flows_section(tmp_path)[-3:]
+
+    assert not_run.startswith("| maf5 | not run |")
+    assert "| 3000.0 ± 1.5 | 3020.0 ± 1.2 (K = 5) | 4.5000 |" in first
+    assert "| 2500.0 ± 1.5 |  | 4.5000 |" in second
 
 
 def test_unfinished_runs_do_not_count(tmp_path):
