@@ -179,6 +179,8 @@ def save_learning_curves(
     Returns:
         `path`.
     """
+    from matplotlib.ticker import NullFormatter
+
     panels = {
         name: points
         for name in ("gradient_norm", "learning_rate", "kl_weight")
@@ -195,8 +197,11 @@ def save_learning_curves(
         match name:
             case "gradient_norm":
                 axes.set_ylabel("gradient norm")
-                if np.any(points[:, 1] > 0):
+                positive = points[points[:, 1] > 0, 1]
+                if len(positive):
                     axes.set_yscale("log")
+                    if np.ptp(np.floor(np.log10(positive))) > 0:  # a power of ten is labelled
+                        axes.yaxis.set_minor_formatter(NullFormatter())
             case "learning_rate":
                 axes.set_ylabel("learning rate")
                 axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
