@@ -37,7 +37,7 @@ MODEL = {
     "network=resnet latent_shape=(3,3,2)": ["(3, 3, 2) does not fit the blocks", "1x16 pixels"],
     "network=mpl": ["network='mpl' is not one of", "mean 'mlp'?"],
     "latent_shape=(2,": ["latent_shape=(2, must be a tuple"],
-    "latent_shape=(0,)": ["latent_shape=(0,)", "at least 1"],
+    "latent_shape=(0,)": ["latent_shape=(0,) (no latents)", "choose data_layer"],
     "latent_shape=()": ["latent_shape=()", "at least 1"],
     "latent_shape=(2.5,)": ["latent_shape=(2.5,)", "integers"],
     "latent_shape=wide": ["latent_shape=('wide',)", "integers"],
