@@ -1,0 +1,1 @@
+"""Speed, in ratios that one run measures."""
