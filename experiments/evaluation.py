@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import sere_jax
@@ -127,20 +128,23 @@ class Evaluator:
         return Elbo(log_likelihood, kl)
 
     def log_volume(self, images: Array) -> float:
-        """Mean of `input_pipeline.log_volume` over images as they are evaluated, in nats.
+        """What turns a mean log-density in data space into one of pixels v in [0, 1], in nats.
+
+        It is the mean of log|dx/dv| over images as they are evaluated in the logit space of flows,
+        and 0 in other data spaces.
 
         Args:
             images: [num, h, w, c] uint8.
         """
-        config = self._model.config
-        if not config.has_flows:
+        if not self._model.config.has_flows:
             return 0.0
 
         @jax.jit
         def of_batch(images, indices):
-            return input_pipeline.log_volume(self.to_data_space(images, indices)[0], config)
+            x, _ = self.to_data_space(images, indices)
+            return jnp.sum(sere_jax.logit_log_det(x), axis=(1, 2, 3))
 
-        images = jax.numpy.asarray(images)
+        images = jnp.asarray(images)
         batches = _batches(len(images), min(VOLUME_BATCH_SIZE, len(images)))
         volumes = [np.float64(of_batch(images, indices)) for indices in batches]
         return float(np.concatenate(volumes)[: len(images)].mean())
@@ -180,7 +184,7 @@ def bits_per_dim(nll: float, config: ModelConfig, max_value: int, log_volume: fl
         nll: mean -log p(x) in nats of an image, in the data space of the model.
         config: of the model.
         max_value: largest pixel value of the images.
-        log_volume: mean of `input_pipeline.log_volume` over the same images, in nats.
+        log_volume: `Evaluator.log_volume` of the same images, in nats.
     """
     bits = (nll - log_volume) / (math.prod(config.data_shape) * math.log(2))
     is_density = config.has_flows or config.data_layer == "gaussian"

@@ -73,16 +73,6 @@ def to_data_space(images: Array, keys: Array, config: ModelConfig, max_value: in
     return images
 
 
-def log_volume(x: Array, config: ModelConfig) -> Array:
-    """What turns log-densities of x in data space into those of pixels in [0, 1], [B] nats.
-
-    It is log|dx/dv| in logit space, and 0 elsewhere.
-    """
-    if config.has_flows:
-        return jnp.sum(sere_jax.logit_log_det(x), axis=(1, 2, 3))
-    return jnp.zeros(len(x))
-
-
 def to_grey_levels(x: npt.ArrayLike, config: ModelConfig) -> np.ndarray:
     """x in data space, or expectations of it, as float32 in [0, 1], for pictures."""
     levels = np.asarray(x, np.float32)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from sere_jax.config import ModelConfig, choose
+from sere_jax.config import FLOW, ModelConfig, choose
 from sere_jax.flow import MaskedAutoregressiveFlows, RankOneNormal
 from sere_jax.mlp import flatten
 from sere_jax.network import create_features, create_network
@@ -393,7 +393,7 @@ DATA_LAYERS: dict[str, type[DataLayer]] = {
     "bernoulli": BernoulliDataLayer,
     "discretized_logistic_mixture": DiscretizedLogisticMixtureDataLayer,
     "gaussian": GaussianDataLayer,
-    "masked_autoregressive_flow": MaskedAutoregressiveFlowDataLayer,
+    FLOW: MaskedAutoregressiveFlowDataLayer,
 }
 
 

@@ -220,12 +220,11 @@ class ActivationNorm(nn.Module):
             deviation = jnp.std(x, axis=0)
             return jnp.where(deviation > MIN_DEVIATION, jnp.log(deviation), 0.0)
 
-        parameters = (
-            masked(self.param(name, start, (size,)), mask).reshape(self.event_shape)
-            for name, start in (("mean", start_mean), ("log_scale", start_log_scale))
+        mean = masked(self.param("mean", start_mean, (size,)), mask)
+        log_scale = masked(self.param("log_scale", start_log_scale, (size,)), mask)
+        affine = distrax.ScalarAffine(
+            shift=mean.reshape(self.event_shape), log_scale=log_scale.reshape(self.event_shape)
         )
-        mean, log_scale = parameters
-        affine = distrax.ScalarAffine(shift=mean, log_scale=log_scale)
         return distrax.Block(affine, len(self.event_shape))
 
 

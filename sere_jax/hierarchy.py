@@ -9,6 +9,7 @@ Three phases, so that only what is sequential is scanned (paper, Figure 1 and Eq
 `generate` scans prior, bijector and data layer together, as each block needs the one before.
 """
 
+import functools
 from typing import Any
 
 import distrax
@@ -137,16 +138,13 @@ class Layer(nn.Module):
         previous, blocks = self._emit(previous, self.decode(z, data_offset), keys, mask)
         return (self._push_code(window, z), previous), blocks
 
-    def regenerate(self, previous: Array, inputs: tuple[Array, Array, Array | None]):
-        """One step of `generate` with the code z_l given instead of drawn from the prior."""
+    def regenerate(
+        self, previous: Array, inputs: tuple[Array, Array, Array | None], residual: bool
+    ):
+        """One step of `generate` with the code z_l given; without `residual` γ¹(z_l) alone."""
         z, keys, mask = inputs
-        _, data_offset = self.observe_previous(previous)
+        data_offset = self.observe_previous(previous)[1] if residual else None
         return self._emit(previous, self.decode(z, data_offset), keys, mask)
-
-    def regenerate_without_residual(self, previous: Array, inputs: tuple):
-        """One step of `regenerate` from γ¹(z_l) alone."""
-        z, keys, mask = inputs
-        return self._emit(previous, self.decode(z, None), keys, mask)
 
     def _emit(self, previous, parameters, keys, mask):
         block = self.data_layer.sample_blocks(parameters, keys, mask)
@@ -226,7 +224,7 @@ class Hierarchy(nn.Module):
 
     def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
         """Images and expected images [B, *data_shape] from codes [L, B, ...] and keys [L, B]."""
-        step = Layer.regenerate if residual else Layer.regenerate_without_residual
+        step = functools.partial(Layer.regenerate, residual=residual)
         carry = self._no_blocks(keys.shape[1:])
         _, blocks = self._one_after_another(step)(self.layer, carry, (z, keys, self._mask))
         return self._merge(blocks)

@@ -215,12 +215,9 @@ class MaskedNetwork:
             x [..., D].
         """
         sizes = [u.shape[-1], *map(len, self.degrees.hidden)]
-        kernels = [
-            kernel.full(size).swapaxes(0, -1) if is_head else kernel.full(size)
-            for kernel, size, is_head in zip(
-                self.kernels, sizes, [False] * (len(sizes) - 1) + [True], strict=True
-            )
-        ]
+        *kernels, head = (
+            kernel.full(size) for kernel, size in zip(self.kernels, sizes, strict=True)
+        )
         batch_shape = jnp.broadcast_shapes(u.shape[:-1], self._batch_shape())
         u = jnp.broadcast_to(u, (*batch_shape, u.shape[-1]))
         hidden = [
@@ -232,7 +229,9 @@ class MaskedNetwork:
         known = jnp.zeros_like(hidden[-1])  # units of the last hidden layer, after the relu
         units = [jnp.asarray(self.degrees.units(layer)) for layer in range(num_hidden)]
         order = jnp.asarray(self.degrees.order)
-        head_bias = self._head_bias()
+        head_bias = masked(self._head_bias(), self.mask)
+        mask_in_order = None if self.mask is None else jnp.take(self.mask, order)
+        columns = masked(head, mask_in_order).swapaxes(0, -1)  # [D, P, width]
 
         def step(place, carry):
             x, hidden, known = carry
@@ -247,9 +246,7 @@ class MaskedNetwork:
                 else:
                     known = known.at[..., chosen].set(values, mode="drop")
             index = order[place]
-            parameters = known @ kernels[-1][place].T + jnp.take(head_bias, index, axis=-1)
-            if self.mask is not None:
-                parameters = jnp.where(jnp.take(self.mask, index) > 0, parameters, 0.0)
+            parameters = known @ columns[place].T + jnp.take(head_bias, index, axis=-1)
             value = invert(jnp.take(u, index, axis=-1), parameters)
             hidden[0] = hidden[0] + value[..., None] * kernels[0][place]
             return x.at[..., index].set(value), tuple(hidden), known
