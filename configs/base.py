@@ -33,9 +33,11 @@ def get_config(variant: str = "") -> ConfigDict:
     dataset.horizontal_flip = False
 
     config.model = model = ConfigDict()
+    model.system = "sere_vae"  # sere_vae, ladder_vae, relaxed_bernoulli_vae
     model.data_shape = (8, 8, 1)
     model.num_layers = 10
     model.latent_shape = (10,)
+    model.latent_sizes = ()  # of each layer, at most latent_shape; (): all of it
     model.partition = "raster"
     model.context = 1
     model.data_context = 1
@@ -44,6 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.couple_data = True
     model.couple_data_to_prior = False
     model.bijector = "rank_one_affine"
+    model.carry_start = 0.0  # of z_{l-1}, which rank_one_affine hands on to z_l at the start
     # bernoulli: binarized images; gaussian: dequantized ones; discretized_logistic_mixture: 0..255;
     # masked_autoregressive_flow: dequantized ones in logit space
     model.data_layer = "bernoulli"
@@ -53,6 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.flow_hidden_size = 1024  # width of their masked networks
     model.prior = "gaussian"  # gaussian, standard_normal
     model.network = "mlp"  # mlp, resnet, linear
+    model.encoder = "independent"  # independent, shared
     model.hidden_size = 200
     model.num_hidden_layers = 2
     model.rematerialize = False  # less memory, a third more work
@@ -60,6 +64,8 @@ def get_config(variant: str = "") -> ConfigDict:
     model.sigma_max = 2.0
     model.residual_scale_start = 0.73  # of the posterior's scale over the prior's
     model.condition_residual_on_latents = True
+    model.prior_temperature = 1 / 2  # of relaxed_bernoulli_vae
+    model.posterior_temperature = 2 / 3
 
     config.training = training = ConfigDict()
     training.batch_size = 200  # over all devices

@@ -58,6 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.hidden_size = 64
     model.sigma_min = 1.0
     model.residual_scale_start = 0.12
+    model.carry_start = 0.97
     config.training.batch_size = 64
     config.training.kl_warmup = "50%"
     config.evaluation.num_importance_samples = 100

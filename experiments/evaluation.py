@@ -62,7 +62,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: sere_jax.SeReVAE,
+        model: sere_jax.LatentVariableModel,
         *,
         max_value: int,
         batch_size: int,

@@ -27,7 +27,7 @@ class Experiment:
 
     config: Any
     dataset: Dataset
-    model: sere_jax.SeReVAE
+    model: sere_jax.LatentVariableModel
     steps_per_epoch: int
     total_steps: int
     learning_rate: optax.Schedule

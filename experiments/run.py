@@ -254,8 +254,7 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
                 f"{record['images_per_second']:.0f} images/s",
                 refresh=False,
             )
-            if int(state.consecutive_skips) >= config.training.max_consecutive_skips:
-                raise _divergence(experiment, checkpoints, step, metrics)
+            _check_convergence(experiment, checkpoints, state, metrics)
             is_last = step == experiment.total_steps
             validation_elbo = None
             if len(validation) and (is_last or step % evaluate_every == 0):
@@ -366,18 +365,27 @@ def _save_elbo(workdir, step, elbo):
         np.savez_compressed(file, elbo=np.float32(elbo.per_image))
 
 
-def _divergence(experiment, checkpoints, step, metrics):
+def _check_convergence(experiment, checkpoints, state, metrics):
+    """Stops a run that can no longer go on, before it is saved."""
+    most_skips = experiment.config.training.max_consecutive_skips
+    if int(state.consecutive_skips) >= most_skips:
+        reason = f"{most_skips} updates in a row were not finite"
+    elif not math.isfinite(metrics.parameter_norm):
+        reason = "the norm of the parameters is not finite"
+    else:
+        return
+
     def saved_steps():
         checkpoints.wait()
         return checkpoints.steps()
 
     steps = multihost.json_of_first_process(on_first_process(saved_steps))
     last = f"the last good checkpoint is at step {steps[-1]}" if steps else "there is no checkpoint"
-    return TrainingDivergedError(
-        f"stopped at step {step}: {experiment.config.training.max_consecutive_skips} updates in a "
-        f"row were not finite (largest gradient norm {metrics.max_gradient_norm:.4g}, parameter "
-        f"norm {metrics.parameter_norm:.4g}); {last}; lower config.training.learning_rate or "
-        "config.training.max_gradient_norm in a new --workdir"
+    raise TrainingDivergedError(
+        f"stopped at step {int(state.step)}: {reason} (largest gradient norm "
+        f"{metrics.max_gradient_norm:.4g}, parameter norm {metrics.parameter_norm:.4g}); {last}; "
+        "lower config.training.learning_rate or config.training.max_gradient_norm in a new "
+        "--workdir"
     )
 
 

@@ -49,7 +49,7 @@ class StepMetrics:
 
 
 def init_state(
-    model: sere_jax.SeReVAE,
+    model: sere_jax.LatentVariableModel,
     optimizer: optax.GradientTransformation,
     seed: int,
     x: Array | None = None,
@@ -70,7 +70,7 @@ def init_state(
 
 
 def create_train_dispatch(
-    model: sere_jax.SeReVAE,
+    model: sere_jax.LatentVariableModel,
     optimizer: optax.GradientTransformation,
     training: Any,
     *,
@@ -126,21 +126,26 @@ def create_train_dispatch(
             DEVICES,
         )
         norm = optax.tree.norm(gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         proceed = jnp.isfinite(norm) & jnp.isfinite(means.value)
-        proceed &= jnp.isfinite(optax.tree.norm(params))
         proceed &= state.consecutive_skips < training.max_consecutive_skips
         decay = jnp.minimum(training.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema_params = jax.tree.map(
-            lambda average, new: average + (1.0 - decay) * (new - average),
-            state.ema_params,
-            params,
-        )
-        params, ema_params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(proceed, new, old),
-            (params, ema_params, opt_state),
-            (state.params, state.ema_params, state.opt_state),
+
+        def apply(gradients):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema_params = jax.tree.map(
+                lambda average, new: average + (1.0 - decay) * (new - average),
+                state.ema_params,
+                params,
+            )
+            return params, ema_params, opt_state
+
+        # Decided before the update, not by its result: each array is then written once, in place.
+        params, ema_params, opt_state = jax.lax.cond(
+            proceed,
+            apply,
+            lambda _: (state.params, state.ema_params, state.opt_state),
+            gradients,
         )
         skipped = 1 - proceed.astype(jnp.int32)
         state = TrainState(

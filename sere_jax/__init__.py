@@ -7,10 +7,10 @@ sere_jax.log_likelihood(model, params, x, jax.random.key(1), num_samples=1000)
 
 from sere_jax.config import ConfigError, ModelConfig
 from sere_jax.logit import inverse_logit_transform, logit_log_det, logit_transform
+from sere_jax.model import LatentVariableModel
+from sere_jax.sere_vae import Inference, SeReVAE
 from sere_jax.vae import (
-    Inference,
     Objective,
-    SeReVAE,
     create_model,
     elbo,
     infer,
@@ -24,6 +24,7 @@ from sere_jax.vae import (
 __all__ = [
     "ConfigError",
     "Inference",
+    "LatentVariableModel",
     "ModelConfig",
     "Objective",
     "SeReVAE",

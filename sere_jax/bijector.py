@@ -99,11 +99,16 @@ class RankOneAffineLayer(nn.Module):
             self.config, (*shape[:-1], 3 * shape[-1]), head_scale=0.1, name="network"
         )
         shift, diagonal, direction = jnp.split(network(window, 1 + len(shape), None), 3, axis=-1)
+        carried = 0.0 if window is None else self.config.carry_start
+        if carried:
+            carry = self.param("carry", nn.initializers.constant(carried), shape[-1:])
+            shift += carry * jnp.take(window, -1, axis=-1 - len(shape))
         # Without a constant to start from, u = 0 would be a saddle: d(u uᵀ)/du vanishes there.
         start = self.param("direction_start", nn.initializers.normal(0.3), shape)
+        half = math.sqrt(1.0 - carried**2) / 2.0
         return RankOneAffine(
             shift=shift,
-            diagonal=2.0 * jax.nn.sigmoid(diagonal),
+            diagonal=2.0 * jax.nn.sigmoid(diagonal + math.log(half) - math.log1p(-half)),
             direction=jnp.tanh(direction + start) / math.sqrt(num_latents),
             event_ndims=len(shape),
         )

@@ -7,6 +7,26 @@ from typing import Any
 
 NO_LATENTS = (0,)
 FLOW = "masked_autoregressive_flow"
+OTHER_SYSTEMS = ("ladder_vae", "relaxed_bernoulli_vae")
+OF_SERE_VAE = (
+    "partition",
+    "context",
+    "data_context",
+    "couple_prior",
+    "couple_bijector",
+    "couple_data",
+    "couple_data_to_prior",
+    "bijector",
+    "carry_start",
+    "prior",
+    "network",
+    "encoder",
+    "rematerialize",
+    "sigma_min",
+    "sigma_max",
+    "residual_scale_start",
+    "condition_residual_on_latents",
+)
 
 
 class ConfigError(ValueError):
@@ -22,6 +42,9 @@ class ModelConfig:
         num_layers: L, the number of blocks of x and of latent layers.
         latent_shape: shape of the latent code of one layer: (10,), or (8, 8, 2) for maps; (0,) for
             none at all, which leaves the data layers: a plain flow, say.
+        system: `sere_vae`, the hierarchy of the paper; or one that it is compared with, `ladder_vae`
+            or `relaxed_bernoulli_vae`. They read neither the couplings nor what belongs to them.
+        latent_sizes: how many of the codes of `latent_shape` each layer has; (): all of them.
         partition: how x is cut into L blocks: `raster`, `checkerboard` or `tiles`.
         context: k, every layer sees the codes z_{l-k} .. z_{l-1}; 1 is the paper.
         data_context: j, a data layer sees the blocks x_{l-j} .. x_{l-1}; 1 is the paper, L is all.
@@ -37,6 +60,8 @@ class ModelConfig:
         flow_hidden_size: width of their masked networks, which have `num_hidden_layers`.
         prior: `gaussian`, or `standard_normal`: ε_l ~ N(0, I) whatever z_{l-1} is.
         network: family of the neural networks: `mlp`, `resnet`, or `linear` for affine maps.
+        encoder: `independent`, one of each layer's own, as in the paper; or `shared`, one of the
+            image that is refined from layer L to layer 1.
         hidden_size: width of their hidden layers, or channels of their maps.
         num_hidden_layers: number of hidden layers, at least 2; an encoder of the whole image has
             one more. Of `resnet` all but the first are residual blocks.
@@ -44,6 +69,10 @@ class ModelConfig:
             less memory, about a third more work.
         sigma_min: lower bound on the prior's scale (0: none).
         sigma_max: upper bound on the prior's scale.
+        carry_start: a in [0, 1), how much of z_{l-1} the rank-one affine bijector starts to hand on:
+            z_l = a z_{l-1} + √(1 - a²) ε_l, near enough. 0: nothing, it has to learn to.
+        prior_temperature: of the `relaxed_bernoulli_vae`.
+        posterior_temperature: of the `relaxed_bernoulli_vae`.
         residual_scale_start: what the posterior's scale relative to the prior's, δσ, starts near;
             the smaller, the more the codes say of the image at first.
         condition_residual_on_latents: the posterior's residual sees z_{l-1} as well as x.
@@ -52,6 +81,8 @@ class ModelConfig:
     data_shape: tuple[int, ...]
     num_layers: int
     latent_shape: tuple[int, ...]
+    system: str = "sere_vae"
+    latent_sizes: tuple[int, ...] = ()
     partition: str = "raster"
     context: int = 1
     data_context: int = 1
@@ -60,6 +91,7 @@ class ModelConfig:
     couple_data: bool = True
     couple_data_to_prior: bool = False
     bijector: str = "rank_one_affine"
+    carry_start: float = 0.0
     data_layer: str = "bernoulli"
     data_scale: float = 0.0
     num_mixtures: int = 10
@@ -67,6 +99,7 @@ class ModelConfig:
     flow_hidden_size: int = 1024
     prior: str = "gaussian"
     network: str = "mlp"
+    encoder: str = "independent"
     hidden_size: int = 200
     num_hidden_layers: int = 2
     rematerialize: bool = False
@@ -74,9 +107,11 @@ class ModelConfig:
     sigma_max: float = 2.0
     residual_scale_start: float = 0.73
     condition_residual_on_latents: bool = True
+    prior_temperature: float = 1 / 2
+    posterior_temperature: float = 2 / 3
 
     def __post_init__(self):
-        for field in ("data_shape", "latent_shape"):
+        for field in ("data_shape", "latent_shape", "latent_sizes"):
             value = getattr(self, field)
             value = tuple(value) if isinstance(value, Iterable) else (value,)
             object.__setattr__(self, field, value)
@@ -116,7 +151,15 @@ class ModelConfig:
                     f"config.model.{field}={value} exceeds num_layers={self.num_layers}; "
                     f"choose 1 to {self.num_layers}"
                 )
-        for field in ("sigma_min", "sigma_max", "residual_scale_start", "data_scale"):
+        for field in (
+            "sigma_min",
+            "sigma_max",
+            "residual_scale_start",
+            "data_scale",
+            "carry_start",
+            "prior_temperature",
+            "posterior_temperature",
+        ):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ConfigError(f"config.model.{field}={value!r} must be a number")
@@ -141,6 +184,17 @@ class ModelConfig:
                 f"{self.data_layer!r}; set it to 0, or choose data_layer='gaussian'"
             )
 
+        if not 0 <= self.carry_start < 1:
+            raise ConfigError(
+                f"config.model.carry_start={self.carry_start} must be at least 0 and below 1"
+            )
+        for field in ("prior_temperature", "posterior_temperature"):
+            if not 0 < getattr(self, field) < 2.0**128:
+                raise ConfigError(f"config.model.{field}={getattr(self, field)} must be above 0")
+        self._check_latent_sizes()
+        if self.system in OTHER_SYSTEMS:
+            self._check_other_system()
+        choose("encoder", self.encoder, dict.fromkeys(("independent", "shared")))
         choose("prior", self.prior, dict.fromkeys(("gaussian", "standard_normal")))
         if self.couple_data_to_prior and (self.prior != "gaussian" or not self.has_latents):
             raise ConfigError(
@@ -154,6 +208,46 @@ class ModelConfig:
                 f"{self.data_layer!r} without anything to depend on; choose data_layer={FLOW!r}, "
                 "or at least one latent"
             )
+
+    def _check_latent_sizes(self):
+        sizes = self.latent_sizes
+        if not sizes:
+            return
+        _require_positive_ints("latent_sizes", sizes)
+        if len(self.latent_shape) != 1 or self.latent_shape == NO_LATENTS:
+            raise ConfigError(
+                f"config.model.latent_sizes={sizes} needs codes that are vectors, not latent_shape="
+                f"{self.latent_shape}; set it to () or choose ({max(sizes)},)"
+            )
+        if len(sizes) != self.num_layers or max(sizes) > self.latent_shape[0]:
+            raise ConfigError(
+                f"config.model.latent_sizes={sizes} must hold num_layers={self.num_layers} numbers "
+                f"of at most {self.latent_shape[0]}, as latent_shape={self.latent_shape} says"
+            )
+
+    def _check_other_system(self):
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in OF_SERE_VAE:
+            if getattr(self, name) != defaults[name]:
+                raise ConfigError(
+                    f"config.model.{name}={getattr(self, name)!r} means nothing to "
+                    f"system={self.system!r}; leave it at {defaults[name]!r}, or choose "
+                    "system='sere_vae'"
+                )
+        if len(self.latent_shape) != 1 or not self.has_latents:
+            raise ConfigError(
+                f"config.model.latent_shape={self.latent_shape} must be a vector such as (30,) "
+                f"with system={self.system!r}"
+            )
+        if self.system == "relaxed_bernoulli_vae" and self.num_layers != 1:
+            raise ConfigError(
+                f"config.model.num_layers={self.num_layers} must be 1 with system={self.system!r}"
+            )
+
+    @property
+    def sizes_of_latents(self) -> tuple[int, ...]:
+        """Number of codes of each layer, where they are vectors."""
+        return self.latent_sizes or self.latent_shape * self.num_layers
 
     @property
     def has_latents(self) -> bool:

@@ -2,7 +2,8 @@
 
 Three phases, so that only what is sequential is scanned (paper, Figure 1 and Eqs. 2-7):
 
-    observe   what depends on x alone, for all layers at once (encoders, previous blocks)
+    observe   what depends on x alone, for all layers at once (encoders, previous blocks); or, with
+              a shared encoder, from layer L to 1 (encoder)
     infer     z_{l-1} -> z_l, the scan over layers
     decode    the data layers and their likelihoods given all codes, for all layers at once
 
@@ -21,7 +22,8 @@ from flax import struct
 from sere_jax.bijector import create_bijector
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import create_data_layer
-from sere_jax.network import create_features
+from sere_jax.masked import masked
+from sere_jax.network import create_features, create_refinement
 from sere_jax.partition import create_partition, previous_blocks
 from sere_jax.posterior import PosteriorLayer, Residual, posterior_sample
 from sere_jax.prior import Prior, PriorLayer
@@ -57,7 +59,9 @@ class Layer(nn.Module):
     def setup(self):
         """Creates the parts; the prior's network and the bijector serve both directions."""
         config = self.config
-        if config.has_latents:
+        if config.has_latents and config.encoder == "shared":
+            self.refinement = create_refinement(config)
+        elif config.has_latents:
             self.encoder = create_features(config, num_hidden_layers=config.num_hidden_layers)
         self.prior = PriorLayer(config)
         self.posterior = PosteriorLayer(config)
@@ -68,11 +72,16 @@ class Layer(nn.Module):
                 config, num_hidden_layers=config.num_hidden_layers - 1
             )
 
-    def observe(self, x: Array, previous: Array) -> Observed:
-        """Features of x [..., *data_shape] and of the blocks [..., j, h, w, channels] before."""
-        encoding = None
-        if self.config.has_latents:
-            encoding = self.encoder(self.data_layer.to_network(x), 3)
+    def encode(self, x: Array) -> Array | None:
+        """Features of x [..., *data_shape] from an encoder of this layer's own."""
+        return self.encoder(self.data_layer.to_network(x), 3) if self.config.has_latents else None
+
+    def refine(self, hidden: Array, _) -> tuple[Array, Array]:
+        """One step of the shared encoder: what goes on to layer l - 1, and this layer's features."""
+        return self.refinement(hidden)
+
+    def observe(self, encoding: Array | None, previous: Array) -> Observed:
+        """All features, given those of x; of the blocks [..., j, h, w, channels] before."""
         return Observed(encoding, *self.observe_previous(previous))
 
     def observe_previous(self, previous: Array) -> tuple[Array | None, Any]:
@@ -88,23 +97,28 @@ class Layer(nn.Module):
         prior = self.prior(window if config.couple_prior else None, offset)
         return prior, self.bijector(window if config.couple_bijector else None)
 
-    def infer(self, window: Array, inputs: tuple[Observed, Array]) -> tuple[Array, Latents]:
+    def infer(
+        self, window: Array, inputs: tuple[Observed, Array, Array | None]
+    ) -> tuple[Array, Latents]:
         """One step of inference.
 
         Args:
             window: the last codes [..., k, *latent_shape], newest last.
-            inputs: features of x, and standard normal noise [..., *latent_shape].
+            inputs: features of x; standard normal noise [..., *latent_shape]; and a mask
+                [*latent_shape], 0 at codes that this layer does not have, or None.
 
         Returns:
             The next window, and what the layer inferred.
         """
-        observed, noise = inputs
+        observed, noise, mask = inputs
         prior, bijector = self.prior_and_bijector(window, observed.prior)
         residual = self.posterior(
             window if self.config.residual_sees_latents else None, observed.posterior
         )
-        epsilon = posterior_sample(prior, residual, noise)
-        z = bijector.forward(epsilon)
+        # Where the layer has no code, δμ = 0 and δσ = 1 make the KL vanish.
+        residual = jax.tree.map(lambda parameter: masked(parameter, mask), residual)
+        epsilon = masked(posterior_sample(prior, residual, noise), mask)
+        z = masked(bijector.forward(epsilon), mask)
         prior, residual = jax.tree.map(
             lambda parameter: jnp.broadcast_to(parameter, epsilon.shape), (prior, residual)
         )
@@ -120,21 +134,26 @@ class Layer(nn.Module):
         parameters = self.decode(z, offset)
         return parameters, self.data_layer.block_log_prob(parameters, block, mask)
 
-    def generate(self, carry: tuple[Array, Array], inputs: tuple[Array, Array, Array | None]):
+    def generate(
+        self,
+        carry: tuple[Array, Array],
+        inputs: tuple[Array, Array, Array | None, Array | None],
+    ):
         """One step of generation.
 
         Args:
             carry: windows of codes [B, k, *latent_shape] and of blocks [B, j, h, w, channels].
-            inputs: noise [B, *latent_shape] of ε_l, keys [B] of x_l, mask [h, w, 1] or None.
+            inputs: noise [B, *latent_shape] of ε_l, keys [B] of x_l, mask [h, w, 1] of the block or
+                None, mask [*latent_shape] of the codes or None.
 
         Returns:
             The next carry, and (block, its expectation).
         """
         window, previous = carry
-        noise, keys, mask = inputs
+        noise, keys, mask, code_mask = inputs
         prior_offset, data_offset = self.observe_previous(previous)
         prior, bijector = self.prior_and_bijector(window, prior_offset)
-        z = bijector.forward(prior.sample(noise))
+        z = masked(bijector.forward(masked(prior.sample(noise), code_mask)), code_mask)
         previous, blocks = self._emit(previous, self.decode(z, data_offset), keys, mask)
         return (self._push_code(window, z), previous), blocks
 
@@ -174,11 +193,21 @@ class Hierarchy(nn.Module):
         """Creates the one layer whose parameters are stacked."""
         self.partition = create_partition(self.config)
         self.layer = Layer(self.config, name="layers")
+        if self.config.has_latents and self.config.encoder == "shared":
+            depth = self.config.num_hidden_layers
+            self.encoder = create_features(self.config, num_hidden_layers=depth)
+            self.data_layer = create_data_layer(self.config, self.partition.block_shape)
 
     def observe(self, x: Array) -> Observed:
-        """Features [L, B, ...] of x [B, *data_shape], for all layers at once."""
+        """Features [L, B, ...] of x [B, *data_shape]: those of x and those of previous blocks."""
         previous = previous_blocks(self.partition.split(x), self.config.data_context)
-        return self._all_at_once(Layer.observe, (None, 0))(self.layer, x, previous)
+        if self.config.has_latents and self.config.encoder == "shared":
+            hidden = self.encoder(self.data_layer.to_network(x), 3)
+            refine = self._one_after_another(Layer.refine, reverse=True)
+            _, encodings = refine(self.layer, hidden, None)
+        else:
+            encodings = self._all_at_once(Layer.encode, (None,))(self.layer, x)
+        return self._all_at_once(Layer.observe, (0, 0))(self.layer, encodings, previous)
 
     def infer(self, observed: Observed, noise: Array) -> Latents:
         """The scan over layers.
@@ -189,7 +218,8 @@ class Hierarchy(nn.Module):
                 samples of the codes of the same images.
         """
         window = self._no_codes(noise.shape[1 : noise.ndim - len(self.config.latent_shape)])
-        _, latents = self._one_after_another(Layer.infer)(self.layer, window, (observed, noise))
+        inputs = (observed, noise, self._code_mask)
+        _, latents = self._one_after_another(Layer.infer)(self.layer, window, inputs)
         return latents
 
     def decode(self, z: Array, observed: Observed, x: Array) -> tuple[Any, Array]:
@@ -213,12 +243,20 @@ class Hierarchy(nn.Module):
         mask = self.partition.mask
         return None if mask.all() else jnp.asarray(mask)
 
+    @property
+    def _code_mask(self):
+        """[L, N], 0 at codes that a layer does not have; None: they have all of them."""
+        sizes = self.config.latent_sizes
+        if not sizes:
+            return None
+        return jnp.arange(self.config.latent_shape[0]) < jnp.array(sizes)[:, None]
+
     def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
         """Images and expected images [B, *data_shape] from noise [L, B, ...] and keys [L, B]."""
         batch_shape = keys.shape[1:]
         carry = (self._no_codes(batch_shape), self._no_blocks(batch_shape))
         _, blocks = self._one_after_another(Layer.generate)(
-            self.layer, carry, (noise, keys, self._mask)
+            self.layer, carry, (noise, keys, self._mask, self._code_mask)
         )
         return self._merge(blocks)
 
@@ -256,11 +294,12 @@ class Hierarchy(nn.Module):
             split_rngs={"params": True},
         )
 
-    def _one_after_another(self, method, in_axes=0):
+    def _one_after_another(self, method, in_axes=0, *, reverse=False):
         return nn.scan(
             self._rematerialized(method),
             length=self.config.num_layers,
             in_axes=in_axes,
+            reverse=reverse,
             variable_axes={"params": 0},
             split_rngs={"params": True},
         )

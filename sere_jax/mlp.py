@@ -38,6 +38,25 @@ class MLPFeatures(nn.Module):
         return nn.Dense(self.config.hidden_size)(hidden)
 
 
+class MLPRefinement(nn.Module):
+    """One step of an encoder that is shared by all layers, from the last layer to the first.
+
+    Attributes:
+        config: the model's configuration.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden: Array) -> tuple[Array, Array]:
+        """Features [..., hidden_size] to those of the layer before, and the offset of this one."""
+        hidden = self._refine(hidden)
+        return hidden, nn.Dense(self.config.hidden_size, name="offset")(hidden)
+
+    def _refine(self, hidden):
+        return hidden + nn.Dense(self.config.hidden_size, name="refine")(nn.elu(hidden))
+
+
 class MLPNetwork(nn.Module):
     """Codes, an offset, or both, to the parameters of a layer.
 
@@ -120,6 +139,13 @@ class LinearFeatures(nn.Module):
     def __call__(self, inputs: Array, event_ndims: int) -> Array:
         """inputs [..., *event] with `event_ndims` axes in the event, to [..., hidden_size]."""
         return nn.Dense(self.config.hidden_size)(flatten(inputs, event_ndims))
+
+
+class LinearRefinement(MLPRefinement):
+    """`MLPRefinement` without nonlinearities."""
+
+    def _refine(self, hidden):
+        return hidden + nn.Dense(self.config.hidden_size, name="refine")(hidden)
 
 
 class LinearNetwork(MLPNetwork):

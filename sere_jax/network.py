@@ -7,25 +7,51 @@ samples; its network module adds the offset to a hidden layer of the codes.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from flax import linen as nn
 
 from sere_jax.config import ModelConfig, choose
-from sere_jax.mlp import LinearFeatures, LinearNetwork, MLPFeatures, MLPNetwork
-from sere_jax.resnet import ResNetFeatures, ResNetNetwork
+from sere_jax.mlp import (
+    LinearFeatures,
+    LinearNetwork,
+    LinearRefinement,
+    MLPFeatures,
+    MLPNetwork,
+    MLPRefinement,
+)
+from sere_jax.resnet import ResNetFeatures, ResNetNetwork, ResNetRefinement
 
-NETWORKS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
-    "linear": (LinearFeatures, LinearNetwork),
-    "mlp": (MLPFeatures, MLPNetwork),
-    "resnet": (ResNetFeatures, ResNetNetwork),
+
+class Family(NamedTuple):
+    """The modules of a family."""
+
+    features: Callable[..., nn.Module]
+    network: Callable[..., nn.Module]
+    refinement: Callable[..., nn.Module]  # of the features, one layer after another
+
+
+NETWORKS: dict[str, Family] = {
+    "linear": Family(LinearFeatures, LinearNetwork, LinearRefinement),
+    "mlp": Family(MLPFeatures, MLPNetwork, MLPRefinement),
+    "resnet": Family(ResNetFeatures, ResNetNetwork, ResNetRefinement),
 }
 
 
 def create_features(config: ModelConfig, **kwargs) -> nn.Module:
     """The feature network of the family `config.network`."""
-    return choose("network", config.network, NETWORKS)[0](config, **kwargs)
+    return _family(config).features(config, **kwargs)
 
 
 def create_network(config: ModelConfig, output_shape: tuple[int, ...], **kwargs) -> nn.Module:
     """The conditional network of the family `config.network`."""
-    return choose("network", config.network, NETWORKS)[1](config, output_shape, **kwargs)
+    return _family(config).network(config, output_shape, **kwargs)
+
+
+def create_refinement(config: ModelConfig) -> nn.Module:
+    """One step of the shared encoder, of the family `config.network`."""
+    return _family(config).refinement(config)
+
+
+def _family(config):
+    return choose("network", config.network, NETWORKS)

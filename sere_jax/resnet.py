@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sere_jax.config import ConfigError, ModelConfig
-from sere_jax.mlp import MLPNetwork, flatten, head_initializer
+from sere_jax.mlp import MLPNetwork, MLPRefinement, flatten, head_initializer
 from sere_jax.partition import create_partition
 
 Array = jax.Array
@@ -148,6 +148,13 @@ class ResNetFeatures(nn.Module):
             if not (height % factor or width % factor) and min(height, width) >= 4 * factor:
                 return height // factor, width // factor
         return height, width
+
+
+class ResNetRefinement(MLPRefinement):
+    """`MLPRefinement` by a residual block, on maps where codes are maps."""
+
+    def _refine(self, hidden):
+        return ResidualBlock(_codes_are_maps(self.config))(hidden)
 
 
 class ResNetNetwork(MLPNetwork):

@@ -1,4 +1,4 @@
-"""The Self-Reflective Variational Autoencoder: bounds, likelihood, sampling (paper, section 3).
+"""Bounds, likelihood and sampling of all models: the public functions (paper, section 3).
 
 The public functions take a model from `create_model`, its parameters and a key. A key is one PRNG
 key, or [B] keys, one an example, so that an example's noise does not depend on its batch.
@@ -12,128 +12,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax import struct
 
-from sere_jax.config import ModelConfig, model_config
-from sere_jax.hierarchy import Hierarchy, Latents, Observed
-from sere_jax.posterior import kl_divergence, log_density_ratio
+from sere_jax.config import choose, model_config
+from sere_jax.ladder_vae import LadderVAE
+from sere_jax.model import LatentVariableModel
+from sere_jax.relaxed_bernoulli_vae import RelaxedBernoulliVAE
+from sere_jax.sere_vae import SeReVAE
 
 Array = jax.Array
 Params = Any
 
 SAMPLES_AT_ONCE = 10
+SYSTEMS: dict[str, type[LatentVariableModel]] = {
+    "sere_vae": SeReVAE,
+    "ladder_vae": LadderVAE,
+    "relaxed_bernoulli_vae": RelaxedBernoulliVAE,
+}
 
 
-@struct.dataclass
-class Inference:
-    """What the model infers of a batch x, with one sample of the codes."""
-
-    log_likelihood: Array  # [B], log p(x | z)
-    kl: Array  # [B, L], closed form
-    epsilon: Array  # [B, L, *latent_shape], drawn from q
-    z: Array  # [B, L, *latent_shape], f_l(epsilon_l)
-    prior_mean: Array  # [B, L, *latent_shape], μ
-    prior_scale: Array  # [B, L, *latent_shape], σ
-    residual_mean: Array  # [B, L, *latent_shape], δμ
-    residual_scale: Array  # [B, L, *latent_shape], δσ
-    data_parameters: Any  # [B, L, h, w, c], γ of the data layers; of flows, `FlowParameters`
-    bijector: Any  # f_l as a distrax bijector whose parameters are [L, B, ...]
-
-    @property
-    def posterior_mean(self) -> Array:
-        """Mean of q(ε_l | z_{l-1}, x), [B, L, *latent_shape]."""
-        return self.prior_mean * self.residual_scale + self.residual_mean
-
-    @property
-    def posterior_scale(self) -> Array:
-        """Standard deviation of q(ε_l | z_{l-1}, x), [B, L, *latent_shape]."""
-        return self.prior_scale * self.residual_scale
-
-    @property
-    def elbo(self) -> Array:
-        """log p(x | z) - KL, [B]."""
-        return self.log_likelihood - jnp.sum(self.kl, axis=-1)
-
-
-class SeReVAE(nn.Module):
-    """Generative and inference network with shared priors and bijectors.
-
-    x_l ~ p(x_l | z_l, x_{l-1}): one version of the paper prints p(x_l | z_{l-1}, x_{l-1}) in its
-    Eq. 3, while p(x_1 | z_1), its Figure 1 and its proof need z_l; with z_{l-1} the last code would
-    generate nothing.
-
-    Attributes:
-        config: the checked configuration.
-    """
-
-    config: ModelConfig
-
-    def setup(self):
-        """Creates the hierarchy."""
-        self.hierarchy = Hierarchy(self.config, name="hierarchy")
-
-    def __call__(self, x: Array, noise: Array) -> Inference:
-        """Infers the codes of x [B, *data_shape] with noise [B, L, *latent_shape]."""
-        observed = self.hierarchy.observe(x)
-        latents = self.hierarchy.infer(observed, jnp.moveaxis(noise, 1, 0))
-        parameters, log_likelihood = self.hierarchy.decode(latents.z, observed, x)
-        kl = self._sum_latents(kl_divergence(latents.prior, latents.residual))
-
-        def batch_first(values):
-            return jnp.moveaxis(values, 0, 1)
-
-        return Inference(
-            log_likelihood=jnp.sum(log_likelihood, axis=0),
-            kl=batch_first(kl),
-            epsilon=batch_first(latents.epsilon),
-            z=batch_first(latents.z),
-            prior_mean=batch_first(latents.prior.mean),
-            prior_scale=batch_first(latents.prior.scale),
-            residual_mean=batch_first(latents.residual.mean),
-            residual_scale=batch_first(latents.residual.scale),
-            data_parameters=jax.tree.map(batch_first, parameters),
-            bijector=latents.bijector,
-        )
-
-    def elbo_terms(self, x: Array, noise: Array) -> tuple[Array, Array]:
-        """log p(x | z) [B] and KL [B, L] for noise [B, L, *latent_shape]."""
-        inference = self(x, noise)
-        return inference.log_likelihood, inference.kl
-
-    def observe(self, x: Array) -> Observed:
-        """What all layers know of x, computed once for any number of samples."""
-        return self.hierarchy.observe(x)
-
-    def log_weights(self, x: Array, observed: Observed, noise: Array) -> tuple[Array, Array]:
-        """Both parts of log p(x, z) - log q(z | x) for several samples an image.
-
-        Args:
-            x: [B, *data_shape].
-            observed: `observe(x)`.
-            noise: [S, B, L, *latent_shape], standard normal.
-
-        Returns:
-            log p(x | z) [S, B] and log p(ε) - log q(ε | x) [S, B].
-        """
-        latents: Latents = self.hierarchy.infer(observed, jnp.moveaxis(noise, 2, 0))
-        _, log_likelihood = self.hierarchy.decode(latents.z, observed, x)
-        ratio = log_density_ratio(latents.prior, latents.residual, jnp.moveaxis(noise, 2, 0))
-        return jnp.sum(log_likelihood, axis=0), jnp.sum(self._sum_latents(ratio), axis=0)
-
-    def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
-        """Images and their expectations from noise [B, L, *latent_shape] and keys [B, L]."""
-        return self.hierarchy.generate(jnp.moveaxis(noise, 1, 0), jnp.moveaxis(keys, 1, 0))
-
-    def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
-        """Images and their expectations from codes z [B, L, *latent_shape] and keys [B, L]."""
-        return self.hierarchy.regenerate(jnp.moveaxis(z, 1, 0), jnp.moveaxis(keys, 1, 0), residual)
-
-    def _sum_latents(self, values):
-        return jnp.sum(values, axis=tuple(range(-len(self.config.latent_shape), 0)))
-
-
-def create_model(config: Any) -> SeReVAE:
+def create_model(config: Any) -> LatentVariableModel:
     """The model of an experiment's configuration.
 
     Args:
@@ -143,13 +41,13 @@ def create_model(config: Any) -> SeReVAE:
         ConfigError: the configuration is impossible; nothing has been compiled.
     """
     checked = model_config(config)
-    model = SeReVAE(checked)
+    model = choose("system", checked.system, SYSTEMS)(checked)
     # An abstract trace runs every constructor, so that all choices are checked here.
     jax.eval_shape(functools.partial(init, model), jax.random.key(0))
     return model
 
 
-def init(model: SeReVAE, key: Array, x: Array | None = None) -> Params:
+def init(model: LatentVariableModel, key: Array, x: Array | None = None) -> Params:
     """Random parameters; those of the layers are stacked along a leading axis of length L.
 
     Args:
@@ -167,11 +65,11 @@ def init(model: SeReVAE, key: Array, x: Array | None = None) -> Params:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(model, key, x):
-    noise = jnp.zeros((len(x), *noise_shape(model)))
+    noise = jnp.zeros((len(x), *model.noise_shape))
     return model.init(key, x, noise)["params"]
 
 
-def infer(model: SeReVAE, params: Params, x: Array, key: Array) -> Inference:
+def infer(model: LatentVariableModel, params: Params, x: Array, key: Array) -> Any:
     """Everything the model infers of x [B, *data_shape] with one sample of the codes."""
     x = check_images(model, x)
     return _infer(model, params, x, key)
@@ -183,7 +81,7 @@ def _infer(model, params, x, key):
     return _apply(model, params, x, noise)
 
 
-def elbo(model: SeReVAE, params: Params, x: Array, key: Array) -> Array:
+def elbo(model: LatentVariableModel, params: Params, x: Array, key: Array) -> Array:
     """Evidence lower bound log p(x | z) - KL with one sample of z, [B] nats (paper, Eq. 9)."""
     x = check_images(model, x)
     return _elbo(model, params, x, key)
@@ -197,7 +95,7 @@ def _elbo(model, params, x, key):
 
 
 def log_likelihood(
-    model: SeReVAE, params: Params, x: Array, key: Array, num_samples: int = 1000
+    model: LatentVariableModel, params: Params, x: Array, key: Array, num_samples: int = 1000
 ) -> Array:
     """Importance-weighted estimate of log p(x) (Burda et al. 2016, Eq. 8).
 
@@ -244,7 +142,7 @@ def _log_likelihood(model, params, x, key, num_samples):
 
 
 def sample(
-    model: SeReVAE, params: Params, key: Array, num: int, *, expected: bool = False
+    model: LatentVariableModel, params: Params, key: Array, num: int, *, expected: bool = False
 ) -> Array:
     """Draws images from the model, in O(L) steps.
 
@@ -271,7 +169,7 @@ def _sample(model, params, keys):
 
 
 def reconstruct(
-    model: SeReVAE,
+    model: LatentVariableModel,
     params: Params,
     x: Array,
     key: Array,
@@ -316,7 +214,7 @@ class Objective:
 
 
 def objective(
-    model: SeReVAE,
+    model: LatentVariableModel,
     params: Params,
     x: Array,
     key: Array,
@@ -356,7 +254,7 @@ def objective(
     return Objective(bound, jnp.mean(log_likelihood, axis=0), -jnp.mean(ratio, axis=0))
 
 
-def check_images(model: SeReVAE, x: Array) -> Array:
+def check_images(model: LatentVariableModel, x: Array) -> Array:
     """x as an array.
 
     Its values are not looked at: under `jit` there are none yet, and elsewhere every call would
@@ -385,11 +283,6 @@ def _check_count(name, count):
         raise ValueError(f"{name}={count} must be at least 1")
 
 
-def noise_shape(model: SeReVAE) -> tuple[int, ...]:
-    """(L, *latent_shape): the noise that one sample of all codes of one image takes."""
-    return (model.config.num_layers, *model.config.latent_shape)
-
-
 def example_keys(key: Array, num_examples: int) -> Array:
     """[B] keys: `key` itself if it holds one an example, else folded with the example's index.
 
@@ -409,33 +302,33 @@ def example_keys(key: Array, num_examples: int) -> Array:
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_examples))
 
 
-def sample_noise(model: SeReVAE, keys: Array, sample: Array | int) -> Array:
-    """Noise [B, L, *latent_shape] of sample number `sample` of each example's codes."""
+def sample_noise(model: LatentVariableModel, keys: Array, sample: Array | int) -> Array:
+    """Noise [B, *noise_shape] of sample number `sample` of each example's codes."""
     sample_keys = jax.vmap(lambda key: jax.random.fold_in(key, sample))(keys)
 
     def draw(layer):
         return jax.vmap(
-            lambda key: jax.random.normal(jax.random.fold_in(key, layer), model.config.latent_shape)
+            lambda key: jax.random.normal(jax.random.fold_in(key, layer), model.noise_shape[1:])
         )(sample_keys)
 
     # Layer by layer: XLA's time to compile one draw for all layers grows with their number.
-    return jnp.moveaxis(jax.lax.map(draw, jnp.arange(model.config.num_layers)), 0, 1)
+    return jnp.moveaxis(jax.lax.map(draw, jnp.arange(model.noise_shape[0])), 0, 1)
 
 
-def example_noise(model: SeReVAE, key: Array, num_examples: int) -> Array:
-    """Noise [B, L, *latent_shape] of one sample of each example's codes."""
+def example_noise(model: LatentVariableModel, key: Array, num_examples: int) -> Array:
+    """Noise [B, *noise_shape] of one sample of each example's codes."""
     return sample_noise(model, example_keys(key, num_examples), 0)
 
 
-def _apply(model: SeReVAE, params: Params, *arguments: Any, method: str = "__call__") -> Any:
+def _apply(model: LatentVariableModel, params: Params, *arguments: Any, method: str = "__call__") -> Any:
     return model.apply({"params": params}, *arguments, method=method)
 
 
 def _block_keys(model, keys):
-    """Keys [B, L] of the blocks x_l from keys [B]."""
+    """Keys [B, num_block_keys] of the data layers from keys [B]."""
 
     def split(key):
         # Codes use the fold-in numbers of the samples, from 0 up.
-        return jax.random.split(jax.random.fold_in(key, 2**32 - 1), model.config.num_layers)
+        return jax.random.split(jax.random.fold_in(key, 2**32 - 1), model.num_block_keys)
 
     return jax.vmap(split)(keys)

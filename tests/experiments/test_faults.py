@@ -337,7 +337,7 @@ def test_a_workdir_that_is_a_file_is_one_error(tmp_path):
 
 def test_persistent_nan_stops_the_run_and_the_last_good_checkpoint_stays(tmp_path):
     absurd = (
-        "--config.training.learning_rate=1e30",
+        "--config.training.learning_rate=1e12",
         "--config.training.max_gradient_norm=0",
         "--config.training.warmup=20 steps",
     )
@@ -359,3 +359,12 @@ def test_persistent_nan_stops_the_run_and_the_last_good_checkpoint_stays(tmp_pat
         assert all(np.isfinite(array).all() for array in arrays.values())
         assert not (tmp_path / "results.json").exists()
     assert stories[0][0] == stories[1][0] and stories[0][3] == stories[1][3]
+
+
+def test_parameters_that_overflow_stop_the_run_before_they_are_saved(tmp_path):
+    absurd = ("--config.training.learning_rate=1e38", "--config.training.weight_decay=1e3")
+    finished = train(tmp_path, *absurd, check=False)
+    assert finished.returncode == 3, finished.stderr
+    (line,) = error_lines(finished.stderr)
+    assert re.search(r"stopped at step \d+: the norm of the parameters is not finite \(largest gradient", line)
+    assert "there is no checkpoint" in line
