@@ -21,6 +21,9 @@ def main() -> None:
     host_memory.keep_freed_memory()  # as the command does, before anything is allocated
 
     from benchmarks import flows, harness
+    from experiments import xla
+
+    xla.avoid_faulty_fusions()
 
     benchmarks = {benchmark.name: benchmark for benchmark in (flows.MAF_10,)}
     if arguments.only is not None and arguments.only not in benchmarks:

@@ -20,17 +20,19 @@ class Benchmark:
         target: what is aimed at, in words.
         contenders: by name, what builds a step, ours first; `quick` asks for the smallest sizes
             that run. Building may compile; a step returns when its result is there.
+        units: how much of the work a step does; its time is divided by it.
     """
 
     name: str
     work: str
     target: str
     contenders: Mapping[str, Callable[[bool], Step]]
+    units: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Seconds of every repeat of every contender that is installed, ours first."""
+    """Seconds a unit of work, of every repeat of every contender installed, ours first."""
 
     benchmark: Benchmark
     seconds: Mapping[str, Sequence[float]]
@@ -78,7 +80,7 @@ def measure(benchmark: Benchmark, *, repeats: int, quick: bool = False) -> Measu
         for name, step in steps.items():
             started = time.perf_counter()
             step()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append((time.perf_counter() - started) / benchmark.units)
     return Measurement(benchmark, seconds, missing)
 
 

@@ -70,6 +70,10 @@ def main(_: list[str]) -> None:
 
     host_memory.keep_freed_memory()
 
+    from experiments import xla
+
+    xla.avoid_faulty_fusions()
+
     from experiments.errors import UserError, explain_system_error, silence_repeated_errors
     from sere_jax.config import ConfigError
 

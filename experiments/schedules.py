@@ -104,7 +104,7 @@ def kl_weight_schedule(training: Any, *, steps_per_epoch: int, total_steps: int)
 
 
 def create_optimizer(training: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping by the global norm (0: none), then the optimizer named in the configuration.
+    """The optimizer named in the configuration, for gradients that are clipped already.
 
     Weight decay is decoupled from the gradient (AdamW).
     """
@@ -112,6 +112,4 @@ def create_optimizer(training: Any, schedule: optax.Schedule) -> optax.GradientT
     parts = [scale(), optax.scale_by_learning_rate(schedule)]
     if training.weight_decay:
         parts.insert(1, optax.add_decayed_weights(training.weight_decay))
-    if training.max_gradient_norm:
-        parts.insert(0, optax.clip_by_global_norm(training.max_gradient_norm))
     return optax.chain(*parts)

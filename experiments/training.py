@@ -129,8 +129,12 @@ def create_train_dispatch(
         proceed = jnp.isfinite(norm) & jnp.isfinite(means.value)
         proceed &= state.consecutive_skips < training.max_consecutive_skips
         decay = jnp.minimum(training.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        clip = 1.0
+        if training.max_gradient_norm:
+            clip = jnp.minimum(1.0, training.max_gradient_norm / norm)
 
         def apply(gradients):
+            gradients = jax.tree.map(lambda gradient: clip * gradient, gradients)
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             ema_params = jax.tree.map(

@@ -42,8 +42,8 @@ class ModelConfig:
         num_layers: L, the number of blocks of x and of latent layers.
         latent_shape: shape of the latent code of one layer: (10,), or (8, 8, 2) for maps; (0,) for
             none at all, which leaves the data layers: a plain flow, say.
-        system: `sere_vae`, the hierarchy of the paper; or one that it is compared with, `ladder_vae`
-            or `relaxed_bernoulli_vae`. They read neither the couplings nor what belongs to them.
+        system: `sere_vae`, the hierarchy of the paper; or one that it is compared with,
+            `ladder_vae` or `relaxed_bernoulli_vae`, for which there are no couplings.
         latent_sizes: how many of the codes of `latent_shape` each layer has; (): all of them.
         partition: how x is cut into L blocks: `raster`, `checkerboard` or `tiles`.
         context: k, every layer sees the codes z_{l-k} .. z_{l-1}; 1 is the paper.
@@ -69,7 +69,7 @@ class ModelConfig:
             less memory, about a third more work.
         sigma_min: lower bound on the prior's scale (0: none).
         sigma_max: upper bound on the prior's scale.
-        carry_start: a in [0, 1), how much of z_{l-1} the rank-one affine bijector starts to hand on:
+        carry_start: a in [0, 1), how much of z_{l-1} the rank-one affine bijector first hands on:
             z_l = a z_{l-1} + √(1 - a²) ε_l, near enough. 0: nothing, it has to learn to.
         prior_temperature: of the `relaxed_bernoulli_vae`.
         posterior_temperature: of the `relaxed_bernoulli_vae`.

@@ -77,7 +77,7 @@ class Layer(nn.Module):
         return self.encoder(self.data_layer.to_network(x), 3) if self.config.has_latents else None
 
     def refine(self, hidden: Array, _) -> tuple[Array, Array]:
-        """One step of the shared encoder: what goes on to layer l - 1, and this layer's features."""
+        """One step of the shared encoder: what layer l - 1 gets, and the features of layer l."""
         return self.refinement(hidden)
 
     def observe(self, encoding: Array | None, previous: Array) -> Observed:

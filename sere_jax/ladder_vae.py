@@ -125,8 +125,14 @@ class LadderVAE(WholeImageModel):
             log_likelihood=self.decode(z[0], x),
             kl=jnp.stack(kl, axis=-1),
             z=z,
-            prior_mean=tuple(jnp.broadcast_to(p.loc, q.loc.shape) for p, q in zip(priors, posteriors, strict=True)),
-            prior_scale=tuple(jnp.broadcast_to(p.scale, q.loc.shape) for p, q in zip(priors, posteriors, strict=True)),
+            prior_mean=tuple(
+                jnp.broadcast_to(p.loc, q.loc.shape)
+                for p, q in zip(priors, posteriors, strict=True)
+            ),
+            prior_scale=tuple(
+                jnp.broadcast_to(p.scale, q.loc.shape)
+                for p, q in zip(priors, posteriors, strict=True)
+            ),
             posterior_mean=tuple(q.loc for q in posteriors),
             posterior_scale=tuple(q.scale for q in posteriors),
         )
@@ -156,15 +162,13 @@ class LadderVAE(WholeImageModel):
         z, _, _ = self._top_down(noise, None)
         return self.emit(z[0], keys)
 
-    def regenerate(
-        self, z: Sequence[Array], keys: Array, residual: bool
-    ) -> tuple[Array, Array]:
+    def regenerate(self, z: Sequence[Array], keys: Array, residual: bool) -> tuple[Array, Array]:
         """Images and their expectations from z_1 and keys [B, 1]; there is no residual layer."""
         del residual
         return self.emit(z[0], keys)
 
     def _top_down(self, noise, evidence):
-        """Codes, priors and posteriors of all layers; without evidence the codes are the prior's."""
+        """Codes, priors and posteriors of all layers; without evidence posteriors are priors."""
         borders = list(itertools.accumulate(self.config.sizes_of_latents))[:-1]
         noises = jnp.split(jnp.squeeze(noise, -2), np.array(borders, int), axis=-1)
         num_layers = len(noises)

@@ -150,7 +150,7 @@ class MaskedKernel:
             total = jnp.zeros(dense.shape[1:])
             for kernel, first, last in parts:
                 if first < last:
-                    total = total + jnp.tensordot(x[..., first:last], kernel, 1)
+                    total = total + _product(x[..., first:last], kernel)
             products.append(jnp.broadcast_to(total, (*x.shape[:-1], *dense.shape[1:])))
         return jnp.concatenate(products, axis=-1)
 
@@ -171,6 +171,30 @@ class MaskedKernel:
             mask = row[:, None] < num_seen[stripe.start : stripe.stop]
             mask = jnp.expand_dims(mask, tuple(range(1, staircase.ndim - 1)))
             yield jnp.where(mask, staircase, 0.0)
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+    """x [..., inputs] and kernel [inputs, *outputs] to [..., *outputs]."""
+    return jnp.tensordot(x, kernel, 1)
+
+
+def _product_forward(x, kernel):
+    return _product(x, kernel), (x, kernel)
+
+
+def _product_backward(residuals, cotangent):
+    x, kernel = residuals
+    # In this order the gradient has the kernel's layout; JAX's own rule has to transpose it.
+    by_kernel = jnp.tensordot(
+        x.reshape(-1, len(kernel)), cotangent.reshape(-1, *kernel.shape[1:]), ((0,), (0,))
+    )
+    outputs = tuple(range(1, kernel.ndim))
+    by_x = jnp.tensordot(cotangent, kernel, (tuple(i - kernel.ndim for i in outputs), outputs))
+    return by_x, by_kernel
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def masked(values: Array, mask: Array | None) -> Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from sere_jax.compilation import jit
 from sere_jax.config import choose, model_config
 from sere_jax.ladder_vae import LadderVAE
 from sere_jax.model import LatentVariableModel
@@ -63,7 +64,7 @@ def init(model: LatentVariableModel, key: Array, x: Array | None = None) -> Para
     return _init(model, key, x)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _init(model, key, x):
     noise = jnp.zeros((len(x), *model.noise_shape))
     return model.init(key, x, noise)["params"]
@@ -75,7 +76,7 @@ def infer(model: LatentVariableModel, params: Params, x: Array, key: Array) -> A
     return _infer(model, params, x, key)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _infer(model, params, x, key):
     noise = example_noise(model, key, x.shape[0])
     return _apply(model, params, x, noise)
@@ -87,7 +88,7 @@ def elbo(model: LatentVariableModel, params: Params, x: Array, key: Array) -> Ar
     return _elbo(model, params, x, key)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _elbo(model, params, x, key):
     noise = example_noise(model, key, x.shape[0])
     log_likelihood, kl = _apply(model, params, x, noise, method="elbo_terms")
@@ -122,7 +123,7 @@ def log_likelihood(
     return _log_likelihood(model, params, x, key, num_samples)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@jit(static_argnums=(0, 4))
 def _log_likelihood(model, params, x, key, num_samples):
     keys = example_keys(key, x.shape[0])
     observed = _apply(model, params, x, method="observe")
@@ -162,7 +163,7 @@ def sample(
     return _sample(model, params, example_keys(key, num))[int(expected)]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _sample(model, params, keys):
     noise = example_noise(model, keys, keys.shape[0])
     return _apply(model, params, noise, _block_keys(model, keys), method="generate")
@@ -197,7 +198,7 @@ def reconstruct(
     return _reconstruct(model, params, x, key, residual)[int(expected)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@jit(static_argnums=(0, 4))
 def _reconstruct(model, params, x, key, residual):
     keys = example_keys(key, x.shape[0])
     z = _infer(model, params, x, keys).z
@@ -320,7 +321,9 @@ def example_noise(model: LatentVariableModel, key: Array, num_examples: int) -> 
     return sample_noise(model, example_keys(key, num_examples), 0)
 
 
-def _apply(model: LatentVariableModel, params: Params, *arguments: Any, method: str = "__call__") -> Any:
+def _apply(
+    model: LatentVariableModel, params: Params, *arguments: Any, method: str = "__call__"
+) -> Any:
     return model.apply({"params": params}, *arguments, method=method)
 
 

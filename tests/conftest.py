@@ -3,6 +3,10 @@
 import jax
 import pytest
 
+from experiments import xla
+
+xla.avoid_faulty_fusions()
+
 
 @pytest.fixture(scope="module")
 def quick_compilation():

@@ -50,6 +50,11 @@ def test_ratios_are_medians_over_repeats_in_turns(clock):
     assert "|  | theirs | 2500.0 | 2.00 |  |" in harness.table([measured])
 
 
+def test_times_are_those_of_a_unit_of_work(clock):
+    work = harness.Benchmark("n", "w", "t", {"ours": contender(clock, [6.0])}, units=3)
+    assert list(harness.measure(work, repeats=1).seconds["ours"]) == [2.0]
+
+
 def test_a_contender_that_is_not_installed_is_left_out(clock):
     measured = harness.measure(
         benchmark({"ours": contender(clock, [1.0]), "absent": absent}), repeats=2

@@ -366,5 +366,7 @@ def test_parameters_that_overflow_stop_the_run_before_they_are_saved(tmp_path):
     finished = train(tmp_path, *absurd, check=False)
     assert finished.returncode == 3, finished.stderr
     (line,) = error_lines(finished.stderr)
-    assert re.search(r"stopped at step \d+: the norm of the parameters is not finite \(largest gradient", line)
+    assert re.search(
+        r"stopped at step \d+: the norm of the parameters is not finite \(largest gradient", line
+    )
     assert "there is no checkpoint" in line

@@ -82,14 +82,13 @@ def test_without_a_warmup_the_kl_weight_is_one():
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamax"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_optimizer_is_optax_own_with_clipping(optimizer, weight_decay):
+def test_optimizer_is_optax_own(optimizer, weight_decay):
     training = base.get_config().training
     training.optimizer, training.weight_decay = optimizer, weight_decay
-    training.max_gradient_norm = 1.0
     params, gradient = np.array([1.0, -2.0], np.float32), np.array([30.0, 40.0], np.float32)
     ours = schedules.create_optimizer(training, optax.constant_schedule(0.1))
     library = {"adam": optax.adamw, "adamax": optax.adamaxw}[optimizer]
     theirs = library(0.1, weight_decay=weight_decay)
     actual, _ = ours.update(gradient, ours.init(params), params)
-    expected, _ = theirs.update(gradient / 50.0, theirs.init(params), params)
+    expected, _ = theirs.update(gradient, theirs.init(params), params)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)

@@ -129,6 +129,27 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted_and_training_goes_o
     assert np.isfinite(float(metrics.objective))
 
 
+@pytest.mark.parametrize("share", [0.5, 2.0, 0.0])
+def test_gradients_are_clipped_by_their_global_norm(share):
+    optimizer = optax.sgd(1.0)
+    _, dispatch, state, images = create(optimizer=optimizer, max_gradient_norm=0.0)
+    before = host(state.params)
+    free, metrics = dispatch(state, images, 1)
+    norm = float(metrics.gradient_norm)
+    _, dispatch, state, images = create(optimizer=optimizer, max_gradient_norm=share * norm)
+    clipped, metrics = dispatch(state, images, 1)
+    assert float(metrics.gradient_norm) == pytest.approx(norm, rel=1e-5)
+    scale = min(share or 1.0, 1.0)
+    jax.tree.map(
+        lambda old, new, expected: np.testing.assert_allclose(
+            new - old, scale * (expected - old), rtol=1e-3, atol=1e-6
+        ),
+        before,
+        host(clipped.params),
+        host(free.params),
+    )
+
+
 def test_parameters_that_overflow_show_in_their_norm_and_later_updates_are_skipped():
     _, dispatch, state, images = create(optimizer=optax.sgd(1e38))
     state, metrics = dispatch(state, images, 1)
