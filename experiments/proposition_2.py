@@ -60,7 +60,7 @@ def exact_samples(exact: LinearGaussian, key: Array, num: int) -> Array:
 
 def train_posterior(
     exact: LinearGaussian,
-    model: sere_jax.SeReVAE,
+    model: sere_jax.LatentVariableModel,
     params: Any,
     key: Array,
     steps: tuple[int, ...] = (NUM_STEPS,),
@@ -107,7 +107,7 @@ def train_posterior(
 
 
 def trained_posterior(
-    model: sere_jax.SeReVAE, params: Any, x: Array
+    model: sere_jax.LatentVariableModel, params: Any, x: Array
 ) -> tuple[np.ndarray, np.ndarray]:
     """What q(e | x) is with linear networks: means [B, L] and one covariance [L, L].
 
@@ -132,7 +132,7 @@ def _noises(model, params, x):
 
 
 def posterior_gap(
-    exact: LinearGaussian, model: sere_jax.SeReVAE, params: Any, x: Array
+    exact: LinearGaussian, model: sere_jax.LatentVariableModel, params: Any, x: Array
 ) -> np.ndarray:
     """log p(x) - ELBO = KL(q(e | x) || p(e | x)) in nats for each of x [B, *data_shape]."""
     mean, precision = exact.posterior(np.asarray(x)[..., 0])
@@ -149,7 +149,7 @@ def posterior_gap(
 
 def train_both(
     exact: LinearGaussian, steps: tuple[int, ...]
-) -> dict[str, tuple[sere_jax.SeReVAE, list[Any]]]:
+) -> dict[str, tuple[sere_jax.LatentVariableModel, list[Any]]]:
     """Trains the two posteriors of one generative model.
 
     Returns:
@@ -169,7 +169,7 @@ def train_both(
 
 def compare(
     exact: LinearGaussian,
-    trained: dict[str, tuple[sere_jax.SeReVAE, list[Any]]],
+    trained: dict[str, tuple[sere_jax.LatentVariableModel, list[Any]]],
     steps: tuple[int, ...],
     path: str | os.PathLike[str],
 ) -> dict[str, list[float]]:

@@ -129,7 +129,7 @@ def create_train_dispatch(
         proceed = jnp.isfinite(norm) & jnp.isfinite(means.value)
         proceed &= state.consecutive_skips < training.max_consecutive_skips
         decay = jnp.minimum(training.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        clip = 1.0
+        clip: Array | float = 1.0
         if training.max_gradient_norm:
             clip = jnp.minimum(1.0, training.max_gradient_norm / norm)
 

@@ -40,8 +40,9 @@ def jit(function: Callable[..., Any] | None = None, **kwargs: Any) -> Callable[.
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        # Inside another jit, where constants are traced, the options are those of the outermost.
-        is_nested = isinstance(jnp.zeros(()), jax.core.Tracer)
+        # Inside other transformations, where constants or arguments are traced, JAX allows none.
+        leaves = [jnp.zeros(()), *jax.tree.leaves((args, kwargs))]
+        is_nested = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
         return (inner if is_nested else outer)(*args, **kwargs)
 
     return call

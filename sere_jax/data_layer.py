@@ -36,7 +36,7 @@ class DataLayer(nn.Module):
     """
 
     config: ModelConfig
-    block_shape: tuple[int, int, int]
+    block_shape: tuple[int, ...]
 
     @property
     def parameters_per_pixel(self) -> int:
@@ -397,6 +397,6 @@ DATA_LAYERS: dict[str, type[DataLayer]] = {
 }
 
 
-def create_data_layer(config: ModelConfig, block_shape: tuple[int, int, int]) -> DataLayer:
+def create_data_layer(config: ModelConfig, block_shape: tuple[int, ...]) -> DataLayer:
     """The data layer called `config.data_layer`."""
     return choose("data_layer", config.data_layer, DATA_LAYERS)(config, block_shape)

@@ -151,11 +151,11 @@ class LadderVAE(WholeImageModel):
     ) -> tuple[Array, Array]:
         """See the base class; noise is [S, B, 1, ΣN_l]."""
         z, priors, posteriors = self._top_down(noise, observed)
-        ratio = sum(
+        ratios = [
             jnp.sum(p.log_prob(code) - q.log_prob(code), axis=-1)
             for code, p, q in zip(z, priors, posteriors, strict=True)
-        )
-        return self.decode(z[0], x), ratio
+        ]
+        return self.decode(z[0], x), jnp.sum(jnp.stack(ratios), axis=0)
 
     def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
         """Images and their expectations from noise [B, 1, ΣN_l] and keys [B, 1]."""

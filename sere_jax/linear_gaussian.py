@@ -16,6 +16,7 @@ import numpy as np
 
 from sere_jax import vae
 from sere_jax.config import ConfigError, ModelConfig
+from sere_jax.model import LatentVariableModel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,7 +130,7 @@ class LinearGaussian:
             sigma_min=0.0,
         )
 
-    def parameters(self, model: vae.SeReVAE, key: jax.Array) -> Any:
+    def parameters(self, model: LatentVariableModel, key: jax.Array) -> Any:
         """Parameters of `model` with this generative part and a random inference part.
 
         Args:

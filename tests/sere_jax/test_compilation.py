@@ -1,10 +1,16 @@
 """Sums of many values under `jit`, against float64: XLA on CPUs is known to get some wrong."""
 
+import functools
 import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+import sere_jax
 
 PROGRAM = """
 import jax, numpy as np, sere_jax
@@ -48,3 +54,21 @@ np.testing.assert_allclose(elbo, out.log_likelihood - expected.sum(-1), rtol=1e-
 def test_sums_of_many_values_are_right_whatever_the_flags_of_xla(flags):
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", PROGRAM], env=environment, check=True)
+
+
+def test_public_functions_may_be_transformed(random_model):
+    model, params = random_model()
+    x, key = jnp.zeros((3, 2, 3, 1)), jax.random.key(0)
+
+    def elbo(params, x):
+        return sere_jax.elbo(model, params, x, key).sum()
+
+    expected = elbo(params, x)
+    np.testing.assert_allclose(jax.jit(lambda: elbo(params, x))(), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(lambda x: elbo(params, x[None]))(x).shape, (3,))
+    assert jax.eval_shape(elbo, params, x).shape == ()
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        jax.grad(elbo)(params, x),
+        jax.jit(jax.grad(elbo))(params, x),
+    )

@@ -102,8 +102,8 @@ def test_each_part_of_a_layer_sees_exactly_what_its_flags_couple(
     noise = random_values(2, seed=3)
 
     def compute(layer, inputs):
-        observed = layer.observe(inputs["image"], inputs["blocks"])
-        _, latents = layer.infer(inputs["codes"], (observed, noise))
+        observed = layer.observe(layer.encode(inputs["image"]), inputs["blocks"])
+        _, latents = layer.infer(inputs["codes"], (observed, noise, None))
         return {
             "prior": jnp.stack([latents.prior.mean, latents.prior.scale]),
             "residual": jnp.stack([latents.residual.mean, latents.residual.scale]),
@@ -218,7 +218,9 @@ def infer_by_loop(config, params, x, noise):
     for index in range(config.num_layers):
 
         def infer_layer(layer, index=index):
-            observed = layer.observe(x, last(blocks[:index], config.data_context, blocks[0]))
+            observed = layer.observe(
+                layer.encode(x), last(blocks[:index], config.data_context, blocks[0])
+            )
             window = last(codes, config.context, noise[:, 0])
             prior, bijector = layer.prior_and_bijector(window, observed.prior)
             residual = layer.posterior(window, observed.posterior)
@@ -300,8 +302,8 @@ def test_a_model_has_num_layers_times_the_parameters_of_a_layer(tiny_config, num
     inputs = (jnp.zeros((2, 3, 1)), jnp.zeros((2, 1, 6 // num_layers, 1)), jnp.zeros((2, 2)))
 
     def call_all(layer, x, previous, window):
-        observed = layer.observe(x, previous)
-        layer.infer(window, (observed, window[0]))
+        observed = layer.observe(layer.encode(x), previous)
+        layer.infer(window, (observed, window[0], None))
         layer.decode(window[0], observed.data)
 
     one_layer = jax.eval_shape(
