@@ -18,6 +18,17 @@ VARIANTS = {
     "case3": {},
     "dlgm": {"couple_prior": False},
     "all_blocks": {"data_context": 10, "couple_data_to_prior": True},
+    "context2": {"context": 2},
+    "context4": {"context": 4},
+    "data_context2": {"data_context": 2},
+    "data_context10": {"data_context": 10},
+    "data_to_prior": {"couple_data_to_prior": True},
+    "shared_encoder": {"encoder": "shared"},
+    "unequal_latents": {
+        "latent_shape": (20,),
+        "latent_sizes": (20, 16, 12, 10, 8, 8, 8, 6, 6, 6),
+    },
+    "carry": {"carry_start": 0.9},
 }
 PAPER_NLL = {"": 81.17, "case3": 81.17, "dlgm": 84.53}
 

@@ -495,7 +495,7 @@ def _save_pictures(experiment, workdir, params, kl):
 
     versions = {"original": to_grey_levels(x, model.config), "reconstruction": reconstruct()}
     figures.save_comparison(versions, workdir / "reconstructions.png")
-    if model.config.couple_data:
+    if model.generates_blocks and model.config.couple_data:
         versions["without δγ"] = reconstruct(residual=False)
         figures.save_comparison(versions, workdir / "residual_layers.png")
 
@@ -510,8 +510,9 @@ def _save_samples(experiment, workdir, params):
     )
     pictures = to_grey_levels(expected, experiment.model.config)
     figures.save_image_grid(pictures, workdir / "samples.png")
-    layer_of_pixel = create_partition(experiment.model.config).layer_of_pixel
-    figures.save_build_up(pictures[:8], layer_of_pixel, workdir / "build_up.png")
+    if experiment.model.generates_blocks:
+        layer_of_pixel = create_partition(experiment.model.config).layer_of_pixel
+        figures.save_build_up(pictures[:8], layer_of_pixel, workdir / "build_up.png")
     return images, expected
 
 

@@ -26,6 +26,11 @@ class LatentVariableModel(nn.Module):
         raise NotImplementedError
 
     @property
+    def generates_blocks(self) -> bool:
+        """Whether images are generated block by block, as `config.partition` cuts them."""
+        return False
+
+    @property
     def num_block_keys(self) -> int:
         """How many keys the data layers take to sample one image."""
         return 1

@@ -61,6 +61,11 @@ class SeReVAE(LatentVariableModel):
         return (self.config.num_layers, *self.config.latent_shape)
 
     @property
+    def generates_blocks(self) -> bool:
+        """Each of its layers generates one."""
+        return True
+
+    @property
     def num_block_keys(self) -> int:
         """One for each of the L blocks."""
         return self.config.num_layers
