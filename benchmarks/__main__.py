@@ -20,12 +20,13 @@ def main() -> None:
     arguments = parser.parse_args()
     host_memory.keep_freed_memory()  # as the command does, before anything is allocated
 
-    from benchmarks import flows, harness
+    from benchmarks import flows, harness, sampling
     from experiments import xla
 
     xla.avoid_faulty_fusions()
 
-    benchmarks = {benchmark.name: benchmark for benchmark in (flows.MAF_10,)}
+    all_benchmarks = (flows.MAF_10, sampling.SAMPLING)
+    benchmarks = {benchmark.name: benchmark for benchmark in all_benchmarks}
     if arguments.only is not None and arguments.only not in benchmarks:
         parser.error(f"--only={arguments.only!r} is not one of {', '.join(benchmarks)}")
     if arguments.repeats < 1:

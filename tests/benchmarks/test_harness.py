@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import flows, harness
+from benchmarks import flows, harness, sampling
 from benchmarks.harness import Benchmark
 
 
@@ -71,3 +71,8 @@ def test_the_steps_of_flows_run(quick_compilation, name):
     step = flows.MAF_10.contenders[name](quick=True)
     step()
     step()
+
+
+@pytest.mark.parametrize("name", sampling.SAMPLING.contenders)
+def test_samplers_run(quick_compilation, name):
+    sampling.SAMPLING.contenders[name](quick=True)()
