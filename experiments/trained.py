@@ -1,0 +1,58 @@
+"""Trained models, for research code that builds on them.
+
+from experiments import trained
+
+model, params = trained.load("runs/digits")
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+import sere_jax
+from experiments import schedules, training
+from experiments.checkpoints import Checkpoints
+from experiments.errors import UserError
+from experiments.workdir import CONFIG_FILE
+
+
+def load(
+    workdir: str | os.PathLike[str], *, checkpoint: str = "best"
+) -> tuple[sere_jax.LatentVariableModel, Any]:
+    """The model of a workdir and its averaged parameters, those that evaluation uses.
+
+    The data set is not needed. The workdir is only read, and may be that of a run that goes on.
+
+    Args:
+        workdir: of a run.
+        checkpoint: "best", of the highest validation ELBO (the last one, if there was no
+            validation), or "last".
+
+    Raises:
+        UserError: there is no run or no checkpoint, or it cannot be read.
+        ValueError: `checkpoint` is neither of the two.
+    """
+    if checkpoint not in ("best", "last"):
+        raise ValueError(f"checkpoint={checkpoint!r} must be 'best' or 'last'")
+    workdir = pathlib.Path(workdir)
+    try:
+        config = ConfigDict(json.loads((workdir / CONFIG_FILE).read_text()))
+    except FileNotFoundError as error:
+        raise UserError(f"{workdir} is no workdir: it has no {CONFIG_FILE}") from error
+    model = sere_jax.create_model(config)
+    optimizer = schedules.create_optimizer(config.training, optax.constant_schedule(0.0))
+    shapes = jax.eval_shape(lambda: training.init_state(model, optimizer, config.seed))
+    template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(f"there is no checkpoint in {checkpoints.directory}; train first")
+        best = checkpoints.best_step() if checkpoint == "best" else None
+        state, _ = checkpoints.restore(template, best or steps[-1])
+    return model, jax.tree.map(jax.numpy.asarray, state.ema_params)

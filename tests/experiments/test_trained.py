@@ -1,0 +1,43 @@
+"""Loading the model of a workdir."""
+
+import jax
+import numpy as np
+import pytest
+from command_line import saved_arrays
+from sklearn.datasets import load_digits
+
+import sere_jax
+from experiments import trained
+from experiments.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_a_loaded_model_has_the_averages_of_a_checkpoint(uninterrupted, checkpoint):
+    before = sorted(uninterrupted.rglob("*"))
+    model, params = trained.load(uninterrupted, checkpoint=checkpoint)
+
+    saved = saved_arrays(uninterrupted)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        end = "/".join(part.key for part in path)
+        (name,) = [name for name in saved if "ema_params" in name and name.endswith(f"/{end}")]
+        assert leaf.shape == saved[name].shape
+        if checkpoint == "last":
+            np.testing.assert_array_equal(leaf, saved[name])
+    assert sorted(uninterrupted.rglob("*")) == before
+    images = load_digits().images[:50, ..., None] / 16
+    x = (images > 0.5).astype(np.float32)
+    trained_elbo = sere_jax.elbo(model, params, x, jax.random.key(0)).mean()
+    untrained = sere_jax.init(model, jax.random.key(0))
+    assert trained_elbo > sere_jax.elbo(model, untrained, x, jax.random.key(0)).mean() + 1
+
+
+def test_what_is_no_workdir_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is no workdir: it has no config.json"):
+        trained.load(tmp_path / "missing")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(sere_jax.ConfigError, match=r"config\.model is missing"):
+        trained.load(tmp_path)
+    with pytest.raises(ValueError, match="checkpoint='newest' must be 'best' or 'last'"):
+        trained.load(tmp_path, checkpoint="newest")
