@@ -51,6 +51,15 @@ def assert_as_frequent_as_likely(images, likelihoods, config):
     assert stats.chi2.sf(chi_square, len(order)) > 1e-3
 
 
+def assert_normalized_and_sampled(model, params, likelihoods, *, largest_error):
+    """Estimates [REPLICATES, 2^D] of p(x) sum to one, and samples of the model have them."""
+    total, standard_error = mean_and_standard_error(likelihoods.sum(axis=1))
+    assert abs(total - 1) < 4 * standard_error < largest_error
+    assert likelihoods.mean(axis=0).max() > 2 * likelihoods.mean(axis=0).min()
+    images = np.asarray(sere_jax.sample(model, params, jax.random.key(3), 20_000))
+    assert_as_frequent_as_likely(images, likelihoods, model.config)
+
+
 def fit_to_random_distribution(model, num_steps=300, sharpness=1.5):
     """The model and its parameters after a few hundred steps on random binary images."""
     images = jnp.asarray(all_images(model.config))

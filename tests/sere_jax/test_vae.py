@@ -16,6 +16,7 @@ import pytest
 from enumeration import (
     all_images,
     assert_as_frequent_as_likely,
+    assert_normalized_and_sampled,
     estimate_likelihoods,
     fit_to_random_distribution,
     mean_and_standard_error,
@@ -422,11 +423,7 @@ def test_probabilities_of_all_images_sum_to_one_and_are_those_of_samples(random_
 
     likelihoods = estimate_likelihoods(model, with_prior_as_posterior(params))
 
-    total, standard_error = mean_and_standard_error(likelihoods.sum(axis=1))
-    assert abs(total - 1) < 4 * standard_error < 0.08
-    assert likelihoods.mean(axis=0).max() > 2 * likelihoods.mean(axis=0).min()
-    images = np.asarray(sere_jax.sample(model, params, jax.random.key(3), 20_000))
-    assert_as_frequent_as_likely(images, likelihoods, model.config)
+    assert_normalized_and_sampled(model, params, likelihoods, largest_error=0.08)
 
 
 def test_probabilities_sum_to_one_under_a_fitted_posterior(fitted):
