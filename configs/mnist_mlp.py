@@ -13,22 +13,27 @@ from configs import base
 
 VARIANTS = {
     "": {},
-    "case1": {"couple_prior": False, "couple_bijector": False, "couple_data": False},
-    "case2": {"couple_prior": False, "couple_bijector": False},
-    "case3": {},
-    "dlgm": {"couple_prior": False},
-    "all_blocks": {"data_context": 10, "couple_data_to_prior": True},
-    "context2": {"context": 2},
-    "context4": {"context": 4},
-    "data_context2": {"data_context": 2},
-    "data_context10": {"data_context": 10},
-    "data_to_prior": {"couple_data_to_prior": True},
-    "shared_encoder": {"encoder": "shared"},
-    "unequal_latents": {
-        "latent_shape": (20,),
-        "latent_sizes": (20, 16, 12, 10, 8, 8, 8, 6, 6, 6),
+    "case1": {
+        "model.couple_prior": False,
+        "model.couple_bijector": False,
+        "model.couple_data": False,
     },
-    "carry": {"carry_start": 0.9},
+    "case2": {"model.couple_prior": False, "model.couple_bijector": False},
+    "case3": {},
+    "dlgm": {"model.couple_prior": False},
+    "all_blocks": {"model.data_context": 10, "model.couple_data_to_prior": True},
+    "context2": {"model.context": 2},
+    "context4": {"model.context": 4},
+    "data_context2": {"model.data_context": 2},
+    "data_context10": {"model.data_context": 10},
+    "data_to_prior": {"model.couple_data_to_prior": True},
+    "importance_weighted5": {"training.num_train_samples": 5},
+    "shared_encoder": {"model.encoder": "shared"},
+    "unequal_latents": {
+        "model.latent_shape": (20,),
+        "model.latent_sizes": (20, 16, 12, 10, 8, 8, 8, 6, 6, 6),
+    },
+    "carry": {"model.carry_start": 0.9},
 }
 PAPER_NLL = {"": 81.17, "case3": 81.17, "dlgm": 84.53}
 
@@ -41,6 +46,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dataset.validation_size = 5000.0
     config.model.data_shape = (28, 28, 1)
     config.training.learning_rate = 2e-3
-    config.model.update(overrides)
+    config.update_from_flattened_dict(overrides)
     config.paper.nll = PAPER_NLL.get(variant)
     return config

@@ -214,6 +214,38 @@ def save_learning_curves(
     return _save(figure, path)
 
 
+def save_learning_curves_of_runs(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike[str]
+) -> Path:
+    """Draws the validation ELBO of several runs against epochs, best first in the legend.
+
+    Args:
+        runs: Records as `read_metrics` returns them, by the names of the runs; at least one record
+            of a run is of the validation set.
+        path: PNG file to write.
+
+    Returns:
+        `path`.
+    """
+    curves = {name: _points(records, "validation", "elbo") for name, records in runs.items()}
+    names = sorted(curves, key=lambda name: -curves[name][:, 1].max())
+    figure = _new_chart(9.0, 5.4)
+    axes = figure.subplots()
+    for name, color in zip(names, _layer_colors(len(names)), strict=True):
+        label = f"{name}, {curves[name][:, 1].max():.2f}"
+        style = {"color": color, "marker": _marker_for(curves[name]), "label": label}
+        axes.plot(*curves[name].T, linewidth=1.4, **style)
+    # What the first epochs look like would squeeze the rest.
+    highest = max(curve[:, 1].max() for curve in curves.values())
+    lowest = min(curve[len(curve) // 10 :, 1].min() for curve in curves.values())
+    axes.set_ylim(lowest, highest + 0.05 * (highest - lowest or 1.0))
+    axes.set_xlabel("epochs")
+    axes.set_ylabel("validation ELBO (nats)")
+    _style(axes)
+    axes.legend(frameon=False, fontsize=9, labelcolor=_TEXT, loc="lower right", ncols=2)
+    return _save(figure, path)
+
+
 def save_kl_per_layer(
     kl_per_layer: npt.ArrayLike,
     path: str | os.PathLike[str],

@@ -2,8 +2,9 @@
 
     python -m experiments.results
 
-A kept run is a workdir without its checkpoints: `config.json`, `results.json`, `metrics.jsonl`,
-figures, and `test_*.npz` where runs are compared image by image.
+and draws the learning curves of the compared systems in one figure. A kept run is a workdir without
+its checkpoints: `config.json`, `results.json`, `metrics.jsonl`, figures, and `test_*.npz` where
+runs are compared image by image.
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from configs import mnist_comparison, mnist_mlp, mnist_resnet
+from experiments import figures
 from experiments.evaluation import standard_error
 from experiments.metrics import open_atomically, read_metrics
 
@@ -25,6 +28,12 @@ PAGE = pathlib.Path("RESULTS.md")
 
 CASES = ("case1", "case2", "case3")
 FLOWS = ("sere_maf", "maf10", "maf5")
+LONG_MNIST_RUNS = {
+    "mlp": ("mnist_mlp.py", mnist_mlp.PAPER_NLL[""]),
+    "all_blocks": ("mnist_mlp.py:all_blocks", None),
+    "resnet": ("mnist_resnet.py", mnist_resnet.PAPER_NLL[""]),
+}
+MNIST_LEARNING_CURVES = pathlib.Path("docs/mnist_learning_curves.png")
 RUN_FILES = ("config.json", "results.json")
 
 
@@ -254,6 +263,81 @@ def flows_section(directory: pathlib.Path) -> list[str]:
     return lines
 
 
+def likelihood_section(
+    heading: str,
+    introduction: Sequence[str],
+    directory: pathlib.Path,
+    expected: Mapping[str, tuple[str, float | None]],
+) -> list[str]:
+    """Runs by the likelihood of the test set in nats, best first.
+
+    Args:
+        heading: of the section.
+        introduction: its lines.
+        directory: where the runs are kept.
+        expected: the configuration and the paper's figure of the runs that there should be; those
+            that are missing are named. There may be others.
+    """
+    runs = finished_runs(directory)
+    lines = [
+        f"## {heading}",
+        "",
+        *introduction,
+        "",
+        "| run | -log p(x), nats | the paper | ELBO, nats | parameters | epochs | minutes "
+        "| commit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run in sorted(runs.values(), key=lambda run: run.results["nll"]):
+        results = run.results
+        cells = [
+            f"[{run.directory.name}]({run.directory.as_posix()})",
+            f"{results['nll']:.2f} ± {results['nll_stderr']:.2f}",
+            _figure_of_paper(results["paper_nll"]),
+            f"{results['elbo']:.2f} ± {results['elbo_stderr']:.2f}",
+            f"{results['num_params']:,}",
+            f"{results['epoch']:.0f}",
+            f"{results['train_seconds'] / 60:.0f}",
+            f"`{results['git_commit'][:7]}`",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    for name, (configuration, paper_nll) in expected.items():
+        if name not in runs:
+            lines.append(
+                f"| {name}: `{configuration}` | not run | {_figure_of_paper(paper_nll)} | | | | | |"
+            )
+    return lines
+
+
+def _figure_of_paper(nll):
+    return "" if nll is None else f"{nll:.2f}"
+
+
+def long_mnist_section(directory: pathlib.Path) -> list[str]:
+    """The runs that aim at the paper's figures."""
+    introduction = [
+        "All 10,000 test images, 1000 importance samples, weights with the best validation ELBO of",
+        "5,000 held-out training images. The command of a run is in its `results.json`.",
+    ]
+    heading = "Dynamically binarized MNIST (paper, section 4.1)"
+    return likelihood_section(heading, introduction, directory, LONG_MNIST_RUNS)
+
+
+def mnist_comparison_section(directory: pathlib.Path) -> list[str]:
+    """The systems and the options beyond the paper at one equal budget."""
+    introduction = [
+        "`python -m experiments.main --config=configs/mnist_comparison.py:RUN`, evaluated in the",
+        "same way. The paper's figures come from longer trainings.",
+    ]
+    expected = {
+        name: (f"mnist_comparison.py:{name}", mnist_comparison.get_config(name).paper.nll)
+        for name in mnist_comparison.VARIANTS
+        if name
+    }
+    heading = "The same at one budget of 60 epochs"
+    return likelihood_section(heading, introduction, directory, expected)
+
+
 def _last_validation(run):
     return [record for record in run.metrics if record["split"] == "validation"][-1]
 
@@ -269,6 +353,8 @@ def _mean_and_error(values):
 def page() -> str:
     """The text of RESULTS.md."""
     sections = [
+        long_mnist_section(RESULTS_DIRECTORY / "mnist"),
+        mnist_comparison_section(RESULTS_DIRECTORY / "mnist_comparison"),
         cases_section(RESULTS_DIRECTORY / "cifar10_jpeg_cases"),
         short_runs_section(RESULTS_DIRECTORY / "cifar10_jpeg_short"),
         flows_section(RESULTS_DIRECTORY / "cifar10_jpeg_flows"),
@@ -280,7 +366,11 @@ def page() -> str:
 
 
 def main() -> None:
-    """Writes the page."""
+    """Writes the page, and draws the learning curves if there are any."""
+    runs = finished_runs(RESULTS_DIRECTORY / "mnist_comparison")
+    if runs:
+        curves = {name: run.metrics for name, run in runs.items()}
+        figures.save_learning_curves_of_runs(curves, MNIST_LEARNING_CURVES)
     with open_atomically(PAGE) as file:
         file.write(page().encode())
     print(f"{PAGE} written")

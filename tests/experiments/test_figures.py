@@ -14,6 +14,7 @@ from experiments.figures import (
     save_image_grid,
     save_kl_per_layer,
     save_learning_curves,
+    save_learning_curves_of_runs,
 )
 
 GAP = np.array([203, 210, 217])
@@ -178,6 +179,22 @@ def test_learning_curves_show_training_and_validation_in_their_colours(tmp_path)
     for color in ((0x7A, 0xA6, 0xD8), (0xC2, 0x41, 0x0C)):
         assert longest_row(color).max() > 0.7 * pixels.shape[1]
     assert train_row < validation_row, "the higher ELBO is drawn higher"
+
+
+def test_curves_of_runs_lie_as_their_values_and_the_start_does_not_squash_them(tmp_path):
+    def run(elbo):
+        values = [-500.0, *[elbo] * 19]
+        return [{"split": "validation", "epoch": i, "elbo": v} for i, v in enumerate(values)]
+
+    runs = {"worse": run(-95.0), "better": run(-85.0)}
+    pixels = read_pixels(save_learning_curves_of_runs(runs, tmp_path / "curves.png"))
+
+    # The longest lines in the two ends of the colour map, the better run first.
+    rows = [
+        np.sum(distance_to(pixels, color) < 20, axis=1).argmax()
+        for color in ((0x44, 0x01, 0x54), (0xBB, 0xDF, 0x27))
+    ]
+    assert rows[1] - rows[0] > 0.5 * pixels.shape[0]
 
 
 def test_blow_up_at_the_start_does_not_squash_the_rest():

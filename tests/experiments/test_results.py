@@ -12,6 +12,7 @@ from experiments.results import (
     cases_section,
     finished_runs,
     flows_section,
+    likelihood_section,
     paired_gap,
     short_runs_section,
 )
@@ -136,6 +137,23 @@ def test_flows_are_listed_best_first_and_bounds_apart_from_exact_values(tmp_path
     assert not_run.startswith("| maf5 | not run |")
     assert "| 3000.0 ± 1.5 | 3020.0 ± 1.2 (K = 5) | 4.5000 |" in first
     assert "| 2500.0 ± 1.5 |  | 4.5000 |" in second
+
+
+def test_runs_on_mnist_are_listed_best_first_and_missing_ones_named(tmp_path):
+    for name, nll, paper_nll in (("worse", 84.25, 83.0), ("better", 81.5, None)):
+        keep_run(tmp_path / name, (7.0, 6.0, 5.9))
+        fields = json.loads((tmp_path / name / "results.json").read_text())
+        fields |= {"nll": nll, "nll_stderr": 0.25, "elbo": -90.0, "elbo_stderr": 0.5, "epoch": 60.0}
+        fields |= {"paper_nll": paper_nll, "git_commit": "0123456789"}
+        (tmp_path / name / "results.json").write_text(json.dumps(fields))
+    expected = {"better": ("a.py", 81.0), "missing": ("b.py:c", 79.5)}
+
+    first, second, missing = likelihood_section("Heading", [], tmp_path, expected)[-3:]
+
+    cells = "| 81.50 ± 0.25 |  | -90.00 ± 0.50 | 1,234 | 60 | 10 | `0123456` |"
+    assert first.startswith("| [better](") and first.endswith(cells)
+    assert second.startswith("| [worse](") and "| 84.25 ± 0.25 | 83.00 |" in second
+    assert missing.startswith("| missing: `b.py:c` | not run | 79.50 |")
 
 
 def test_unfinished_runs_do_not_count(tmp_path):
