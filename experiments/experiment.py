@@ -17,6 +17,7 @@ from experiments.datasets import Dataset, load_dataset
 from experiments.errors import UserError
 from experiments.evaluation import Evaluator, bits_per_dim
 from experiments.parallel import num_devices
+from sere_jax.data_layer import data_space_of
 
 NUM_VOLUME_IMAGES = 5000
 
@@ -134,12 +135,12 @@ def create_experiment(config: Any) -> Experiment:
             f"config.model.data_shape={tuple(config.model.data_shape)} does not fit the images of "
             f"{config.dataset.name!r}, which have the shape {dataset.image_shape}"
         )
-    data_layer = config.model.data_layer
-    if data_layer == "discretized_logistic_mixture" and dataset.max_value != 255:
+    max_value = data_space_of(model.config).max_value
+    if max_value not in (None, dataset.max_value):
         raise UserError(
-            f"config.model.data_layer={data_layer!r} models the values 0 to 255, the images of "
-            f"{config.dataset.name!r} have 0 to {dataset.max_value}; choose 'bernoulli' or "
-            "'gaussian'"
+            f"config.model.data_layer={config.model.data_layer!r} models the values 0 to "
+            f"{max_value}, the images of {config.dataset.name!r} have 0 to {dataset.max_value}; "
+            "choose 'bernoulli' or 'gaussian'"
         )
     if batch_size > len(dataset.train):
         raise UserError(
