@@ -27,7 +27,8 @@ def load(
 ) -> tuple[sere_jax.LatentVariableModel, Any]:
     """The model of a workdir and its averaged parameters, those that evaluation uses.
 
-    The data set is not needed. The workdir is only read, and may be that of a run that goes on.
+    The data set is not needed; a bijector or data layer from a file of your own is, so import that
+    file first. The workdir is only read, and may be that of a run that goes on.
 
     Args:
         workdir: of a run.
