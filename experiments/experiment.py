@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import sere_jax
@@ -58,9 +57,8 @@ class Experiment:
         return training.init_state(self.model, self.optimizer, self.config.seed, x)
 
     def state_template(self) -> training.TrainState:
-        """Zeros of the structure and shapes of a state, for restoring; nothing is compiled."""
-        shapes = jax.eval_shape(self.init_state)
-        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        """See `training.state_template`."""
+        return training.state_template(self.model, self.optimizer, self.config.seed)
 
     def create_train_dispatch(self):
         """See `training.create_train_dispatch`."""

@@ -11,7 +11,6 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -48,8 +47,7 @@ def load(
         raise UserError(f"{workdir} is no workdir: it has no {CONFIG_FILE}") from error
     model = sere_jax.create_model(config)
     optimizer = schedules.create_optimizer(config.training, optax.constant_schedule(0.0))
-    shapes = jax.eval_shape(lambda: training.init_state(model, optimizer, config.seed))
-    template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    template = training.state_template(model, optimizer, config.seed)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
