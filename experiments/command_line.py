@@ -3,6 +3,8 @@
 ml_collections and absl find the mistakes; here they are told in terms of the configuration.
 """
 
+import ast
+import contextlib
 import difflib
 import pathlib
 import re
@@ -79,7 +81,7 @@ def load(argument: str) -> Any:
         if not path.is_file():
             raise FileNotFoundError
     except OSError as error:
-        known = {file.stem: str(file) for file in sorted(pathlib.Path("configs").glob("[!_]*.py"))}
+        known = {file.stem: str(file) for file in _files()}
         problem = "is a directory" if name and path.is_dir() else "there is no such file"
         choices = f"; choose one of {', '.join(known.values()) or 'yours'}"
         way_out = nearest(path.stem, known, known.get) or choices
@@ -96,6 +98,21 @@ def load(argument: str) -> Any:
             "mend it: a configuration is a file with get_config(variant) that returns a "
             "ConfigDict, like configs/base.py"
         ) from error
+
+
+def configurations() -> str:
+    """One line for each file in `configs/`: its path and the first line of its docstring."""
+    lines = []
+    for file in _files():
+        docstring = ""
+        with contextlib.suppress(SyntaxError, ValueError):  # --help is for those in trouble
+            docstring = ast.get_docstring(ast.parse(file.read_bytes())) or ""
+        lines.append(f"  {file}\n    {docstring.partition(chr(10))[0]}\n")
+    return "".join(lines)
+
+
+def _files():
+    return sorted(pathlib.Path("configs").glob("[!_]*.py"))
 
 
 def check_processes(
