@@ -3,11 +3,14 @@
 ml_collections and absl find the mistakes; here they are told in terms of the configuration.
 """
 
+import ast
+import contextlib
 import difflib
 import pathlib
+import re
 import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from absl import flags
@@ -78,9 +81,10 @@ def load(argument: str) -> Any:
         if not path.is_file():
             raise FileNotFoundError
     except OSError as error:
-        known = sorted(str(file) for file in pathlib.Path("configs").glob("[!_]*.py"))
+        known = {file.stem: str(file) for file in _files()}
         problem = "is a directory" if name and path.is_dir() else "there is no such file"
-        way_out = nearest(name, known) or f"; choose one of {', '.join(known) or 'yours'}"
+        choices = f"; choose one of {', '.join(known.values()) or 'yours'}"
+        way_out = nearest(path.stem, known, known.get) or choices
         raise CommandLineError(f"--config={argument}: {problem}{way_out}") from error
     try:
         return flags.FLAGS["config"].parser.parse(argument)
@@ -94,6 +98,21 @@ def load(argument: str) -> Any:
             "mend it: a configuration is a file with get_config(variant) that returns a "
             "ConfigDict, like configs/base.py"
         ) from error
+
+
+def configurations() -> str:
+    """One line for each file in `configs/`: its path and the first line of its docstring."""
+    lines = []
+    for file in _files():
+        docstring = ""
+        with contextlib.suppress(SyntaxError, ValueError):  # --help is for those in trouble
+            docstring = ast.get_docstring(ast.parse(file.read_bytes())) or ""
+        lines.append(f"  {file}\n    {docstring.partition(chr(10))[0]}\n")
+    return "".join(lines)
+
+
+def _files():
+    return sorted(pathlib.Path("configs").glob("[!_]*.py"))
 
 
 def check_processes(
@@ -136,22 +155,62 @@ def check_processes(
         )
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' or nothing. (That of `sere_jax.config` would import JAX.)"""
+def nearest(name: str, known: Iterable[str], shown: Callable[[str], Any] = str) -> str:
+    """'; did you mean ...?' or nothing. (That of `sere_jax.config` would import JAX.)
+
+    Args:
+        name: as it was written.
+        known: what it may be.
+        shown: one of them to what the message says.
+    """
     matches = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return f"; did you mean {shown(matches[0])!r}?" if matches else ""
 
 
 def _explanation(error, argv):
     argument = _config_argument(argv)
-    if argument is not None:
-        config = load(argument)
-        for path, value in _overrides(argv):
-            current = _find_field(config, path)
-            if str(error).startswith(f"flag --config.{path}="):
-                return _wrong_type(path, value, current)
+    config = ConfigDict() if argument is None else load(argument)
+    for path, value in _overrides(argv):
+        current = _find_field(config, path)
+        if str(error).startswith(f"flag --config.{path}="):
+            return _wrong_type(path, value, current)
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return f"there is no flag --{error.flagname}{_nearest_flag(error.flagname, config)}"
     message = str(error.args[0] if len(error.args) == 1 else error)
-    return message if isinstance(error, flags.IllegalFlagValueError) else f"{message}; see --help"
+    if isinstance(error, flags.IllegalFlagValueError):
+        return message + _nearest_choice(message)
+    return f"{message}; see --help"
+
+
+def _nearest_flag(name, config):
+    """A flag, or a field, for which its whole path has to be given."""
+    known = {flag: f"--{flag}" for flag in flags.FLAGS} | _flags_of_fields(config)
+    return nearest(name, known, known.get) or "; see --help"
+
+
+def _nearest_choice(message):
+    """The nearest of the values that absl's message says are allowed, for its flags of a few."""
+    wrong = re.fullmatch(r"flag --\w+=(.*): value should be one of <(.*)>", message)
+    return nearest(wrong[1], wrong[2].split("|")) if wrong else ""
+
+
+def _nearest_field(name, section, config):
+    """A field of the section, or one of another section, with its whole path."""
+    known = _flags_of_fields(config) | {field: field for field in section}
+    return nearest(name, known, known.get) or f"; its fields are {', '.join(section)}"
+
+
+def _flags_of_fields(config):
+    """Own names of the fields of all sections, without their paths, to their flags."""
+    return {path.rpartition(".")[2]: f"--config.{path}" for path in _paths(config)}
+
+
+def _paths(section, prefix=""):
+    for name in section:
+        if isinstance(section[name], ConfigDict):
+            yield from _paths(section[name], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _find_field(config, path):
@@ -161,7 +220,7 @@ def _find_field(config, path):
         if not isinstance(section, ConfigDict):
             raise CommandLineError(f"--config.{path}: {name} is a value, it has no fields")
         if key not in section:
-            way_out = nearest(key, section) or f"; its fields are {', '.join(section)}"
+            way_out = _nearest_field(key, section, config)
             raise CommandLineError(f"--config.{path}: {name} has no field {key!r}{way_out}")
         kind = section.get_type(key)
         section, name = section[key], f"{name}.{key}"

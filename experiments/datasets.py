@@ -1,6 +1,7 @@
 """Image data sets as arrays of uint8: embedded ones, TensorFlow Datasets and the user's own.
 
-A data set is read once and kept in memory as a whole; the input pipeline moves it to the device.
+A data set is read once and kept in memory as a whole; the input pipeline moves it to the device. To
+add one, write its loader and enter it in `DATASETS`, from whatever file.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import pathlib
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -81,6 +82,7 @@ def load_dataset(dataset_config: ml_collections.ConfigDict) -> Dataset:
       15 % the validation patches and the right 25 % the test patches (side by side, for honest
       standard errors): no pixel is in two of the sets.
     - `npz`: arrays of the user, see `path` below.
+    - any other that is entered in `DATASETS`.
     - any image data set of TensorFlow Datasets (TFDS), `name[/config][:version]`, read without
       TensorFlow. The decoded images are cached in the user's cache directory. Without a split
       `test`, the split `validation` is the test set; with both, it is the validation set.
@@ -112,16 +114,11 @@ def load_dataset(dataset_config: ml_collections.ConfigDict) -> Dataset:
     name = dataset_config.name
     if not isinstance(name, str) or not name:
         raise UserError(
-            f"config.dataset.name={name!r} is not a name; allowed are "
-            f"{', '.join(prepare_data.EMBEDDED_DATASETS)} and the image data sets of TensorFlow "
-            "Datasets, for example mnist"
+            f"config.dataset.name={name!r} is not a name; allowed are {', '.join(DATASETS)} and "
+            "the image data sets of TensorFlow Datasets, for example mnist"
         )
-    loaders: Mapping[str, Callable[[ml_collections.ConfigDict], Dataset]] = {
-        "digits": _load_digits,
-        "photos": _load_photos,
-        "npz": _load_npz,
-    }
-    dataset = loaders.get(name, _load_tfds)(dataset_config)
+    dataset = DATASETS.get(name, _load_tfds)(dataset_config)
+    _check_arrays(dataset)
     num_train_examples = dataset_config.get("num_train_examples", 0)
     if num_train_examples < 0:
         raise UserError(
@@ -133,10 +130,31 @@ def load_dataset(dataset_config: ml_collections.ConfigDict) -> Dataset:
     return dataset
 
 
-def _split_validation(
+def _check_arrays(dataset: Dataset) -> None:
+    """Refuses what a loader must not return."""
+    for split in ("train", "validation", "test"):
+        images = getattr(dataset, split)
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise UserError(
+                f"the images of the data set {dataset.name!r} must be uint8 [num, height, width, "
+                f"channels], but those of {split!r} are {_description(images)}"
+            )
+        largest = images.max(initial=0)
+        if largest > dataset.max_value:
+            raise UserError(
+                f"the data set {dataset.name!r} says that max_value={dataset.max_value} is white, "
+                f"but {split!r} holds the value {largest}"
+            )
+
+
+def split_validation(
     train: np.ndarray, dataset_config: ml_collections.ConfigDict
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (the first, the last) training examples."""
+    """Returns (the first, the last) training examples, as `config.dataset.validation_size` says.
+
+    Raises:
+      UserError: If it is impossible, or leaves nothing to train on.
+    """
     num_validation = _num_validation_examples(dataset_config, len(train))
     if num_validation >= len(train):
         raise UserError(
@@ -172,7 +190,7 @@ def _load_digits(dataset_config: ml_collections.ConfigDict) -> Dataset:
     rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 64 pixels and the label
     images = rows[:, :-1].reshape(-1, 8, 8, 1)
     train, test = np.split(images, [_FIRST_TEST_DIGIT])
-    train, validation = _split_validation(train, dataset_config)
+    train, validation = split_validation(train, dataset_config)
     return Dataset("digits", train, validation, test, max_value=16)
 
 
@@ -244,7 +262,7 @@ def _load_npz(dataset_config: ml_collections.ConfigDict) -> Dataset:
             )
         train, test = np.split(train, [len(train) - num_test])
     if validation is None:
-        train, validation = _split_validation(train, dataset_config)
+        train, validation = split_validation(train, dataset_config)
     return Dataset("npz", train, validation, test, max_value=1 if is_binary else 255)
 
 
@@ -313,6 +331,13 @@ def _description(array: np.ndarray) -> str:
     return f"{array.dtype}, shape {list(array.shape)}"
 
 
+DATASETS: dict[str, Callable[[ml_collections.ConfigDict], Dataset]] = {
+    "digits": _load_digits,
+    "photos": _load_photos,
+    "npz": _load_npz,
+}
+
+
 # -------------------------------------------------------------------------- TensorFlow Datasets
 
 
@@ -332,7 +357,7 @@ def _load_tfds(dataset_config: ml_collections.ConfigDict) -> Dataset:
     if {"test", "validation"} <= set(splits):
         validation = _read_split(builder, "validation", feature)
     else:
-        train, validation = _split_validation(train, dataset_config)
+        train, validation = split_validation(train, dataset_config)
     for split, images in [("test", test), ("validation", validation)]:
         if images.shape[1:] != train.shape[1:]:
             raise _varying_shapes(builder, split, train.shape[1:], images.shape[1:])
@@ -342,7 +367,7 @@ def _load_tfds(dataset_config: ml_collections.ConfigDict) -> Dataset:
 def _prepared_builder(dataset_config: ml_collections.ConfigDict) -> Any:
     """Returns a TFDS builder whose files exist, after preparing them if need be."""
     name, data_dir = dataset_config.name, dataset_config.get("data_dir", "")
-    builder = prepare_data.find_builder(name, data_dir)
+    builder = prepare_data.find_builder(name, data_dir, embedded=DATASETS)
     if prepare_data.is_prepared(builder):
         return builder
     feature = _image_feature(builder)

@@ -13,6 +13,7 @@ import sere_jax
 from experiments import input_pipeline
 from experiments.parallel import DEVICES, num_devices, parallelize
 from sere_jax.config import ModelConfig
+from sere_jax.data_layer import data_space_of
 
 Array = jax.Array
 Progress = Callable[[int, float], None]
@@ -130,19 +131,20 @@ class Evaluator:
     def log_volume(self, images: Array) -> float:
         """What turns a mean log-density in data space into one of pixels v in [0, 1], in nats.
 
-        It is the mean of log|dx/dv| over images as they are evaluated in the logit space of flows,
-        and 0 in other data spaces.
+        It is the mean of log|dx/dv| over images as they are evaluated: 0 but in the logit space of
+        flows, and in others that have a `log_det`.
 
         Args:
             images: [num, h, w, c] uint8.
         """
-        if not self._model.config.has_flows:
+        log_det = data_space_of(self._model.config).log_det
+        if log_det is None:
             return 0.0
 
         @jax.jit
         def of_batch(images, indices):
             x, _ = self.to_data_space(images, indices)
-            return jnp.sum(sere_jax.logit_log_det(x), axis=(1, 2, 3))
+            return jnp.sum(log_det(x), axis=(1, 2, 3))
 
         images = jnp.asarray(images)
         batches = _batches(len(images), min(VOLUME_BATCH_SIZE, len(images)))
@@ -187,8 +189,7 @@ def bits_per_dim(nll: float, config: ModelConfig, max_value: int, log_volume: fl
         log_volume: `Evaluator.log_volume` of the same images, in nats.
     """
     bits = (nll - log_volume) / (math.prod(config.data_shape) * math.log(2))
-    is_density = config.has_flows or config.data_layer == "gaussian"
-    return bits + math.log2(max_value + 1) if is_density else bits
+    return bits + math.log2(max_value + 1) if data_space_of(config).is_density else bits
 
 
 def standard_error(values: np.ndarray) -> float:

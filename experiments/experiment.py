@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import sere_jax
@@ -17,6 +16,7 @@ from experiments.datasets import Dataset, load_dataset
 from experiments.errors import UserError
 from experiments.evaluation import Evaluator, bits_per_dim
 from experiments.parallel import num_devices
+from sere_jax.data_layer import data_space_of
 
 NUM_VOLUME_IMAGES = 5000
 
@@ -57,9 +57,8 @@ class Experiment:
         return training.init_state(self.model, self.optimizer, self.config.seed, x)
 
     def state_template(self) -> training.TrainState:
-        """Zeros of the structure and shapes of a state, for restoring; nothing is compiled."""
-        shapes = jax.eval_shape(self.init_state)
-        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        """See `training.state_template`."""
+        return training.state_template(self.model, self.optimizer, self.config.seed)
 
     def create_train_dispatch(self):
         """See `training.create_train_dispatch`."""
@@ -134,12 +133,12 @@ def create_experiment(config: Any) -> Experiment:
             f"config.model.data_shape={tuple(config.model.data_shape)} does not fit the images of "
             f"{config.dataset.name!r}, which have the shape {dataset.image_shape}"
         )
-    data_layer = config.model.data_layer
-    if data_layer == "discretized_logistic_mixture" and dataset.max_value != 255:
+    max_value = data_space_of(model.config).max_value
+    if max_value not in (None, dataset.max_value):
         raise UserError(
-            f"config.model.data_layer={data_layer!r} models the values 0 to 255, the images of "
-            f"{config.dataset.name!r} have 0 to {dataset.max_value}; choose 'bernoulli' or "
-            "'gaussian'"
+            f"config.model.data_layer={config.model.data_layer!r} models the values 0 to "
+            f"{max_value}, the images of {config.dataset.name!r} have 0 to {dataset.max_value}; "
+            "choose 'bernoulli' or 'gaussian'"
         )
     if batch_size > len(dataset.train):
         raise UserError(

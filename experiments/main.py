@@ -24,8 +24,8 @@ _MODES = ("train", "evaluate", "sample", "report")
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "The experiment: configs/NAME.py or configs/NAME.py:VARIANT. Any field can be overridden: "
-    "--config.training.num_epochs=60.",
+    "The experiment: configs/NAME.py, configs/NAME.py:VARIANT or a file of your own. Any field can "
+    "be overridden: --config.training.num_epochs=60; configs/base.py has all fields.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; runs/NAME or runs/NAME_VARIANT by default."
@@ -107,7 +107,8 @@ def main(_: list[str]) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; what is wrong with it is one line on stderr."""
     if any(argument in ("-h", "-help", "--help", "--helpshort") for argument in argv[1:]):
-        print(f"{__doc__}\nflags:\n{flags.FLAGS.main_module_help()}")
+        _, _, own_flags = flags.FLAGS.main_module_help().partition(":\n")  # after this file's path
+        print(f"{__doc__}\nconfigurations:\n{command_line.configurations()}\nflags:\n{own_flags}")
         sys.exit(0)
     logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error below
     try:

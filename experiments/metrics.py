@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -249,7 +249,7 @@ def progress_bar(
     description: str,
     disable: bool | None = None,
     unit: str = " steps",
-) -> tqdm[NoReturn]:
+) -> tqdm:
     """Makes a tqdm bar of training steps on stderr; call its `update` after each step.
 
     Where stderr is no terminal, such as the log of a batch job, the bar is printed once every

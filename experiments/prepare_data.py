@@ -22,7 +22,7 @@ import tarfile
 import tempfile
 import textwrap
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,15 @@ def quiet_logs() -> Iterator[None]:
 
 
 @quiet_logs()
-def find_builder(name: str, data_dir: str = "") -> Any:
+def find_builder(
+    name: str, data_dir: str = "", *, embedded: Iterable[str] = EMBEDDED_DATASETS
+) -> Any:
     """Returns the TFDS builder of a data set, prepared or not, without using the network.
 
     Args:
       name: Name of the data set, `name[/config][:version]`.
       data_dir: Where TFDS data sets are stored; see `resolve_data_dir`.
+      embedded: Names of data sets that need none, for the message where there is no such builder.
 
     Raises:
       UserError: If TFDS has no such data set, and none is prepared in the directory.
@@ -85,7 +88,7 @@ def find_builder(name: str, data_dir: str = "") -> Any:
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(
             f"no data set is called {name!r}, neither in TensorFlow Datasets nor prepared in "
-            f"{directory}; {_nearest_names(name, directory)}"
+            f"{directory}; {_nearest_names(name, directory, list(embedded))}"
         ) from error
     except Exception as error:
         # An unparsable name is a ValueError, an unknown version an AssertionError, a missing
@@ -454,14 +457,14 @@ def _tensorflow_free_builder(official: Any) -> Any:
 # ----------------------------------------------------------------------------------- messages
 
 
-def _nearest_names(name: str, directory: pathlib.Path) -> str:
+def _nearest_names(name: str, directory: pathlib.Path, embedded: list[str]) -> str:
     import difflib
 
     import tensorflow_datasets as tfds
 
     prepared = [path.parent.name for path in directory.glob("*/[0-9]*.[0-9]*.[0-9]*")]
     known = {
-        *EMBEDDED_DATASETS,
+        *embedded,
         *prepared,
         *tfds.list_builders(with_community_datasets=False),
     }
@@ -469,7 +472,7 @@ def _nearest_names(name: str, directory: pathlib.Path) -> str:
     if nearest:
         return f"the nearest names are {', '.join(nearest)}"
     return (
-        f"allowed are {', '.join(EMBEDDED_DATASETS)} and the names at "
+        f"allowed are {', '.join(embedded)} and the names at "
         "https://www.tensorflow.org/datasets/catalog/overview"
     )
 

@@ -11,7 +11,6 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -27,7 +26,8 @@ def load(
 ) -> tuple[sere_jax.LatentVariableModel, Any]:
     """The model of a workdir and its averaged parameters, those that evaluation uses.
 
-    The data set is not needed. The workdir is only read, and may be that of a run that goes on.
+    The data set is not needed; a bijector or data layer from a file of your own is, so import that
+    file first. The workdir is only read, and may be that of a run that goes on.
 
     Args:
         workdir: of a run.
@@ -47,8 +47,7 @@ def load(
         raise UserError(f"{workdir} is no workdir: it has no {CONFIG_FILE}") from error
     model = sere_jax.create_model(config)
     optimizer = schedules.create_optimizer(config.training, optax.constant_schedule(0.0))
-    shapes = jax.eval_shape(lambda: training.init_state(model, optimizer, config.seed))
-    template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    template = training.state_template(model, optimizer, config.seed)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -67,6 +68,14 @@ def init_state(
         skipped_steps=zero,
         consecutive_skips=zero,
     )
+
+
+def state_template(
+    model: sere_jax.LatentVariableModel, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+    """Zeros of the structure and shapes of a state, for restoring; nothing is compiled."""
+    shapes = jax.eval_shape(lambda: init_state(model, optimizer, seed))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def create_train_dispatch(

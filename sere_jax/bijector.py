@@ -1,7 +1,8 @@
 """Bijective layers z_l = f_l(ε_l ; z_{l-1}), shared by generation and inference (paper, 3.3).
 
 A bijective layer is a Linen module that maps the window of codes to a distrax bijector with one
-event of shape `latent_shape`. To add one, write the module and enter it in `BIJECTORS`.
+event of shape `latent_shape`. To add one, write the module and enter it in `BIJECTORS`, from
+whatever file.
 """
 
 import math

@@ -2,18 +2,20 @@
 
 γ_l = γ¹(z_l) + δγ(x_{l-1}, z_l) are the parameters of the block's distribution. What depends on
 the previous blocks alone is computed by `observe`, once an image; the rest by `__call__`. To add a
-data layer, derive from `DataLayer` and enter it in `DATA_LAYERS`.
+data layer, derive from `DataLayer` and enter it in `DATA_LAYERS`, from whatever file.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from sere_jax import data_space
 from sere_jax.config import FLOW, ModelConfig, choose
+from sere_jax.data_space import DataSpace
 from sere_jax.flow import MaskedAutoregressiveFlows, RankOneNormal
 from sere_jax.mlp import flatten
 from sere_jax.network import create_features, create_network
@@ -33,7 +35,10 @@ class DataLayer(nn.Module):
     Attributes:
         config: the model's configuration.
         block_shape: (h, w, channels) of a block.
+        space: the data space, the same for all layers of a class.
     """
+
+    space: ClassVar[DataSpace] = data_space.BINARY
 
     config: ModelConfig
     block_shape: tuple[int, ...]
@@ -146,6 +151,8 @@ class GaussianDataLayer(DataLayer):
     γ are means and, unless `config.data_scale` is the standard deviation of all pixels, raw scales.
     """
 
+    space = data_space.UNIT_INTERVAL
+
     @property
     def parameters_per_pixel(self) -> int:
         """A mean for each channel, and a scale where it is learned."""
@@ -182,6 +189,8 @@ class DiscretizedLogisticMixtureDataLayer(DataLayer):
     the 256 values, with all that lies beyond 0 and 255 in these two. Its mean is shifted by the
     values of the channels before it (red, green, blue).
     """
+
+    space = data_space.BYTES
 
     @property
     def parameters_per_pixel(self) -> int:
@@ -309,6 +318,8 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
     model without latents and previous blocks is a plain flow from a standard normal base.
     """
 
+    space = data_space.LOGITS
+
     @property
     def parameters_per_pixel(self) -> int:
         """m, log s and v of each channel."""
@@ -399,4 +410,13 @@ DATA_LAYERS: dict[str, type[DataLayer]] = {
 
 def create_data_layer(config: ModelConfig, block_shape: tuple[int, ...]) -> DataLayer:
     """The data layer called `config.data_layer`."""
-    return choose("data_layer", config.data_layer, DATA_LAYERS)(config, block_shape)
+    return _class_of(config)(config, block_shape)
+
+
+def data_space_of(config: ModelConfig) -> DataSpace:
+    """The data space of the data layer called `config.data_layer`."""
+    return _class_of(config).space
+
+
+def _class_of(config):
+    return choose("data_layer", config.data_layer, DATA_LAYERS)

@@ -218,7 +218,7 @@ class Hierarchy(nn.Module):
                 samples of the codes of the same images.
         """
         window = self._no_codes(noise.shape[1 : noise.ndim - len(self.config.latent_shape)])
-        inputs = (observed, noise, self._code_mask)
+        inputs = (observed, noise, self.code_mask)
         _, latents = self._one_after_another(Layer.infer)(self.layer, window, inputs)
         return latents
 
@@ -244,7 +244,7 @@ class Hierarchy(nn.Module):
         return None if mask.all() else jnp.asarray(mask)
 
     @property
-    def _code_mask(self):
+    def code_mask(self) -> Array | None:
         """[L, N], 0 at codes that a layer does not have; None: they have all of them."""
         sizes = self.config.latent_sizes
         if not sizes:
@@ -256,7 +256,7 @@ class Hierarchy(nn.Module):
         batch_shape = keys.shape[1:]
         carry = (self._no_codes(batch_shape), self._no_blocks(batch_shape))
         _, blocks = self._one_after_another(Layer.generate)(
-            self.layer, carry, (noise, keys, self._mask, self._code_mask)
+            self.layer, carry, (noise, keys, self._mask, self.code_mask)
         )
         return self._merge(blocks)
 

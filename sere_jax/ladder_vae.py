@@ -162,6 +162,16 @@ class LadderVAE(WholeImageModel):
         z, _, _ = self._top_down(noise, None)
         return self.emit(z[0], keys)
 
+    def prior_noise(self, inference: LadderInference) -> Array:
+        """(z - μ_p) / σ_p of all layers, [B, 1, ΣN_l]; see the base class."""
+        noises = [
+            (z - mean) / scale
+            for z, mean, scale in zip(
+                inference.z, inference.prior_mean, inference.prior_scale, strict=True
+            )
+        ]
+        return jnp.concatenate(noises, axis=-1)[:, None]
+
     def regenerate(self, z: Sequence[Array], keys: Array, residual: bool) -> tuple[Array, Array]:
         """Images and their expectations from z_1 and keys [B, 1]; there is no residual layer."""
         del residual

@@ -70,6 +70,17 @@ class LatentVariableModel(nn.Module):
         """Images and their expectations from noise [B, *noise_shape] and keys [B, block keys]."""
         raise NotImplementedError
 
+    def prior_noise(self, inference: Any) -> Array:
+        """Noise from which `generate` makes the codes that were inferred.
+
+        Args:
+            inference: what `__call__` returned.
+
+        Returns:
+            [B, *noise_shape], standard normal where the codes are those of the prior.
+        """
+        raise NotImplementedError
+
     def regenerate(self, z: Any, keys: Array, residual: bool) -> tuple[Array, Array]:
         """Images and their expectations from the codes that `__call__` returns, and keys."""
         raise NotImplementedError

@@ -91,6 +91,13 @@ class RelaxedBernoulliVAE(WholeImageModel):
         epsilon = _logistic(jnp.squeeze(noise, -2)) / self.config.prior_temperature
         return self.emit(_centered(epsilon), keys)
 
+    def prior_noise(self, inference: RelaxedBernoulliInference) -> Array:
+        """Standard logistic noise as a standard normal one, [B, 1, N]; see the base class."""
+        logistic = self.config.prior_temperature * inference.epsilon
+        # By the smaller tail: near 1, float32 has few digits.
+        size = -jax.scipy.special.ndtri(jax.nn.sigmoid(-jnp.abs(logistic)))
+        return (jnp.sign(logistic) * size)[:, None]
+
     def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
         """Images and their expectations from z [B, N] and keys [B, 1]; no layer is residual."""
         del residual

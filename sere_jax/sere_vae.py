@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sere_jax.hierarchy import Hierarchy, Latents, Observed
+from sere_jax.masked import masked
 from sere_jax.model import LatentVariableModel
 from sere_jax.posterior import kl_divergence, log_density_ratio
 
@@ -120,6 +121,15 @@ class SeReVAE(LatentVariableModel):
     def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
         """Images and their expectations from noise [B, L, *latent_shape] and keys [B, L]."""
         return self.hierarchy.generate(jnp.moveaxis(noise, 1, 0), jnp.moveaxis(keys, 1, 0))
+
+    def prior_noise(self, inference: Inference) -> Array:
+        """(ε - μ) / σ [B, L, *latent_shape], 0 at codes that a layer does not have.
+
+        Where priors see previous blocks (`couple_data_to_prior`), μ and σ are those that the blocks
+        of x give.
+        """
+        noise = (inference.epsilon - inference.prior_mean) / inference.prior_scale
+        return masked(noise, self.hierarchy.code_mask)
 
     def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
         """Images and their expectations from codes z [B, L, *latent_shape] and keys [B, L]."""

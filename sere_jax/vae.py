@@ -25,6 +25,7 @@ Array = jax.Array
 Params = Any
 
 SAMPLES_AT_ONCE = 10
+TINY = 1e-30
 SYSTEMS: dict[str, type[LatentVariableModel]] = {
     "sere_vae": SeReVAE,
     "ladder_vae": LadderVAE,
@@ -205,6 +206,68 @@ def _reconstruct(model, params, x, key, residual):
     return _apply(model, params, z, _block_keys(model, keys), residual, method="regenerate")
 
 
+def interpolate(
+    model: LatentVariableModel,
+    params: Params,
+    x_start: Array,
+    x_end: Array,
+    key: Array,
+    num: int,
+) -> Array:
+    """Expected images on the way from one image to another through the codes.
+
+    What is interpolated is the standard normal noise that would make the codes of either image
+    under the prior, (ε_l - μ_l(z_{l-1})) / σ_l(z_{l-1}), of all layers as one vector, and the model
+    generates from it. So every code on the way is one that fits the codes before it, which those
+    halfway between two z need not be. The path is a great circle (spherical interpolation): noise
+    of N dimensions has a length near √N, and the middle of a straight line is too short.
+
+    The ends are what `reconstruct` makes of either image alone with this key; but not with
+    `couple_data_to_prior`, where the priors see the blocks that are generated.
+
+    Args:
+        model: from `create_model`.
+        params: its parameters.
+        x_start: [*data_shape] in data space.
+        x_end: [*data_shape] in data space.
+        key: one PRNG key, for the codes of both images and all images on the way.
+        num: how many images, both ends included.
+
+    Returns:
+        [num, *data_shape] in data space, as `reconstruct` with `expected=True` returns them.
+
+    Raises:
+        ValueError: an image has the wrong shape, or `num` is below 2.
+    """
+    ends = [check_images(model, jnp.expand_dims(x, 0)) for x in (x_start, x_end)]
+    _check_count("num", num, at_least=2)
+    (key,) = example_keys(key, 1)
+    return _interpolate(model, params, jnp.concatenate(ends), key, num)
+
+
+@jit(static_argnums=(0, 4))
+def _interpolate(model, params, ends, key, num):
+    inference = _infer(model, params, ends, jnp.stack([key, key]))
+    start, end = _apply(model, params, inference, method="prior_noise")
+    noise = jax.vmap(lambda part: _on_great_circle(start, end, part))(jnp.linspace(0.0, 1.0, num))
+    keys = _block_keys(model, jnp.broadcast_to(key, (num,)))
+    return _apply(model, params, noise, keys, method="generate")[1]
+
+
+def _on_great_circle(start, end, part):
+    """Spherical interpolation (Shoemake 1985); lengths go from one to the other likewise."""
+    lengths = jnp.linalg.norm(start) * jnp.linalg.norm(end)
+    angle = jnp.arccos(jnp.clip(jnp.vdot(start, end) / jnp.maximum(lengths, TINY), -1.0, 1.0))
+    is_straight = jnp.sin(angle) < 1e-3  # and the formula divides by nearly 0
+    sine = jnp.sin(jnp.where(is_straight, 1.0, angle))
+    weights = jnp.where(
+        is_straight,
+        jnp.stack([1.0 - part, part]),
+        jnp.stack([jnp.sin((1.0 - part) * angle), jnp.sin(part * angle)]) / sine,
+    )
+    return weights[0] * start + weights[1] * end
+
+
 @struct.dataclass
 class Objective:
     """A training objective and its parts, of a batch."""
@@ -277,11 +340,11 @@ def check_images(model: LatentVariableModel, x: Array) -> Array:
     return x
 
 
-def _check_count(name, count):
+def _check_count(name, count, at_least=1):
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
-        raise TypeError(f"{name}={count!r} must be an integer of at least 1")
-    if count < 1:
-        raise ValueError(f"{name}={count} must be at least 1")
+        raise TypeError(f"{name}={count!r} must be an integer of at least {at_least}")
+    if count < at_least:
+        raise ValueError(f"{name}={count} must be at least {at_least}")
 
 
 def example_keys(key: Array, num_examples: int) -> Array:

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 from command_line import (
+    ROOT,
     assert_same_bits,
     last_step,
     launch,
@@ -117,6 +118,10 @@ def test_a_workdir_of_another_configuration_is_refused_and_left_alone(finished):
     assert_same_bits(before, saved_arrays(finished))
 
 
-def test_help_names_the_modes():
-    shown = launch("--help")
-    assert "train|evaluate|sample|report" in shown.stdout
+def test_help_names_the_modes_and_the_configurations():
+    shown = launch("--help").stdout
+    assert "train|evaluate|sample|report" in shown
+    for file in (ROOT / "configs").glob("[!_]*.py"):
+        assert f"  configs/{file.name}\n" in shown
+    assert "Quickstart: a small SeRe-VAE on scikit-learn's 8x8 handwritten digits" in shown
+    assert str(ROOT) not in shown
