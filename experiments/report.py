@@ -25,6 +25,7 @@ _CAPTIONS = {
     "build_up.png": "Samples of the model after each layer",
     "reconstructions.png": "Images of the test set and their reconstructions",
     "residual_layers.png": "Reconstructions with and without the data layers' residual δγ",
+    "interpolation.png": "From the codes of one test image to those of another, row by row",
     "learning_curves.png": "ELBO of training and validation, and the schedules",
     "kl_per_layer.png": "Information that each layer of latent variables carries",
 }

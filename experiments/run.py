@@ -45,6 +45,8 @@ from experiments.workdir import (
 )
 from sere_jax.partition import create_partition
 
+NUM_PATHS, IMAGES_OF_A_PATH = 5, 10  # of the figure of interpolations
+
 # Where the data are is up to each host.
 _FIELDS_OF_ONE_PROCESS = ("data_dir", "download", "path")
 
@@ -498,6 +500,21 @@ def _save_pictures(experiment, workdir, params, kl):
     if model.generates_blocks and model.config.couple_data:
         versions["without δγ"] = reconstruct(residual=False)
         figures.save_comparison(versions, workdir / "residual_layers.png")
+    _save_interpolation(experiment, workdir, params, x)
+
+
+def _save_interpolation(experiment, workdir, params, x):
+    """A row for each of some pairs of images, from the first one's codes to the second one's."""
+    key = jax.random.key(experiment.config.sampling.seed)
+    paths = [
+        sere_jax.interpolate(experiment.model, params, start, end, key, IMAGES_OF_A_PATH)
+        for start, end in zip(x[: 2 * NUM_PATHS : 2], x[1 : 2 * NUM_PATHS : 2], strict=False)
+    ]
+    if paths:
+        pictures = to_grey_levels(np.concatenate(paths), experiment.model.config)
+        figures.save_image_grid(
+            pictures, workdir / "interpolation.png", num_columns=IMAGES_OF_A_PATH
+        )
 
 
 def _save_samples(experiment, workdir, params):

@@ -39,6 +39,7 @@ def test_a_run_leaves_all_that_it_promises(finished):
         "build_up.png",
         "reconstructions.png",
         "residual_layers.png",
+        "interpolation.png",
         "learning_curves.png",
         "kl_per_layer.png",
         "tensorboard",
