@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import harness, suite
+from benchmarks import harness, programs, suite
 from benchmarks.harness import Benchmark, Target
 
 
@@ -135,3 +135,18 @@ def test_the_steps_of_all_contenders_run(quick_compilation, monkeypatch, chosen,
 def test_all_targets_are_of_contenders():
     for chosen in suite.BENCHMARKS:
         assert set(chosen.targets) <= set(chosen.contenders)
+
+
+def test_all_reduces_are_counted_where_they_are_done_for_every_update():
+    program = """HloModule jit_f
+
+%body (p: f32[]) -> f32[] {
+  %all-reduce.1 = f32[] all-reduce(%p), to_apply=%add
+  %all-reduce.2 = (f32[]) all-reduce-start(%all-reduce.1), to_apply=%add
+}
+
+ENTRY %main (p: f32[]) -> f32[] {
+  %all-reduce.3 = f32[] all-reduce(%p), to_apply=%add
+}
+"""
+    assert programs.count_all_reduces(program) == 2
