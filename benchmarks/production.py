@@ -36,8 +36,16 @@ def reduced_mlp(config: ConfigDict, quick: bool) -> ConfigDict:
 
 
 def reduced_resnet(config: ConfigDict, quick: bool) -> ConfigDict:
-    """The same for residual networks on 16 sub-lattices: maps of 2 x 2 positions."""
-    return reduced(config, quick, data_shape=(8, 8, 3), latent_shape=(2, 2, 2), hidden_size=8)
+    """The same for residual networks on sub-lattices: 4 layers on maps of 2 x 2 positions."""
+    return reduced(
+        config,
+        quick,
+        data_shape=(4, 4, 3),
+        num_layers=4,
+        latent_shape=(2, 2, 2),
+        data_context=min(config.model.data_context, 4),
+        hidden_size=8,
+    )
 
 
 def reduced_flow(config: ConfigDict, quick: bool) -> ConfigDict:
