@@ -1,13 +1,40 @@
 """Interleaved repeats of contenders that do the same work."""
 
 import dataclasses
+import operator
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-Step = Callable[[], None]
+# Is timed if it returns nothing; else what it returns counts: a rate, a number of bytes, ...
+Step = Callable[[], float | None]
+
+_COMPARISONS = {">=": operator.ge, "<=": operator.le, "<": operator.lt, "=": operator.eq}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A bound on what a contender comes to.
+
+    Attributes:
+        comparison: `>=`, `<=`, `<` or `=`.
+        bound: what its ratio, or its figure, is compared with.
+        unit: `x` for the ratio, else that of the figure.
+    """
+
+    comparison: str
+    bound: float
+    unit: str = "x"
+
+    def __str__(self) -> str:
+        return f"{self.comparison} {self.bound:g} {self.unit}".strip()
+
+    def is_met(self, figure: float, ratio: float) -> bool:
+        """Whether a contender with this figure and ratio reaches it."""
+        value = ratio if self.unit == "x" else figure
+        return _COMPARISONS[self.comparison](value, self.bound)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,56 +42,75 @@ class Benchmark:
     """One kind of work and those who do it.
 
     Attributes:
-        name: to choose it by.
+        name: to choose it by; `KIND:VARIANT` is also chosen by KIND.
         work: what a step does, in words.
-        target: what is aimed at, in words.
-        contenders: by name, what builds a step, ours first; `quick` asks for the smallest sizes
-            that run. Building may compile; a step returns when its result is there.
+        contenders: by name, what builds a step; the others are compared with the first. `quick`
+            asks for the smallest sizes that run. Building may compile; a step returns when its
+            result is there.
+        targets: of some contenders.
         units: how much of the work a step does; its time is divided by it.
+        unit: of the figures. Those of steps that are timed are milliseconds.
+        units_name: what the units are, where their rate is worth printing.
+        max_repeats: more of them would tell nothing, or take too long.
+        is_relative: whether ratios mean anything.
     """
 
     name: str
     work: str
-    target: str
     contenders: Mapping[str, Callable[[bool], Step]]
+    targets: Mapping[str, Target] = dataclasses.field(default_factory=dict)
     units: int = 1
+    unit: str = "ms"
+    units_name: str = ""
+    max_repeats: int | None = None
+    is_relative: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Seconds a unit of work, of every repeat of every contender installed, ours first."""
+    """Figures of a unit of work, of every repeat of every contender installed, the first first."""
 
     benchmark: Benchmark
-    seconds: Mapping[str, Sequence[float]]
+    figures: Mapping[str, Sequence[float]]
     missing: Mapping[str, str]  # contenders that could not be built, and why
 
     def ratio(self, contender: str) -> float:
-        """How many times as long as ours a contender takes: median over the repeats."""
-        ours = next(iter(self.benchmark.contenders))
-        pairs = zip(self.seconds[contender], self.seconds[ours], strict=True)
-        return statistics.median(theirs / own for theirs, own in pairs)
+        """The contender's figure over that of the first: median over the repeats."""
+        first = next(iter(self.benchmark.contenders))
+        pairs = zip(self.figures[contender], self.figures[first], strict=True)
+        return statistics.median(figure / base for figure, base in pairs)
+
+    def verdict(self, contender: str) -> str:
+        """The contender's target, and whether it is met; empty without one."""
+        target = self.benchmark.targets.get(contender)
+        if target is None or contender in self.missing:
+            return "" if target is None else str(target)
+        figure = statistics.median(self.figures[contender])
+        is_met = target.is_met(figure, self.ratio(contender))
+        return f"{target}: {'met' if is_met else 'missed'}"
 
     def as_json(self) -> dict[str, Any]:
         """All that was measured, and on what."""
         return {
             "name": self.benchmark.name,
             "work": self.benchmark.work,
-            "target": self.benchmark.target,
             "machine": platform.processor() or platform.machine(),
-            "seconds": {name: list(values) for name, values in self.seconds.items()},
-            "ratios": {name: self.ratio(name) for name in self.seconds},
+            "unit": self.benchmark.unit,
+            "figures": {name: list(values) for name, values in self.figures.items()},
+            "ratios": {name: self.ratio(name) for name in self.figures},
+            "targets": {name: self.verdict(name) for name in self.benchmark.targets},
             "missing": dict(self.missing),
         }
 
 
 def measure(benchmark: Benchmark, *, repeats: int, quick: bool = False) -> Measurement:
-    """Times the contenders in turn, `repeats` times, after one step that does not count.
+    """Runs the contenders in turn, `repeats` times, after one step that does not count.
 
     The machine's speed may change within seconds, and it does so for all of them.
 
     Args:
         benchmark: what to measure.
-        repeats: how often.
+        repeats: how often, unless the benchmark needs fewer.
         quick: with the smallest sizes, to see that it runs.
     """
     steps, missing = {}, {}
@@ -75,29 +121,52 @@ def measure(benchmark: Benchmark, *, repeats: int, quick: bool = False) -> Measu
             missing[name] = f"{error}; pip install -e '.[bench]'"
     for step in steps.values():
         step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):
+    figures: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(min(repeats, benchmark.max_repeats or repeats)):
         for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append((time.perf_counter() - started) / benchmark.units)
-    return Measurement(benchmark, seconds, missing)
+            figure, seconds = _run(step)
+            milliseconds = 1000 * seconds / benchmark.units
+            figures[name].append(milliseconds if figure is None else figure)
+    return Measurement(benchmark, figures, missing)
+
+
+def rate(step: Step, amount: float) -> Step:
+    """A step whose figure is how much of `amount` a step of a program does in a second."""
+    return lambda: amount / _run(step)[1]
+
+
+def constant(figure: float) -> Step:
+    """A step whose figure was found when it was built."""
+    return lambda: figure
 
 
 def table(measurements: Sequence[Measurement]) -> str:
     """A Markdown table, a line each."""
-    lines = [
-        "| work | contender | ms, median | times ours | target |",
-        "|---|---|---|---|---|",
-    ]
+    lines = ["| work | contender | median | ratio | target |", "|---|---|---|---|---|"]
     for measurement in measurements:
         benchmark = measurement.benchmark
         for index, name in enumerate(benchmark.contenders):
-            first = (benchmark.work, benchmark.target) if index == 0 else ("", "")
+            work = f"`{benchmark.name}` {benchmark.work}" if index == 0 else ""
+            median = ratio = ""
             if name in measurement.missing:
-                lines.append(f"| {first[0]} | {name} | not installed | | {first[1]} |")
-                continue
-            median = 1000 * statistics.median(measurement.seconds[name])
-            ratio = "" if index == 0 else f"{measurement.ratio(name):.2f}"
-            lines.append(f"| {first[0]} | {name} | {median:.1f} | {ratio} | {first[1]} |")
+                median = "not installed"
+            else:
+                median = _show(benchmark, statistics.median(measurement.figures[name]))
+                if index and benchmark.is_relative:
+                    ratio = f"{measurement.ratio(name):.2f}"
+            cells = (work, name, median, ratio, measurement.verdict(name))
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _run(step):
+    started = time.perf_counter()
+    figure = step()
+    return figure, time.perf_counter() - started
+
+
+def _show(benchmark, figure):
+    shown = f"{figure:.4g} {benchmark.unit}".strip()
+    if benchmark.units_name:
+        shown += f", {1000 / figure:.4g} {benchmark.units_name}/s"
+    return shown
