@@ -71,6 +71,14 @@ def _ask(count):
         ) from error
 
 
+def mean_over_devices(tree: Any) -> Any:
+    """Inside a parallelized function: the mean over all devices of each array.
+
+    On a single device it is the tree itself, of which an all-reduce would make a copy.
+    """
+    return tree if num_devices() == 1 else jax.lax.pmean(tree, DEVICES)
+
+
 def replicate(tree: Any) -> Any:
     """Copies host arrays to every local device once, so that later calls move nothing."""
     return parallelize(lambda t: t, num_arguments=1)(tree)

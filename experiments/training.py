@@ -11,7 +11,7 @@ from flax import struct
 
 import sere_jax
 from experiments import input_pipeline
-from experiments.parallel import DEVICES, num_devices, parallelize
+from experiments.parallel import DEVICES, mean_over_devices, num_devices, parallelize
 
 Array = jax.Array
 
@@ -130,9 +130,8 @@ def create_train_dispatch(
 
     def update(state, metrics, images, order):
         x, keys = batch(state, images, order)
-        gradients, means = jax.lax.pmean(
-            jax.grad(objective, has_aux=True)(state.params, x, keys, kl_weight(state.step)),
-            DEVICES,
+        gradients, means = mean_over_devices(
+            jax.grad(objective, has_aux=True)(state.params, x, keys, kl_weight(state.step))
         )
         norm = optax.tree.norm(gradients)
         proceed = jnp.isfinite(norm) & jnp.isfinite(means.value)
