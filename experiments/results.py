@@ -63,6 +63,11 @@ class Run:
         """D, values of an image."""
         return math.prod(self.config["model"]["data_shape"])
 
+    @property
+    def link(self) -> str:
+        """Its name, as a link to its directory."""
+        return f"[{self.directory.name}]({self.directory.as_posix()})"
+
     def bits_per_dim(self, name: str, step: int | None = None) -> np.ndarray:
         """Bits/dim of each test image [num] by its `elbo` or `log_likelihood`.
 
@@ -148,9 +153,9 @@ def cases_section(directory: pathlib.Path) -> list[str]:
         for run in by_case[case].values():
             results = run.results
             cells = [
-                f"[{run.directory.name}]({run.directory.as_posix()})",
+                run.link,
                 f"{results['step']:,}",
-                _mean_and_error(_elbo_after_half(run)),
+                _mean_and_error(_elbo_after_half(run)) if run.tested_steps() else "",
                 _mean_and_error(_elbo(run)),
                 f"{_mean_and_error(_importance_weighted(run))} "
                 f"(K = {results['num_importance_samples']})",
@@ -173,9 +178,14 @@ def cases_section(directory: pathlib.Path) -> list[str]:
         ]
     for before, after, seeds in gaps:
         pair = [[by_case[case][seed] for seed in seeds] for case in (before, after)]
+        has_half = all(run.tested_steps() for runs in pair for run in runs)
         cells = [
-            str(paired_gap(*(map(measure, runs) for runs in pair)))
-            for measure in (_elbo_after_half, _elbo, _importance_weighted)
+            str(paired_gap(*(map(measure, runs) for runs in pair))) if is_known else ""
+            for measure, is_known in (
+                (_elbo_after_half, has_half),
+                (_elbo, True),
+                (_importance_weighted, True),
+            )
         ]
         lines.append(f"| {before} - {after} | {' | '.join(cells)} |")
     return lines
@@ -210,7 +220,7 @@ def short_runs_section(directory: pathlib.Path) -> list[str]:
         last = _last_validation(run)
         error = last["elbo_stderr"] / (run.num_values * math.log(2))
         cells = [
-            f"[{run.directory.name}]({run.directory.as_posix()})",
+            run.link,
             f"{last['bits_per_dim']:.4f} ± {error:.4f}",
             f"{last['kl']:.0f}",
             f"{run.results['num_params']:,}",
@@ -241,7 +251,7 @@ def flows_section(directory: pathlib.Path) -> list[str]:
         is_exact = run.config["model"]["latent_shape"] == [0]
         importance_weighted = f"{-results['nll']:.1f} ± {results['nll_stderr']:.1f}"
         cells = [
-            f"[{run.directory.name}]({run.directory.as_posix()})",
+            run.link,
             f"{results['elbo']:.1f} ± {results['elbo_stderr']:.1f}",
             "" if is_exact else f"{importance_weighted} (K = {results['num_importance_samples']})",
             f"{results['elbo_bits_per_dim']:.4f}",
@@ -281,7 +291,7 @@ def likelihood_section(
     for run in sorted(runs.values(), key=lambda run: run.results["nll"]):
         results = run.results
         cells = [
-            f"[{run.directory.name}]({run.directory.as_posix()})",
+            run.link,
             f"{results['nll']:.2f} ± {results['nll_stderr']:.2f}",
             _figure_of_paper(results["paper_nll"]),
             f"{results['elbo']:.2f} ± {results['elbo_stderr']:.2f}",

@@ -75,6 +75,19 @@ def test_cases_are_compared_at_half_and_at_the_end(tmp_path):
     assert "| 100 |" in text and "1,234" in text and "(K = 5)" in text and "| 10 |" in text
 
 
+def test_without_elbos_after_half_these_are_left_out(tmp_path):
+    for name in ("case2_seed0", "case3_seed0"):
+        keep_run(tmp_path / name, (7.0, 6.0, 5.9))
+    (tmp_path / "case2_seed0" / "test_elbo_50.npz").unlink()
+
+    lines = cases_section(tmp_path)
+
+    (first,) = (line for line in lines if line.startswith("| [case2_seed0"))
+    (other,) = (line for line in lines if line.startswith("| [case3_seed0"))
+    assert "| 100 |  | " in first and "| 100 |  | " not in other
+    assert any(line.startswith("| case2 - case3 |  | 0.000") for line in lines)
+
+
 def test_short_runs_are_sorted_by_their_last_validation(tmp_path):
     keep_run(tmp_path / "tiles", (7.0, 6.0, 5.9), validation_bits=6.5)
     keep_run(tmp_path / "context4", (7.0, 6.0, 5.9), validation_bits=5.25)
