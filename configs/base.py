@@ -7,12 +7,13 @@ trains the paper's MLP SeRe-VAE at its defaults on the embedded digits.
 Durations are strings: "500 steps", "1.5 epochs", or "10%" of the training.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from experiments.command_line import nearest
 
 VARIANTS: dict[str, dict[str, Any]] = {"": {}}
 
@@ -112,7 +113,6 @@ def choose_variant(variant: str, variants: Mapping[str, Any]) -> Any:
     """
     if variant not in variants:
         known = ", ".join(name or "(none)" for name in variants)
-        matches = difflib.get_close_matches(variant, list(variants), n=1)
-        hint = f"; did you mean {matches[0]!r}?" if matches else ""
+        hint = nearest(variant, variants)
         raise ValueError(f"unknown variant {variant!r}; choose one of: {known}{hint}")
     return variants[variant]

@@ -10,16 +10,6 @@ import numpy.typing as npt
 
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import data_space_of
-from sere_jax.data_space import binarize, dequantize
-
-__all__ = [
-    "binarize",
-    "dequantize",
-    "epoch_order",
-    "flip_horizontally",
-    "to_data_space",
-    "to_grey_levels",
-]
 
 Array = jax.Array
 

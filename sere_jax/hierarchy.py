@@ -185,9 +185,14 @@ class Hierarchy(nn.Module):
     """L layers with stacked parameters (leading axis L), applied by `nn.scan` and `nn.vmap`.
 
     All arrays of this class have the layers as their first axis.
+
+    Attributes:
+        config: the model's configuration.
+        unroll: how many steps of a scan are one of the compiled loop; changes no result.
     """
 
     config: ModelConfig
+    unroll: int = 1
 
     def setup(self):
         """Creates the one layer whose parameters are stacked."""
@@ -300,6 +305,7 @@ class Hierarchy(nn.Module):
             length=self.config.num_layers,
             in_axes=in_axes,
             reverse=reverse,
+            unroll=self.unroll,
             variable_axes={"params": 0},
             split_rngs={"params": True},
         )

@@ -8,6 +8,7 @@ from scipy import special, stats
 
 import sere_jax
 from experiments import input_pipeline
+from sere_jax.data_space import binarize, dequantize
 
 
 def test_every_epoch_visits_every_example_once_in_its_own_order():
@@ -25,7 +26,7 @@ def test_binarization_has_the_probability_of_the_grey_level(max_value):
     num = 40_000
     images = np.broadcast_to(levels, (num, len(levels)))[:, None, :, None]
     keys = jax.random.split(jax.random.key(0), num)
-    x = np.asarray(input_pipeline.binarize(jnp.asarray(images), keys, max_value))
+    x = np.asarray(binarize(jnp.asarray(images), keys, max_value))
     assert set(np.unique(x)) <= {0.0, 1.0}
     probability = levels / max_value
     error = np.sqrt(probability * (1 - probability) / num)
@@ -36,14 +37,14 @@ def test_black_is_never_and_white_is_always_drawn():
     keys = jax.random.split(jax.random.key(1), 4)
     for value, expected in ((0, 0.0), (255, 1.0)):
         images = jnp.full((4, 128, 256, 1), value, jnp.uint8)
-        assert np.all(np.asarray(input_pipeline.binarize(images, keys, 255)) == expected)
+        assert np.all(np.asarray(binarize(images, keys, 255)) == expected)
 
 
 def test_binarization_of_an_example_depends_on_its_key_alone():
     images = jax.random.randint(jax.random.key(0), (6, 4, 4, 1), 0, 256).astype(jnp.uint8)
     keys = jax.random.split(jax.random.key(1), 6)
-    together = input_pipeline.binarize(images, keys, 255)
-    alone = [input_pipeline.binarize(images[i : i + 1], keys[i : i + 1], 255) for i in range(6)]
+    together = binarize(images, keys, 255)
+    alone = [binarize(images[i : i + 1], keys[i : i + 1], 255) for i in range(6)]
     np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
@@ -52,9 +53,7 @@ def test_dequantization_spreads_each_value_evenly_over_its_share(max_value):
     levels = np.array([0, 1, max_value], np.uint8)
     num = 20_000
     images = np.broadcast_to(levels, (num, 3))[:, None, :, None]
-    x = input_pipeline.dequantize(
-        jnp.asarray(images), jax.random.split(jax.random.key(0), num), max_value
-    )
+    x = dequantize(jnp.asarray(images), jax.random.split(jax.random.key(0), num), max_value)
     noise = np.asarray(x, np.float64)[:, 0, :, 0] * (max_value + 1) - levels
     assert x.dtype == jnp.float32
     for column in noise.T:
