@@ -36,14 +36,15 @@ def main() -> None:
         parser.error(f"--only={arguments.only!r} is not one of {names}")
     if arguments.repeats < 1:
         parser.error(f"--repeats={arguments.repeats} must be at least 1")
-    measurements = [
-        harness.measure(benchmark, repeats=arguments.repeats, quick=arguments.quick)
-        for benchmark in chosen
-    ]
-    print(harness.table(measurements))
-    if arguments.json:
-        lines = json.dumps([measurement.as_json() for measurement in measurements], indent=2)
-        arguments.json.write_text(lines + "\n")
+    print(harness.TABLE_HEAD)
+    measured = []
+    for benchmark in chosen:
+        measurement = harness.measure(benchmark, repeats=arguments.repeats, quick=arguments.quick)
+        print(harness.table_rows(measurement), flush=True)
+        measured.append(measurement.as_json())
+        if arguments.json:
+            arguments.json.write_text(json.dumps(measured, indent=2) + "\n")
+
 
 
 if __name__ == "__main__":

@@ -140,22 +140,24 @@ def constant(figure: float) -> Step:
     return lambda: figure
 
 
-def table(measurements: Sequence[Measurement]) -> str:
-    """A Markdown table, a line each."""
-    lines = ["| work | contender | median | ratio | target |", "|---|---|---|---|---|"]
-    for measurement in measurements:
-        benchmark = measurement.benchmark
-        for index, name in enumerate(benchmark.contenders):
-            work = f"`{benchmark.name}` {benchmark.work}" if index == 0 else ""
-            median = ratio = ""
-            if name in measurement.missing:
-                median = "not installed"
-            else:
-                median = _show(benchmark, statistics.median(measurement.figures[name]))
-                if index and benchmark.is_relative:
-                    ratio = f"{measurement.ratio(name):.2f}"
-            cells = (work, name, median, ratio, measurement.verdict(name))
-            lines.append(f"| {' | '.join(cells)} |")
+TABLE_HEAD = "| work | contender | median | ratio | target |\n|---|---|---|---|---|"
+
+
+def table_rows(measurement: Measurement) -> str:
+    """Lines of a Markdown table, one for each contender."""
+    benchmark = measurement.benchmark
+    lines = []
+    for index, name in enumerate(benchmark.contenders):
+        work = f"`{benchmark.name}` {benchmark.work}" if index == 0 else ""
+        median = ratio = ""
+        if name in measurement.missing:
+            median = "not installed"
+        else:
+            median = _show(benchmark, statistics.median(measurement.figures[name]))
+            if index and benchmark.is_relative:
+                ratio = f"{measurement.ratio(name):.2f}"
+        cells = (work, name, median, ratio, measurement.verdict(name))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -208,15 +208,20 @@ def _load_photos(dataset_config: ml_collections.ConfigDict) -> Dataset:
             f"config.dataset.image_size={size} does not fit the photographs; allowed are "
             f"1 to {largest} pixels"
         )
-    # Part of the patches must still be a fair sample. Only the stream of RandomState, unlike that
-    # of newer generators, is the same in all versions of NumPy.
     train = _patches([photo[:, :train_end] for photo in photos], size, stride=max(1, size // 4))
-    train = train[np.random.RandomState(0).permutation(len(train))]
     validation = _patches([photo[:, train_end:validation_end] for photo in photos], size, size)
     num_validation = min(_num_validation_examples(dataset_config, len(train)), len(validation))
     validation = validation[np.arange(num_validation) * len(validation) // max(1, num_validation)]
     test = _patches([photo[:, validation_end:] for photo in photos], size, size)
+    train, test = _shuffled(train), _shuffled(test)
     return Dataset("photos", train, validation, test, max_value=255)
+
+
+def _shuffled(patches: np.ndarray) -> np.ndarray:
+    """In a fixed random order, so that the first of them are a fair sample."""
+    # Only the stream of RandomState, unlike that of newer generators, is the same in all versions
+    # of NumPy.
+    return patches[np.random.RandomState(0).permutation(len(patches))]
 
 
 def _patches(photos: list[np.ndarray], size: int, stride: int) -> np.ndarray:

@@ -46,15 +46,15 @@ def test_ratios_are_medians_over_repeats_in_turns(clock):
 
     assert list(measured.figures["ours"]) == [1000.0, 3000.0, 1000.0]
     assert measured.ratio("theirs") == 2.0 and measured.ratio("ours") == 1.0
-    assert "| `name` the work | ours | 1000 ms |  |  |" in harness.table([measured])
-    assert "|  | theirs | 2500 ms | 2.00 |  |" in harness.table([measured])
+    assert "| `name` the work | ours | 1000 ms |  |  |" in harness.table_rows(measured)
+    assert "|  | theirs | 2500 ms | 2.00 |  |" in harness.table_rows(measured)
 
 
 def test_times_and_rates_are_those_of_a_unit_of_work(clock):
     work = benchmark({"ours": contender(clock, [6.0])}, units=3, units_name="images")
     measured = harness.measure(work, repeats=1)
     assert list(measured.figures["ours"]) == [2000.0]
-    assert "2000 ms, 0.5 images/s" in harness.table([measured])
+    assert "2000 ms, 0.5 images/s" in harness.table_rows(measured)
 
 
 def test_a_step_may_have_a_figure_of_its_own(clock):
@@ -78,7 +78,7 @@ def test_a_contender_that_is_not_installed_is_left_out(clock):
     work = benchmark(contenders, targets={"absent": Target(">=", 2)})
     measured = harness.measure(work, repeats=2)
 
-    assert "|  | absent | not installed |  | >= 2 x |" in harness.table([measured])
+    assert "|  | absent | not installed |  | >= 2 x |" in harness.table_rows(measured)
     record = json.loads(json.dumps(measured.as_json()))
     assert list(record["figures"]) == ["ours"] and record["ratios"] == {"ours": 1.0}
     assert "No module named 'absent'" in record["missing"]["absent"]
@@ -100,7 +100,7 @@ def test_targets_are_of_the_ratio_or_of_the_figure(target, verdict):
     }
     work = benchmark(contenders, targets={"second": target}, unit="s", is_relative=False)
     measured = harness.measure(work, repeats=1)
-    assert f"|  | second | 5 s |  | {verdict} |" in harness.table([measured])
+    assert f"|  | second | 5 s |  | {verdict} |" in harness.table_rows(measured)
     assert measured.as_json()["targets"] == {"second": verdict}
 
 

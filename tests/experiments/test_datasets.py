@@ -147,6 +147,13 @@ def test_photos_default_size_gives_thousands_of_varied_patches():
     np.testing.assert_allclose(part, dataset.train.mean(axis=(0, 1, 2)), atol=10)
 
 
+def test_the_first_photos_of_the_test_set_are_varied():
+    """Figures show them; in the order of the photograph they would all be sky."""
+    test = _load(name="photos").test
+    brightness = test.mean(axis=(1, 2, 3))
+    assert np.std(brightness[:16]) > 0.5 * np.std(brightness)
+
+
 def test_photos_share_no_pixel(monkeypatch):
     """With photographs whose colours number the pixels, the sets have no colour in common."""
     numbers = np.arange(2 * 427 * 640).reshape(2, 427, 640)
