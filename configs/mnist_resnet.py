@@ -19,7 +19,7 @@ SMALL = {
     "model.data_shape": (28, 28, 3),
     "model.hidden_size": 32,
     "training.batch_size": 100,
-    "training.num_steps": 1500,
+    "training.num_steps": 800,
     "training.evaluate_every": "20%",
     "training.checkpoint_every": "20%",
     "training.warmup": "100 steps",
