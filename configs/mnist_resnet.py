@@ -3,8 +3,9 @@
     python -m experiments.main --config=configs/mnist_resnet.py
     python -m experiments.main --config=configs/mnist_resnet.py:small
 
-The paper has 79.50 nats. Not yet trained here. `:small` is for binarized patches of two
-photographs, without a download.
+The paper has 79.50 nats. Not yet trained here at this size. `:small` is for binarized patches of
+two photographs, without a download: 7 minutes in all on two CPU cores, of which 6 of training, to
+an ELBO of -851 nats on 150 test patches.
 """
 
 from ml_collections import ConfigDict
