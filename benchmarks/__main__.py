@@ -46,6 +46,5 @@ def main() -> None:
             arguments.json.write_text(json.dumps(measured, indent=2) + "\n")
 
 
-
 if __name__ == "__main__":
     main()

@@ -8,20 +8,26 @@ import jax
 import sere_jax
 from benchmarks import production, unrolled
 from benchmarks.harness import Benchmark, Step, Target
-from configs import cifar_checkerboard, cifar_maf
+from configs import cifar_checkerboard, cifar_maf, mnist_mlp
 
 NUM_IMAGES = 100
 
 
 def sere_vae(quick: bool) -> Step:
-    """The SeRe-VAE with residual networks."""
-    return _sampler(_sere_vae(quick))
+    """The SeRe-VAE with perceptrons as wide as the networks of the flows."""
+    return _sampler(_perceptrons(quick))
 
 
 def unrolled_sere_vae(quick: bool) -> Step:
     """The same without a scan over its layers."""
-    model = _sere_vae(quick)
+    model = _perceptrons(quick)
     return _sampler(model, unrolled.UnrolledSeReVAE(model.config))
+
+
+def resnet_sere_vae(quick: bool) -> Step:
+    """The SeRe-VAE with residual networks."""
+    config = production.reduced_resnet(cifar_checkerboard.get_config(), quick)
+    return _sampler(sere_jax.create_model(config))
 
 
 def sere_maf(quick: bool) -> Step:
@@ -44,9 +50,13 @@ def _sampler(
     )
 
 
-def _sere_vae(quick: bool) -> sere_jax.LatentVariableModel:
-    config = production.reduced_resnet(cifar_checkerboard.get_config(), quick)
-    return sere_jax.create_model(config)
+def _perceptrons(quick: bool) -> sere_jax.LatentVariableModel:
+    config = mnist_mlp.get_config()
+    flow = cifar_maf.get_config("maf10").model
+    config.model.data_shape = flow.data_shape
+    config.model.hidden_size = flow.flow_hidden_size
+    config.model.data_layer = "gaussian"
+    return sere_jax.create_model(production.reduced_mlp(config, quick))
 
 
 def _flow(variant: str, quick: bool) -> sere_jax.LatentVariableModel:
@@ -59,6 +69,7 @@ SAMPLING = Benchmark(
     contenders={
         "SeRe-VAE": sere_vae,
         "SeRe-VAE, unrolled": unrolled_sere_vae,
+        "SeRe-VAE, ResNet": resnet_sere_vae,
         "SeRe-MAF": sere_maf,
         "MAF-10": maf_10,
     },

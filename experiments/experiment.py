@@ -16,6 +16,7 @@ from experiments.datasets import Dataset, load_dataset
 from experiments.errors import UserError
 from experiments.evaluation import Evaluator, bits_per_dim
 from experiments.parallel import num_devices
+from sere_jax.compilation import jit
 from sere_jax.data_layer import data_space_of
 
 NUM_VOLUME_IMAGES = 5000
@@ -54,7 +55,10 @@ class Experiment:
         if self.model.config.has_flows:
             images = jnp.asarray(self.dataset.train[: self.config.training.batch_size])
             x, _ = self.evaluator.to_data_space(images, jnp.arange(len(images)))
-        return training.init_state(self.model, self.optimizer, self.config.seed, x)
+        create = functools.partial(
+            training.init_state, self.model, self.optimizer, self.config.seed
+        )
+        return jit(create, optimize=False)(x)
 
     def state_template(self) -> training.TrainState:
         """See `training.state_template`."""
@@ -152,8 +156,8 @@ def create_experiment(config: Any) -> Experiment:
         config=config,
         dataset=dataset,
         model=model,
-        learning_rate=schedules.learning_rate_schedule(config.training, **steps),
-        kl_weight=schedules.kl_weight_schedule(config.training, **steps),
+        learning_rate=jax.jit(schedules.learning_rate_schedule(config.training, **steps)),
+        kl_weight=jax.jit(schedules.kl_weight_schedule(config.training, **steps)),
         **steps,
     )
 

@@ -29,20 +29,38 @@ def is_faulty() -> bool:
     return _FAULTY[0] <= version < _FAULTY[1]
 
 
-def jit(function: Callable[..., Any] | None = None, **kwargs: Any) -> Callable[..., Any]:
-    """`jax.jit`, as a decorator with or without arguments."""
+def jit(
+    function: Callable[..., Any] | None = None, *, optimize: bool = True, **kwargs: Any
+) -> Callable[..., Any]:
+    """`jax.jit`, as a decorator with or without arguments.
+
+    Args:
+        function: to compile.
+        optimize: whether that pays; without, compiling on CPUs takes less than half the time.
+        **kwargs: of `jax.jit`.
+    """
     if function is None:
-        return functools.partial(jit, **kwargs)
+        return functools.partial(jit, optimize=optimize, **kwargs)
     inner = jax.jit(function, **kwargs)
-    if not is_faulty():
-        return inner
-    outer = jax.jit(function, compiler_options={_OPTION: ""}, **kwargs)
+
+    @functools.cache
+    def outer():
+        return jax.jit(function, compiler_options=_compiler_options(optimize), **kwargs)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         # Inside other transformations, where constants or arguments are traced, JAX allows none.
         leaves = [jnp.zeros(()), *jax.tree.leaves((args, kwargs))]
         is_nested = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-        return (inner if is_nested else outer)(*args, **kwargs)
+        return (inner if is_nested else outer())(*args, **kwargs)
 
     return call
+
+
+def _compiler_options(optimize):
+    options: dict[str, Any] = {}
+    if is_faulty():
+        options[_OPTION] = ""
+    if not optimize and jax.default_backend() == "cpu":
+        options["xla_backend_optimization_level"] = 0
+    return options

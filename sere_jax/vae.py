@@ -65,7 +65,7 @@ def init(model: LatentVariableModel, key: Array, x: Array | None = None) -> Para
     return _init(model, key, x)
 
 
-@jit(static_argnums=0)
+@jit(static_argnums=0, optimize=False)
 def _init(model, key, x):
     noise = jnp.zeros((len(x), *model.noise_shape))
     return model.init(key, x, noise)["params"]

@@ -131,3 +131,13 @@ def test_repeated_images_have_the_same_likelihood(quick_compilation):
     ours = sere_jax.log_likelihood(*arguments)
     theirs = importance.log_likelihood_of_repeated_images(*arguments)
     np.testing.assert_allclose(theirs, ours, atol=1e-4)
+
+
+def test_a_machine_of_ones_own_computes_and_moves_in_turn():
+    cost = cost_model.Cost.of(model_config(mnist_mlp.get_config()))
+    machine = cost_model.Accelerator("here", 1e9, 2e9)
+    (line,) = cost_model.machine_table({"mnist_mlp": (cost, 10)}, machine).splitlines()[2:]
+    arithmetic, memory, total = (float(cell) for cell in line.strip("|").split("|")[1:])
+    assert arithmetic == pytest.approx(1e3 * 10 * cost.operations / 1e9, rel=1e-3)
+    assert memory == pytest.approx(1e3 * cost.bytes_moved(10) / 2e9, rel=1e-3)
+    assert total == pytest.approx(arithmetic + memory, rel=1e-3)
