@@ -412,9 +412,7 @@ def machine_table(experiments: Mapping[str, tuple[Cost, int]], machine: Accelera
     for name, (cost, batch) in experiments.items():
         arithmetic = 1e3 * cost.operations * batch / machine.flops
         memory = 1e3 * cost.bytes_moved(batch) / machine.bandwidth
-        lines.append(
-            f"| `{name}` | {arithmetic:.4g} | {memory:.4g} | {arithmetic + memory:.4g} |"
-        )
+        lines.append(f"| `{name}` | {arithmetic:.4g} | {memory:.4g} | {arithmetic + memory:.4g} |")
     return "\n".join(lines)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from experiments import recorded
+
 _TYPES: dict[type, str] = {
     bool: "True or False",
     int: "an integer",
@@ -25,6 +27,7 @@ _TYPES: dict[type, str] = {
 }
 
 _MODES_OF_SEVERAL_PROCESSES = ("train", "evaluate")
+_RECORDED = pathlib.Path(__file__).with_name("recorded.py")
 
 
 class CommandLineError(Exception):
@@ -33,6 +36,8 @@ class CommandLineError(Exception):
 
 def parse(argv: list[str]) -> list[str]:
     """Parses all flags and loads the configuration.
+
+    Without --config, every mode but `train` takes the one that --workdir records.
 
     Args:
         argv: the program's name and its arguments.
@@ -43,6 +48,7 @@ def parse(argv: list[str]) -> list[str]:
     Raises:
         CommandLineError: anything is wrong; a configuration file may raise whatever it likes.
     """
+    argv = _with_recorded_configuration(argv)
     try:
         remaining = flags.FLAGS(argv)
         if flags.FLAGS["config"].present:
@@ -54,8 +60,19 @@ def parse(argv: list[str]) -> list[str]:
     return remaining
 
 
+def _with_recorded_configuration(argv):
+    mode, workdir = _flag("mode", argv), _flag("workdir", argv)
+    if _flag("config", argv) or not (workdir or "").strip() or mode in (None, "train"):
+        return argv
+    try:
+        recorded.get_config(workdir)
+    except ValueError as error:
+        raise CommandLineError(str(error)) from error
+    return [argv[0], f"--config={_RECORDED}:{workdir}", *argv[1:]]
+
+
 def _check_loaded(argv):
-    argument, config = _config_argument(argv), flags.FLAGS["config"].value
+    argument, config = _flag("config", argv), flags.FLAGS["config"].value
     if type(config).__module__.startswith("ml_collections.config_flags"):
         load(argument)  # It holds the error of a file that could not be read, and raises it here.
     if not isinstance(config, ConfigDict):
@@ -168,7 +185,7 @@ def nearest(name: str, known: Iterable[str], shown: Callable[[str], Any] = str) 
 
 
 def _explanation(error, argv):
-    argument = _config_argument(argv)
+    argument = _flag("config", argv)
     config = ConfigDict() if argument is None else load(argument)
     for path, value in _overrides(argv):
         current = _find_field(config, path)
@@ -238,15 +255,15 @@ def _wrong_type(path, value, current):
     return f"--config.{path}={value} must be {allowed}{example}"
 
 
-def _config_argument(argv):
-    """The value of --config, or None."""
-    only_config = flags.FlagValues()
-    flags.DEFINE_string("config", None, "", flag_values=only_config)
+def _flag(name, argv):
+    """The value of --NAME, or None."""
+    only = flags.FlagValues()
+    flags.DEFINE_string(name, None, "", flag_values=only)
     try:
-        only_config(argv, known_only=True)
+        only(argv, known_only=True)
     except flags.Error:
         return None
-    return only_config.config
+    return only[name].value
 
 
 def _overrides(argv):

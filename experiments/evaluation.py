@@ -159,7 +159,7 @@ class Evaluator:
         Args:
             params: parameters (averaged ones, as a rule).
             images: [num, h, w, c] uint8, on the devices.
-            progress: called after each batch with the number of its images and their mean.
+            progress: called after each batch with the number of its images and the mean so far.
         """
         parts = []
         done = 0
@@ -169,7 +169,7 @@ class Evaluator:
             done += len(part)
             parts.append(part)
             if progress is not None:
-                progress(len(part), float(part.mean()))
+                progress(len(part), float(np.concatenate(parts).mean()))
         return np.concatenate(parts)
 
 

@@ -25,7 +25,8 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "The experiment: configs/NAME.py, configs/NAME.py:VARIANT or a file of your own. Any field can "
-    "be overridden: --config.training.num_epochs=60; configs/base.py has all fields.",
+    "be overridden: --config.training.num_epochs=60; configs/base.py has all fields. To evaluate, "
+    "sample or report it can be left out: --workdir then names the run.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; runs/NAME or runs/NAME_VARIANT by default."
@@ -120,7 +121,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     if remaining[1:]:
         _fail(f"unexpected arguments {' '.join(remaining[1:])}; see --help", USER_ERROR)
     if _CONFIG.value is None:
-        _fail("--config is missing; try --config=configs/digits.py, or --help", USER_ERROR)
+        way_out = "try --config=configs/digits.py, or --help"
+        if _MODE.value != "train":
+            way_out = "give it, or the --workdir of a run"
+        _fail(f"--config is missing; {way_out}", USER_ERROR)
     if _WORKDIR.value is not None and not _WORKDIR.value.strip():
         _fail(
             f"--workdir={_WORKDIR.value!r} has no name; name a folder, or leave it out for "

@@ -14,8 +14,8 @@ from typing import Any
 
 from experiments.errors import UserError
 from experiments.metrics import METRICS_FILE, open_atomically, read_metrics
+from experiments.recorded import CONFIG_FILE
 
-CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 
@@ -85,18 +85,18 @@ def _results_section(results: Mapping[str, Any] | None, config: Mapping[str, Any
     for shown_elsewhere in ("paper_nll", "kl_per_layer", "evaluation"):
         others.pop(shown_elsewhere, None)
     nll, nll_stderr = others.pop("nll", None), others.pop("nll_stderr", None)
-    rows = [("Negative log-likelihood", _nll_cell(nll, nll_stderr, paper_nll))]
+    rows = [("Negative log-likelihood of the test set", _nll_cell(nll, nll_stderr, paper_nll))]
     for key, label, cell in (
-        ("elbo", "ELBO", _nats),
+        ("elbo", "ELBO of the test set", _nats),
         ("elbo_stderr", "Standard error of the ELBO", _nats),
-        ("bits_per_dim", "Bits per dimension", _bits),
+        ("bits_per_dim", "Bits per dimension of the log-likelihood", _bits),
         ("elbo_bits_per_dim", "Bits per dimension of the ELBO", _bits),
         ("num_importance_samples", "Importance samples per example", _count),
-        ("num_examples", "Examples", _count),
+        ("num_examples", "Test images", _count),
         ("dataset", "Data set", escape),
         ("validation_elbo", "Validation ELBO", _nats),
-        ("step", "Training steps", _count),
-        ("epoch", "Training epochs", _decimal),
+        ("step", "Step of the weights evaluated", _count),
+        ("epoch", "Epoch of the weights evaluated", _decimal),
         ("num_params", "Parameters", _count),
         ("train_seconds", "Training time", _duration),
         ("git_commit", "Git commit", _code),

@@ -5,20 +5,17 @@ from experiments import trained
 model, params = trained.load("runs/digits")
 """
 
-import json
 import os
 import pathlib
 from typing import Any
 
 import jax
 import optax
-from ml_collections import ConfigDict
 
 import sere_jax
-from experiments import schedules, training
+from experiments import recorded, schedules, training
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
-from experiments.workdir import CONFIG_FILE
 
 
 def load(
@@ -36,15 +33,16 @@ def load(
 
     Raises:
         UserError: there is no run or no checkpoint, or it cannot be read.
+        ConfigError: the model needs an extension whose file is not imported.
         ValueError: `checkpoint` is neither of the two.
     """
     if checkpoint not in ("best", "last"):
         raise ValueError(f"checkpoint={checkpoint!r} must be 'best' or 'last'")
     workdir = pathlib.Path(workdir)
     try:
-        config = ConfigDict(json.loads((workdir / CONFIG_FILE).read_text()))
-    except FileNotFoundError as error:
-        raise UserError(f"{workdir} is no workdir: it has no {CONFIG_FILE}") from error
+        config = recorded.get_config(str(workdir))
+    except ValueError as error:
+        raise UserError(str(error)) from error
     model = sere_jax.create_model(config)
     optimizer = schedules.create_optimizer(config.training, optax.constant_schedule(0.0))
     template = training.state_template(model, optimizer, config.seed)

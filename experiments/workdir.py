@@ -11,8 +11,8 @@ from typing import Any
 from experiments.configuration import as_json, differences
 from experiments.errors import UserError
 from experiments.metrics import remove_temporary_files, write_json_atomically
+from experiments.recorded import CONFIG_FILE
 
-CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
 LOCK_FILE = ".lock"
 

@@ -311,9 +311,9 @@ def choose(field: str, name: str, choices: Mapping[str, Any]) -> Any:
         ConfigError: there is none; the message names the choices.
     """
     if not isinstance(name, str) or name not in choices:
+        way_out = nearest(str(name), choices) or "; if it is yours, import its file first"
         raise ConfigError(
-            f"config.model.{field}={name!r} is not one of {', '.join(sorted(choices))}"
-            f"{nearest(str(name), choices)}"
+            f"config.model.{field}={name!r} is not one of {', '.join(sorted(choices))}{way_out}"
         )
     return choices[name]
 

@@ -31,7 +31,8 @@ COMPILATION_CACHE = tempfile.TemporaryDirectory()  # the launches compile the sa
 
 
 def command(*arguments, config="configs/digits.py"):
-    return [sys.executable, "-m", "experiments.main", f"--config={config}", *arguments]
+    chosen = () if config is None else (f"--config={config}",)
+    return [sys.executable, "-m", "experiments.main", *chosen, *arguments]
 
 
 def launch(*arguments, devices=1, config="configs/digits.py", check=True):

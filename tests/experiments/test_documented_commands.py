@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from configs import digits
+
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ["README.md", "WORKSPACE.md", "docs/*.md", "configs/*.py", "experiments/*.py"]
 COMMAND = re.compile(r"python -m experiments\.main (--[^\n`&]*)")
@@ -37,8 +39,13 @@ def documented_commands():
 
 
 @pytest.fixture(scope="module")
-def exit_codes():
-    commands = [shlex.split(arguments) for _, arguments in documented_commands()]
+def exit_codes(tmp_path_factory):
+    run = tmp_path_factory.mktemp("digits")
+    (run / "config.json").write_text(digits.get_config().to_json_best_effort())
+    commands = [
+        shlex.split(arguments.replace("--workdir=runs/digits ", f"--workdir={run} "))
+        for _, arguments in documented_commands()
+    ]
     child = subprocess.run(
         [sys.executable, "-c", PARSE_ALL],
         cwd=ROOT,

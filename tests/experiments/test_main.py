@@ -93,6 +93,25 @@ def test_a_finished_run_is_left_alone_and_can_be_evaluated_sampled_and_reported(
     assert_same_bits(before, saved_arrays(finished))
 
 
+def test_all_but_training_needs_no_configuration_but_the_workdir_s(finished, tmp_path):
+    workdir = f"--workdir={finished}"
+    launch(workdir, "--mode=sample", "--config.sampling.num_images=3", config=None)
+    assert np.load(finished / "samples.npz")["images"].shape == (3, 8, 8, 1)
+
+    def refusal(*arguments):
+        finished = launch(*arguments, config=None, check=False)
+        assert finished.returncode == 2
+        return finished.stderr
+
+    assert "another configuration (model.num_layers: 4 -> 5" in refusal(
+        workdir, "--mode=report", "--config.model.num_layers=5"
+    )
+    missing = f"--workdir={tmp_path / 'missing'}"
+    assert f"there is no run in {missing}; train first" in refusal(missing, "--mode=evaluate")
+    assert "give it, or the --workdir of a run" in refusal("--mode=report")
+    assert "try --config=configs/digits.py" in refusal(workdir)
+
+
 def test_sigterm_saves_and_exits_cleanly_and_another_number_of_devices_resumes(finished, tmp_path):
     workdir = tmp_path / "stopped"
     slow = ("--config.training.checkpoint_every=1000 steps",)

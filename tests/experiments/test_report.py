@@ -100,14 +100,14 @@ def test_results_have_their_units_and_the_papers_figure(tmp_path):
     path = write_report(write_run(tmp_path))
     assert path == tmp_path / "report.html"
     rows = Page(path).rows
-    assert rows["Negative log-likelihood"] == (
+    assert rows["Negative log-likelihood of the test set"] == (
         "80.12 ± 0.03 nats paper: 79.84 nats, difference +0.28"
     )
-    assert rows["ELBO"] == "-84.33 nats"
-    assert rows["Bits per dimension"] == "0.1474"
+    assert rows["ELBO of the test set"] == "-84.33 nats"
+    assert rows["Bits per dimension of the log-likelihood"] == "0.1474"
     assert rows["Importance samples per example"] == "1,000"
-    assert rows["Examples"] == "10,000"
-    assert rows["Training steps"] == "60,000"
+    assert rows["Test images"] == "10,000"
+    assert rows["Step of the weights evaluated"] == "60,000"
     assert rows["Parameters"] == "4,123,456"
     assert rows["Training time"] == "1 d 3 h"
     assert rows["Git commit"] == "0f3c9d2e"
@@ -118,21 +118,21 @@ def test_results_have_their_units_and_the_papers_figure(tmp_path):
 
 def test_the_results_own_paper_nll_comes_before_the_configurations(tmp_path):
     rows = Page(write_report(write_run(tmp_path, results=RESULTS | {"paper_nll": 81.0}))).rows
-    assert "paper: 81.00 nats, difference -0.88" in rows["Negative log-likelihood"]
+    assert "paper: 81.00 nats, difference -0.88" in rows["Negative log-likelihood of the test set"]
     assert "paper_nll" not in rows
 
 
 @pytest.mark.parametrize("paper", [None, {}, {"nll": None}, "arXiv"])
 def test_no_comparison_without_the_papers_figure(tmp_path, paper):
     rows = Page(write_report(write_run(tmp_path, config={"paper": paper}))).rows
-    assert rows["Negative log-likelihood"] == "80.12 ± 0.03 nats"
+    assert rows["Negative log-likelihood of the test set"] == "80.12 ± 0.03 nats"
 
 
 def test_missing_and_null_results(tmp_path):
     results = {"nll": None, "elbo": None}
     rows = Page(write_report(write_run(tmp_path, config={}, results=results))).rows
-    assert rows["Negative log-likelihood"] == "not available"
-    assert rows["ELBO"] == "not available"
+    assert rows["Negative log-likelihood of the test set"] == "not available"
+    assert rows["ELBO of the test set"] == "not available"
     assert "Parameters" not in rows
 
 
@@ -149,7 +149,7 @@ def test_training_time_is_readable(tmp_path, seconds, shown):
 def test_small_standard_error_keeps_a_digit(tmp_path):
     results = {"nll": 80.0, "nll_stderr": 0.0042}
     rows = Page(write_report(write_run(tmp_path, config=None, results=results))).rows
-    assert rows["Negative log-likelihood"] == "80.00 ± 0.004 nats"
+    assert rows["Negative log-likelihood of the test set"] == "80.00 ± 0.004 nats"
 
 
 def test_report_of_a_run_that_has_not_been_evaluated(tmp_path):
@@ -221,7 +221,7 @@ def test_hostile_strings_stay_text(tmp_path):
     assert page.rows[f"nested.{HOSTILE}.{HOSTILE}"] == HOSTILE
     assert page.rows["$title"] == "${results}"
     assert page.rows["Git commit"] == HOSTILE
-    assert HOSTILE in page.rows["Negative log-likelihood"]
+    assert HOSTILE in page.rows["Negative log-likelihood of the test set"]
     assert "SeRe-VAE: run <script>&" in page.text
 
 

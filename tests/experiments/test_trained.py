@@ -34,7 +34,7 @@ def test_a_loaded_model_has_the_averages_of_a_checkpoint(uninterrupted, checkpoi
 
 
 def test_what_is_no_workdir_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is no workdir: it has no config.json"):
+    with pytest.raises(UserError, match="there is no run in .*missing; train first"):
         trained.load(tmp_path / "missing")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(sere_jax.ConfigError, match=r"config\.model is missing"):
