@@ -163,13 +163,15 @@ class Evaluator:
         """
         parts = []
         done = 0
+        total = 0.0
         for indices in _batches(len(images), self._batch_size * num_devices()):
             batch = self._log_likelihood(params, images, indices)
             part = np.asarray(batch, np.float64)[: len(images) - done]
             done += len(part)
+            total += float(part.sum())
             parts.append(part)
             if progress is not None:
-                progress(len(part), float(np.concatenate(parts).mean()))
+                progress(len(part), total / done)
         return np.concatenate(parts)
 
 

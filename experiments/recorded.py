@@ -20,16 +20,25 @@ def get_config(workdir: str) -> ConfigDict:
     Raises:
         ValueError: there is none.
     """
-    path = pathlib.Path(workdir) / CONFIG_FILE
+    return ConfigDict(_with_tuples(read(pathlib.Path(workdir)))).lock()
+
+
+def read(workdir: pathlib.Path) -> dict[str, Any]:
+    """The same as it is in the file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        raise ValueError(f"there is no run in --workdir={workdir}; train first (--mode=train)")
     try:
         recorded = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"there is no run in --workdir={workdir}; train first") from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not JSON ({error}); choose another --workdir") from error
     if not isinstance(recorded, dict):
         raise ValueError(f"{path} holds no configuration; choose another --workdir")
-    return ConfigDict(_with_tuples(recorded)).lock()
+    return recorded
 
 
 def _with_tuples(value: Any) -> Any:

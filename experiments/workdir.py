@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import pathlib
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 from experiments.configuration import as_json, differences
 from experiments.errors import UserError
 from experiments.metrics import remove_temporary_files, write_json_atomically
-from experiments.recorded import CONFIG_FILE
+from experiments.recorded import CONFIG_FILE, read
 
 RESULTS_FILE = "results.json"
 LOCK_FILE = ".lock"
@@ -87,15 +86,10 @@ def check_configuration_of(workdir: pathlib.Path, config: Any) -> None:
     Raises:
         UserError: it was not, or there is none; the message names the fields that differ.
     """
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        raise UserError(f"there is no run in --workdir={workdir}; train first (--mode=train)")
     try:
-        recorded = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
-    if not isinstance(recorded, dict):
-        raise UserError(f"{path} holds no configuration; choose another --workdir")
+        recorded = read(workdir)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     check_same_configuration(f"--workdir={workdir} holds a run", recorded, config)
 
 

@@ -42,6 +42,8 @@ def jit(
     if function is None:
         return functools.partial(jit, optimize=optimize, **kwargs)
     inner = jax.jit(function, **kwargs)
+    if optimize and not is_faulty():
+        return inner
 
     @functools.cache
     def outer():
