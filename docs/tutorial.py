@@ -17,7 +17,7 @@ import optax
 
 import sere_jax
 from configs import digits
-from experiments import figures, input_pipeline, run, trained, xla
+from experiments import figures, run, trained, xla
 from experiments.datasets import load_dataset
 
 xla.avoid_faulty_fusions()  # before JAX computes anything: see sere_jax/compilation.py
@@ -40,13 +40,6 @@ data = load_dataset(config.dataset)
 model = sere_jax.create_model(config)
 params = sere_jax.init(model, jax.random.key(0))
 
-
-def in_data_space(images, key):
-    """uint8 images [B, 8, 8, 1] as the x [B, 8, 8, 1] of the model."""
-    keys = jax.random.split(key, len(images))
-    return input_pipeline.to_data_space(jnp.asarray(images), keys, model.config, data.max_value)
-
-
 # %% [markdown]
 # ## Train
 #
@@ -64,7 +57,8 @@ def update(carry, inputs):
     """One step on a random batch; returns the ELBO before it, in nats."""
     (params, state), (key, kl_weight) = carry, inputs
     batch_key, data_key, noise_key = jax.random.split(key, 3)
-    x = in_data_space(jax.random.choice(batch_key, jnp.asarray(data.train), (128,)), data_key)
+    images = jax.random.choice(batch_key, jnp.asarray(data.train), (128,))
+    x = sere_jax.to_data_space(model, images, data_key, data.max_value)  # [128, 8, 8, 1]
 
     def loss(params):
         terms = sere_jax.objective(model, params, x, noise_key, kl_weight=kl_weight)
@@ -89,7 +83,8 @@ print(f"ELBO {elbos[:10].mean():.1f} nats at first, {elbos[-10:].mean():.1f} in 
 # they are looked at once.
 
 # %%
-x, key = in_data_space(data.test[:100], jax.random.key(2)), jax.random.key(3)
+x = sere_jax.to_data_space(model, data.test[:100], jax.random.key(2), data.max_value)
+key = jax.random.key(3)
 inference = sere_jax.infer(model, params, x, key)
 nll = -sere_jax.log_likelihood(model, params, x, key, num_samples=100).mean()
 print(f"-ELBO {-inference.elbo.mean():.2f} nats, -log p(x) {nll:.2f} nats (K = 100)")

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import sere_jax
-from experiments import input_pipeline
 from experiments.parallel import DEVICES, num_devices, parallelize
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import data_space_of
@@ -102,9 +101,7 @@ class Evaluator:
         """
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(DATA_SEED), i))(indices)
         data_keys, model_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        x = input_pipeline.to_data_space(
-            images[indices], data_keys, self._model.config, self._max_value
-        )
+        x = sere_jax.to_data_space(self._model, images[indices], data_keys, self._max_value)
         return x, model_keys
 
     def _batch(self, images, indices):

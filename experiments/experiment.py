@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import sere_jax
@@ -18,8 +19,10 @@ from experiments.evaluation import Evaluator, bits_per_dim
 from experiments.parallel import num_devices
 from sere_jax.compilation import jit
 from sere_jax.data_layer import data_space_of
+from sere_jax.data_space import binarize
 
 NUM_VOLUME_IMAGES = 5000
+MANY_GREY_PIXELS = 0.5  # photographs have 0.8, digits of 8 x 8 pixels 0.35
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +113,21 @@ class Experiment:
             total_steps=self.total_steps,
         )
         return max(steps, 1)
+
+    def doubts(self) -> list[str]:
+        """What is allowed but seldom meant, a sentence each."""
+        if data_space_of(self.model.config).from_images is not binarize:
+            return []
+        images = self.dataset.train[:NUM_VOLUME_IMAGES] / self.dataset.max_value
+        share = float(np.mean((images > 0.1) & (images < 0.9)))
+        if share < MANY_GREY_PIXELS:
+            return []
+        layer = self.config.model.data_layer
+        return [
+            f"{share:.0%} of the pixels of {self.dataset.name!r} are neither black nor white, and "
+            f"config.model.data_layer={layer!r} draws each as black or white; "
+            "'discretized_logistic_mixture' models 256 levels, 'gaussian' dequantized ones"
+        ]
 
     def test_images(self):
         """The part of the test set that is evaluated, [num, h, w, c] uint8."""

@@ -100,7 +100,8 @@ def _results_section(results: Mapping[str, Any] | None, config: Mapping[str, Any
         ("num_params", "Parameters", _count),
         ("train_seconds", "Training time", _duration),
         ("git_commit", "Git commit", _code),
-        ("command", "Command", _command),
+        ("command", "Command of the training", _command),
+        ("evaluation_command", "Command of the evaluation", _command),
     ):
         if key in others:
             value = others.pop(key)

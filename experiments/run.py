@@ -23,7 +23,6 @@ from experiments.configuration import as_json, differences
 from experiments.errors import UserError
 from experiments.evaluation import standard_error
 from experiments.experiment import Experiment, count_parameters, create_experiment
-from experiments.input_pipeline import to_grey_levels
 from experiments.metrics import (
     MetricsLogger,
     open_atomically,
@@ -106,6 +105,9 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
         TrainingDivergedError: too many updates in a row were not finite.
     """
     experiment = _create_experiment(config, "train")
+    if is_first_process():
+        for doubt in experiment.doubts():
+            print(f"note: {doubt}", file=sys.stderr)
     with contextlib.ExitStack() as resources:
 
         def open_run():
@@ -117,7 +119,7 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
             )
 
         checkpoints = on_first_process(open_run)
-        if not _train_to_the_end(experiment, workdir, checkpoints):
+        if not _train_to_the_end(experiment, workdir, checkpoints, command):
             return
         is_evaluated = on_first_process(lambda: _is_evaluated(experiment, workdir))
         if not multihost.json_of_first_process(is_evaluated):
@@ -192,7 +194,7 @@ def _create_experiment(config, mode):
     return experiment
 
 
-def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
+def _train_to_the_end(experiment: Experiment, workdir, checkpoints, command) -> bool:
     """Returns whether the last step was reached; False after a signal."""
     config = experiment.config
     state, train_seconds = _resume(experiment, workdir, checkpoints)
@@ -225,6 +227,7 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
             "train_seconds": train_seconds,
             "dataset_fingerprint": experiment.dataset.fingerprint,
             "config": as_json(config),
+            "command": command,
         }
         checkpoints.save(state, progress, validation_elbo)
 
@@ -237,6 +240,7 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints) -> bool:
             experiment.total_steps, step, workdir.name, disable=not is_first_process()
         ) as bar,
     ):
+        bar.set_postfix_str("compiling")
         while step < experiment.total_steps:
             started = time.perf_counter()
             num_steps = min(boundary - step % boundary for boundary in boundaries)
@@ -348,6 +352,7 @@ def _train_record(experiment, state, metrics: training.StepMetrics, steps_per_se
         "kl": metrics.kl / count,
         "gradient_norm": metrics.gradient_norm / count,
         "max_gradient_norm": metrics.max_gradient_norm,
+        "clipped_share": metrics.clipped / count,
         "lowest_objective": metrics.lowest_objective,
         "parameter_norm": metrics.parameter_norm,
         "learning_rate": float(experiment.learning_rate(step)),
@@ -465,7 +470,8 @@ def _save_results(experiment, workdir, checkpoints, command, state, progress, el
         "paper_nll": config.paper.nll,
         "evaluation": config.evaluation.to_dict(),
         "git_commit": git_commit(),
-        "command": command,
+        "command": progress.get("command", command),  # earlier versions did not record it
+        "evaluation_command": command,
     }
     with open_atomically(workdir / "test_images.npz") as file:
         np.savez_compressed(file, elbo=elbo.per_image, log_likelihood=log_likelihood)
@@ -493,9 +499,9 @@ def _save_pictures(experiment, workdir, params, kl):
 
     def reconstruct(**options):
         images = sere_jax.reconstruct(model, params, x, keys, expected=True, **options)
-        return to_grey_levels(images, model.config)
+        return _pixels(model, images)
 
-    versions = {"original": to_grey_levels(x, model.config), "reconstruction": reconstruct()}
+    versions = {"original": _pixels(model, x), "reconstruction": reconstruct()}
     figures.save_comparison(versions, workdir / "reconstructions.png")
     if model.generates_blocks and model.config.couple_data:
         versions["without δγ"] = reconstruct(residual=False)
@@ -511,7 +517,7 @@ def _save_interpolation(experiment, workdir, params, x):
         for start, end in zip(x[: 2 * NUM_PATHS : 2], x[1 : 2 * NUM_PATHS : 2], strict=False)
     ]
     if paths:
-        pictures = to_grey_levels(np.concatenate(paths), experiment.model.config)
+        pictures = _pixels(experiment.model, np.concatenate(paths))
         figures.save_image_grid(
             pictures, workdir / "interpolation.png", num_columns=IMAGES_OF_A_PATH
         )
@@ -525,12 +531,16 @@ def _save_samples(experiment, workdir, params):
         np.asarray(sere_jax.sample(experiment.model, params, key, num_images, expected=as_expected))
         for as_expected in (False, True)
     )
-    pictures = to_grey_levels(expected, experiment.model.config)
+    pictures = _pixels(experiment.model, expected)
     figures.save_image_grid(pictures, workdir / "samples.png")
     if experiment.model.generates_blocks:
         layer_of_pixel = create_partition(experiment.model.config).layer_of_pixel
         figures.save_build_up(pictures[:8], layer_of_pixel, workdir / "build_up.png")
     return images, expected
+
+
+def _pixels(model, x):
+    return np.asarray(sere_jax.to_pixels(model, jax.numpy.asarray(x, np.float32)))
 
 
 def _save_curves(workdir):

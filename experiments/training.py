@@ -39,6 +39,7 @@ class StepMetrics:
     kl: Array  # [], nats, summed
     gradient_norm: Array  # [], before clipping, summed
     max_gradient_norm: Array  # [], largest, skipped ones included
+    clipped: Array  # [], updates whose gradient was shortened
     lowest_objective: Array  # [], of one update
     parameter_norm: Array  # [], after the last update
 
@@ -46,7 +47,7 @@ class StepMetrics:
     def zeros(cls) -> "StepMetrics":
         """Before the first update."""
         zero = jnp.zeros(())
-        return cls(zero, zero, zero, zero, zero, zero, jnp.inf * jnp.ones(()), zero)
+        return cls(zero, zero, zero, zero, zero, zero, zero, jnp.inf * jnp.ones(()), zero)
 
 
 def init_state(
@@ -125,7 +126,7 @@ def create_train_dispatch(
         )
         if horizontal_flip:
             chosen = input_pipeline.flip_horizontally(chosen, keys[:, 0])
-        x = input_pipeline.to_data_space(chosen, keys[:, 1], model.config, max_value)
+        x = sere_jax.to_data_space(model, chosen, keys[:, 1], max_value)
         return x, keys[:, 2]
 
     def update(state, metrics, images, order):
@@ -173,7 +174,7 @@ def create_train_dispatch(
                 state.consecutive_skips,
             ),
         )
-        return state, _accumulate(metrics, means, norm, proceed)
+        return state, _accumulate(metrics, means, norm, clip < 1.0, proceed)
 
     def dispatch(state, images, num_steps):
         order_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 2**32 - 1)
@@ -188,7 +189,7 @@ def create_train_dispatch(
     return parallelize(dispatch, donate=(0,), num_arguments=3)
 
 
-def _accumulate(metrics, means, norm, proceed):
+def _accumulate(metrics, means, norm, clipped, proceed):
     def add(total, value):
         return total + jnp.where(proceed, value, 0.0)
 
@@ -199,6 +200,7 @@ def _accumulate(metrics, means, norm, proceed):
         kl=add(metrics.kl, means.kl),
         gradient_norm=add(metrics.gradient_norm, norm),
         max_gradient_norm=jnp.fmax(metrics.max_gradient_norm, norm),
+        clipped=add(metrics.clipped, jnp.where(clipped, 1.0, 0.0)),
         lowest_objective=jnp.fmin(metrics.lowest_objective, means.value),
         parameter_norm=metrics.parameter_norm,
     )

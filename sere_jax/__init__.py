@@ -20,6 +20,8 @@ from sere_jax.vae import (
     objective,
     reconstruct,
     sample,
+    to_data_space,
+    to_pixels,
 )
 
 __all__ = [
@@ -41,4 +43,6 @@ __all__ = [
     "objective",
     "reconstruct",
     "sample",
+    "to_data_space",
+    "to_pixels",
 ]

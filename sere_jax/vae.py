@@ -16,6 +16,7 @@ from flax import struct
 
 from sere_jax.compilation import jit
 from sere_jax.config import choose, model_config
+from sere_jax.data_layer import data_space_of
 from sere_jax.ladder_vae import LadderVAE
 from sere_jax.model import LatentVariableModel
 from sere_jax.relaxed_bernoulli_vae import RelaxedBernoulliVAE
@@ -69,6 +70,55 @@ def init(model: LatentVariableModel, key: Array, x: Array | None = None) -> Para
 def _init(model, key, x):
     noise = jnp.zeros((len(x), *model.noise_shape))
     return model.init(key, x, noise)["params"]
+
+
+def to_data_space(
+    model: LatentVariableModel, images: Array, key: Array, max_value: int = 255
+) -> Array:
+    """Images of integers as the x that the model's data layer takes.
+
+    Binarized at random (`bernoulli`), dequantized (`gaussian`, flows; the latter in logit space) or
+    as they are (`discretized_logistic_mixture`).
+
+    Args:
+        model: from `create_model`.
+        images: [B, *data_shape] uint8 in 0..max_value.
+        key: one PRNG key, or [B] keys.
+        max_value: the value of white.
+
+    Returns:
+        [B, *data_shape] in data space.
+
+    Raises:
+        TypeError: the images are not uint8.
+        ValueError: they have the wrong shape or values above `max_value`, or the data layer models
+            images of another `max_value`.
+    """
+    space = data_space_of(model.config)
+    dtype = getattr(images, "dtype", type(images).__name__)
+    if dtype != np.uint8:
+        raise TypeError(f"images are {dtype}; they must be uint8, 0 to max_value={max_value}")
+    _check_shape("images", images, model)
+    _check_values("images", images, (0, max_value), "give max_value, or the images scaled to it")
+    if space.max_value not in (None, max_value):
+        raise ValueError(
+            f"max_value={max_value} must be {space.max_value} for data_layer="
+            f"{model.config.data_layer!r}"
+        )
+    return space.from_images(jnp.asarray(images), example_keys(key, len(images)), max_value)
+
+
+def to_pixels(model: LatentVariableModel, x: Array) -> Array:
+    """x in data space, or expectations of it, as grey levels or colours in [0, 1], for pictures.
+
+    Args:
+        model: from `create_model`.
+        x: [B, *data_shape] in data space.
+
+    Returns:
+        [B, *data_shape] in [0, 1].
+    """
+    return data_space_of(model.config).to_pixels(x)
 
 
 def infer(model: LatentVariableModel, params: Params, x: Array, key: Array) -> Any:
@@ -321,23 +371,39 @@ def objective(
 def check_images(model: LatentVariableModel, x: Array) -> Array:
     """x as an array.
 
-    Its values are not looked at: under `jit` there are none yet, and elsewhere every call would
-    wait for the device.
+    Only values of NumPy arrays are looked at: under `jit` there are none yet, and for those on a
+    device every call would wait.
 
     Raises:
         TypeError: it does not hold real numbers.
-        ValueError: its shape is not [B, *data_shape].
+        ValueError: its shape is not [B, *data_shape], or values lie outside of the data space.
     """
     dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
     if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
         raise TypeError(f"x holds values of type {dtype}; the model expects real numbers")
+    limits = data_space_of(model.config).limits
+    if limits is not None:
+        _check_values("x", x, limits, "sere_jax.to_data_space makes x of uint8 images")
     x = jnp.asarray(x)
+    _check_shape("x", x, model)
+    return x
+
+
+def _check_shape(name, x, model):
     if x.shape[1:] != model.config.data_shape or x.ndim != 4:
         raise ValueError(
-            f"x has the shape {x.shape}; the model expects (batch, *data_shape) = "
+            f"{name} has the shape {x.shape}; the model expects (batch, *data_shape) = "
             f"(batch, {', '.join(map(str, model.config.data_shape))})"
         )
-    return x
+
+
+def _check_values(name, x, limits, way_out):
+    if not isinstance(x, np.ndarray) or not x.size:
+        return
+    low, high = limits
+    for value in (x.min(), x.max()):
+        if not low <= value <= high:  # nan too
+            raise ValueError(f"{name} holds the value {value}, outside {low} to {high}; {way_out}")
 
 
 def _check_count(name, count, at_least=1):

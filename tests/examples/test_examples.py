@@ -1,6 +1,7 @@
 """Extensions in files of their own: what they compute, and that the command trains with them."""
 
 import importlib
+import re
 
 import distrax
 import jax
@@ -12,7 +13,7 @@ from command_line import ROOT, launch, logged
 from scipy import integrate, stats
 
 import sere_jax
-from experiments import input_pipeline, trained
+from experiments import trained
 from experiments.datasets import DATASETS, Dataset, load_dataset
 from experiments.errors import UserError
 from sere_jax.bijector import BIJECTORS
@@ -90,6 +91,16 @@ def test_the_bijector_inverts_itself_and_knows_its_log_determinant(
     np.testing.assert_allclose(back, x, rtol=1e-4, atol=1e-4)
 
 
+def test_the_guide_checks_a_bijector_and_finds_a_wrong_log_determinant(entered):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "WORKSPACE.md").read_text(), re.DOTALL)
+    exec(code, {})
+
+    wrong = code.replace("bijector.forward_and_log_det(ε[0])", "bijector.forward(ε[0]), 0.0")
+    assert wrong != code
+    with pytest.raises(AssertionError):
+        exec(wrong, {})
+
+
 # --------------------------------------------------------------------------------- data layer
 
 LOGITS = (-300.0, -20.0, -1.0, -0.051, -0.049, 0.0, 1e-4, 0.3, 5.0, 40.0, 500.0)
@@ -145,8 +156,8 @@ def test_gradients_are_finite_where_formulas_divide_by_zero(layer):
 def test_its_images_are_dequantized(entered):
     images = np.random.default_rng(0).integers(0, 17, (5, 2, 3, 1), np.uint8)
     keys = jax.random.split(jax.random.key(0), 5)
-    config = small_config(data_layer="continuous_bernoulli")
-    x = input_pipeline.to_data_space(jnp.asarray(images), keys, config, 16)
+    model = sere_jax.create_model(small_config(data_layer="continuous_bernoulli"))
+    x = sere_jax.to_data_space(model, images, keys, max_value=16)
     np.testing.assert_array_equal(np.floor(17 * x), images)
 
 

@@ -58,6 +58,7 @@ def test_a_run_leaves_all_that_it_promises(finished):
     assert results["elbo"] == pytest.approx(images["elbo"].mean())
     assert len(images["elbo"]) == 30
     assert results["command"].startswith("python -m experiments.main --config=configs/digits.py")
+    assert results["evaluation_command"] == results["command"]
     config = json.loads((finished / "config.json").read_text())
     assert config["model"]["hidden_size"] == 8
     records = logged(finished)
@@ -79,10 +80,13 @@ def test_a_run_leaves_all_that_it_promises(finished):
 
 def test_a_finished_run_is_left_alone_and_can_be_evaluated_sampled_and_reported(finished):
     before = saved_arrays(finished)
+    command = json.loads((finished / "results.json").read_text())["command"]
     assert "is complete" in train(finished).stdout
     train(finished, "--mode=evaluate", "--config.evaluation.num_importance_samples=7")
     results = json.loads((finished / "results.json").read_text())
     assert results["num_importance_samples"] == 7
+    assert results["command"] == command and "--mode=evaluate" not in command
+    assert "--mode=evaluate" in results["evaluation_command"]
     train(finished, "--mode=sample", "--config.sampling.num_images=5")
     samples = np.load(finished / "samples.npz")
     assert samples["images"].shape == samples["expected"].shape == (5, 8, 8, 1)
@@ -145,3 +149,4 @@ def test_help_names_the_modes_and_the_configurations():
         assert f"  configs/{file.name}\n" in shown
     assert "Quickstart: a small SeRe-VAE on scikit-learn's 8x8 handwritten digits" in shown
     assert str(ROOT) not in shown
+    assert "--[no]distributed" in launch("--helpfull", config=None).stdout

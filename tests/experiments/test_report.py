@@ -111,7 +111,7 @@ def test_results_have_their_units_and_the_papers_figure(tmp_path):
     assert rows["Parameters"] == "4,123,456"
     assert rows["Training time"] == "1 d 3 h"
     assert rows["Git commit"] == "0f3c9d2e"
-    assert rows["Command"] == RESULTS["command"]
+    assert rows["Command of the training"] == RESULTS["command"]
     assert rows["other_values"] == "6.01235, 0.5"
     assert "kl_per_layer" not in rows
 

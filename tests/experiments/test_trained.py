@@ -14,9 +14,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
-def test_a_loaded_model_has_the_averages_of_a_checkpoint(uninterrupted, checkpoint):
+def test_a_loaded_model_has_the_averages_of_a_checkpoint(uninterrupted, checkpoint, caplog):
     before = sorted(uninterrupted.rglob("*"))
     model, params = trained.load(uninterrupted, checkpoint=checkpoint)
+    assert not [record for record in caplog.records if record.levelname != "INFO"]
 
     saved = saved_arrays(uninterrupted)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

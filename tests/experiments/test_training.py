@@ -14,7 +14,7 @@ import pytest
 import sere_jax
 from configs import base
 from experiments import training
-from experiments.input_pipeline import epoch_order, to_data_space
+from experiments.input_pipeline import epoch_order
 from experiments.parallel import replicate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -77,7 +77,7 @@ def test_an_update_is_a_gradient_step_on_the_batch_of_its_place_in_the_epoch():
 
     for place in range(BATCH):
         _, data_key, noise_key = jax.random.split(jax.random.fold_in(step_key, place), 3)
-        example = to_data_space(x[place : place + 1], data_key[None], model.config, 255)
+        example = sere_jax.to_data_space(model, x[place : place + 1], data_key[None])
         gradients.append(gradient(before.params, example, noise_key))
     mean = jax.tree.map(lambda *leaves: sum(leaves) / BATCH, *gradients)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, before.params, mean)
@@ -139,6 +139,7 @@ def test_gradients_are_clipped_by_their_global_norm(share):
     _, dispatch, state, images = create(optimizer=optimizer, max_gradient_norm=share * norm)
     clipped, metrics = dispatch(state, images, 1)
     assert float(metrics.gradient_norm) == pytest.approx(norm, rel=1e-5)
+    assert float(metrics.clipped) == (0 < share < 1)
     scale = min(share or 1.0, 1.0)
     jax.tree.map(
         lambda old, new, expected: np.testing.assert_allclose(

@@ -1,0 +1,141 @@
+"""From uint8 images to x and back to pictures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+import sere_jax
+from sere_jax.data_space import binarize, dequantize
+
+
+@pytest.mark.parametrize("max_value", [1, 16, 255])
+def test_binarization_has_the_probability_of_the_grey_level(max_value):
+    levels = np.unique(np.array([0, 1, max_value // 3, max_value - 1, max_value], np.uint8))
+    num = 40_000
+    images = np.broadcast_to(levels, (num, len(levels)))[:, None, :, None]
+    keys = jax.random.split(jax.random.key(0), num)
+    x = np.asarray(binarize(jnp.asarray(images), keys, max_value))
+    assert set(np.unique(x)) <= {0.0, 1.0}
+    probability = levels / max_value
+    error = np.sqrt(probability * (1 - probability) / num)
+    assert np.all(np.abs(x.mean(axis=(0, 1, 3)) - probability) <= 4 * error)
+
+
+def test_black_is_never_and_white_is_always_drawn():
+    keys = jax.random.split(jax.random.key(1), 4)
+    for value, expected in ((0, 0.0), (255, 1.0)):
+        images = jnp.full((4, 128, 256, 1), value, jnp.uint8)
+        assert np.all(np.asarray(binarize(images, keys, 255)) == expected)
+
+
+def test_binarization_of_an_example_depends_on_its_key_alone():
+    images = jax.random.randint(jax.random.key(0), (6, 4, 4, 1), 0, 256).astype(jnp.uint8)
+    keys = jax.random.split(jax.random.key(1), 6)
+    together = binarize(images, keys, 255)
+    alone = [binarize(images[i : i + 1], keys[i : i + 1], 255) for i in range(6)]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("max_value", [16, 255])
+def test_dequantization_spreads_each_value_evenly_over_its_share(max_value):
+    levels = np.array([0, 1, max_value], np.uint8)
+    num = 20_000
+    images = np.broadcast_to(levels, (num, 3))[:, None, :, None]
+    x = dequantize(jnp.asarray(images), jax.random.split(jax.random.key(0), num), max_value)
+    noise = np.asarray(x, np.float64)[:, 0, :, 0] * (max_value + 1) - levels
+    assert x.dtype == jnp.float32
+    for column in noise.T:
+        assert stats.kstest(column, "uniform").pvalue > 1e-3
+
+
+def uint8_images(*shape, high=256):
+    return np.random.default_rng(0).integers(0, high, shape, np.uint8)
+
+
+def test_every_data_layer_gets_the_data_space_that_it_models(tiny_config):
+    images = uint8_images(5, 2, 3, 1)
+
+    def both_ways(data_layer):
+        model = sere_jax.create_model(tiny_config(data_layer=data_layer))
+        x = sere_jax.to_data_space(model, images, jax.random.key(0))
+        return np.asarray(x), np.asarray(sere_jax.to_pixels(model, x))
+
+    x, pixels = both_ways("bernoulli")
+    assert set(np.unique(x)) <= {0.0, 1.0}
+    np.testing.assert_array_equal(pixels, x)
+    x, pixels = both_ways("gaussian")
+    np.testing.assert_array_equal(np.floor(256 * x), images)
+    np.testing.assert_array_equal(pixels, x)
+    x, pixels = both_ways("discretized_logistic_mixture")
+    np.testing.assert_array_equal(x, images)
+    np.testing.assert_allclose(pixels, images / 255, rtol=1e-6)
+    x, pixels = both_ways("masked_autoregressive_flow")
+    expected = (special.expit(x.astype(np.float64)) - 0.05) / 0.9
+    np.testing.assert_array_equal(np.floor(256 * expected), images)
+    np.testing.assert_allclose(pixels, expected, atol=1e-6)
+
+
+def test_an_image_has_the_same_x_in_every_batch_with_its_own_key_and_under_jit(tiny_config):
+    model = sere_jax.create_model(tiny_config(data_layer="gaussian"))
+    images, keys = uint8_images(5, 2, 3, 1, high=17), jax.random.split(jax.random.key(0), 5)
+    x = sere_jax.to_data_space(model, images, keys, max_value=16)
+    part = jax.jit(lambda images: sere_jax.to_data_space(model, images, keys[3:], 16))(images[3:])
+    np.testing.assert_array_equal(part, x[3:])
+    np.testing.assert_array_equal(np.floor(17 * x), images)
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "error", "message"),
+    [
+        (np.zeros((5, 2, 3, 1)), {}, TypeError, "images are float64; they must be uint8"),
+        ([[0]], {}, TypeError, "images are list; they must be uint8"),
+        (
+            uint8_images(5, 3, 2, 1),
+            {},
+            ValueError,
+            r"images has the shape \(5, 3, 2, 1\)",
+        ),
+        (
+            np.full((1, 2, 3, 1), 17, np.uint8),
+            {"max_value": 16},
+            ValueError,
+            "images holds the value 17, outside 0 to 16; give max_value",
+        ),
+        (
+            uint8_images(5, 2, 3, 1, high=17),
+            {"max_value": 16},
+            ValueError,
+            "max_value=16 must be 255 for data_layer='discretized_logistic_mixture'",
+        ),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(tiny_config, images, options, error, message):
+    model = sere_jax.create_model(tiny_config(data_layer="discretized_logistic_mixture"))
+    with pytest.raises(error, match=message):
+        sere_jax.to_data_space(model, images, jax.random.key(0), **options)
+
+
+@pytest.mark.parametrize(
+    ("data_layer", "value", "limits"),
+    [
+        ("bernoulli", 2.0, "0.0 to 1.0"),
+        ("bernoulli", np.nan, "0.0 to 1.0"),
+        ("discretized_logistic_mixture", -1.0, "0.0 to 255.0"),
+    ],
+)
+def test_x_outside_of_the_data_space_is_refused_with_the_way_out(
+    random_model, data_layer, value, limits
+):
+    model, params = random_model(data_layer=data_layer)
+    x = np.zeros((2, 2, 3, 1), np.float32)
+    x[1, 0, 2] = value
+    with pytest.raises(ValueError, match=f"holds the value {value}, outside {limits}; sere_jax.to"):
+        sere_jax.elbo(model, params, x, jax.random.key(0))
+
+
+def test_a_gaussian_data_layer_takes_any_real_number(random_model):
+    model, params = random_model(data_layer="gaussian")
+    x = np.linspace(-3, 4, 6, dtype=np.float32).reshape(1, 2, 3, 1)
+    assert np.isfinite(sere_jax.elbo(model, params, x, jax.random.key(0))).all()
