@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import json
+import logging
 import math
 import os
 import pathlib
@@ -60,18 +61,19 @@ class Checkpoints:
                 ),
             ]
         )
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                best_fn=lambda metrics: metrics[METRIC],
-                create=False,  # by orbax: not supported with active_processes
-                read_only=read_only,
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    primary_host=0, active_processes={0}
+        with _no_warnings():  # that what is opened for reading is read only
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policy,
+                    best_fn=lambda metrics: metrics[METRIC],
+                    create=False,  # by orbax: not supported with active_processes
+                    read_only=read_only,
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(
+                        primary_host=0, active_processes={0}
+                    ),
                 ),
-            ),
-        )
+            )
 
     def save(
         self,
@@ -284,3 +286,14 @@ def _checksum(
     for leaf in jax.tree.leaves(state):
         checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
     return checksum
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

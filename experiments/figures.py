@@ -179,7 +179,7 @@ def save_learning_curves(
     Returns:
         `path`.
     """
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     panels = {
         name: points
@@ -198,10 +198,14 @@ def save_learning_curves(
             case "gradient_norm":
                 axes.set_ylabel("gradient norm")
                 positive = points[points[:, 1] > 0, 1]
-                if len(positive):
+                decades = np.ptp(np.log10(positive)) if len(positive) else 0.0
+                if decades > 0.5:  # a linear axis labels a narrow range better
                     axes.set_yscale("log")
-                    if np.ptp(np.floor(np.log10(positive))) > 0:  # a power of ten is labelled
-                        axes.yaxis.set_minor_formatter(NullFormatter())
+                    axes.yaxis.set_major_locator(
+                        LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=5)
+                    )
+                    axes.yaxis.set_major_formatter("{x:g}")
+                    axes.yaxis.set_minor_formatter(NullFormatter())
             case "learning_rate":
                 axes.set_ylabel("learning rate")
                 axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))

@@ -111,6 +111,9 @@ def parse_flags(argv: list[str]) -> list[str]:
         _, _, own_flags = flags.FLAGS.main_module_help().partition(":\n")  # after this file's path
         print(f"{__doc__}\nconfigurations:\n{command_line.configurations()}\nflags:\n{own_flags}")
         sys.exit(0)
+    if any(argument in ("-helpfull", "--helpfull") for argument in argv[1:]):
+        print(flags.FLAGS.get_help())
+        sys.exit(0)
     logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error below
     try:
         remaining = command_line.parse(argv)
