@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 
 from benchmarks import cost_model, machine, production
 from benchmarks.harness import Benchmark, Step, Target, rate
-from configs import mnist_mlp
+from configs import mnist_comparison, mnist_mlp
 from sere_jax.config import model_config
 
 UPDATES = 50
+SYSTEM_UPDATES = 10
 NUM_EXAMPLES = 55_000
 
 
@@ -45,6 +46,15 @@ def our_rate(quick: bool) -> Step:
     return rate(ours(quick), 1e-9 * operations)
 
 
+def system(quick: bool, *, row: str) -> Step:
+    """The production step of a row of `configs/mnist_comparison.py`."""
+    config = mnist_comparison.get_config(row)
+    layers = min(config.model.num_layers, 4)
+    sizes = {"latent_shape": (2,), "latent_sizes": (), "hidden_size": 8}
+    reduced = production.reduced(config, quick, data_shape=(4, 4, 1), num_layers=layers, **sizes)
+    return production.train_step(reduced, SYSTEM_UPDATES)
+
+
 def _config(quick: bool) -> ConfigDict:
     return production.reduced_mlp(mnist_mlp.get_config(), quick)
 
@@ -70,4 +80,10 @@ MLP_RATE = Benchmark(
     contenders={"product of matrices": machine.matmul, "train step": our_rate},
     targets={"train step": Target(">=", 0.55)},
     unit="GFLOP/s",
+)
+SYSTEMS = Benchmark(
+    name="systems",
+    work="train step of the systems of the paper's MNIST table, batch 200",
+    contenders={row: functools.partial(system, row=row) for row in mnist_comparison.SYSTEMS},
+    units=SYSTEM_UPDATES,
 )

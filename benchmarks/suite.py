@@ -8,6 +8,7 @@ BENCHMARKS = (
     machine.BANDWIDTH,
     mlp.MLP_STEP,
     mlp.MLP_RATE,
+    mlp.SYSTEMS,
     resnet.RESNET_SMALL,
     resnet.RESNET,
     resnet.RESNET_ENCODERS,

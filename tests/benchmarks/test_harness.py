@@ -114,6 +114,8 @@ def test_benchmarks_are_chosen_by_name_or_kind():
 # All of them take minutes: `python -m benchmarks --quick`.
 CONTENDERS = [
     ("mlp_step", "ours"),
+    ("systems", "sere_iaf"),
+    ("systems", "ladder"),
     ("importance_weighted", "ours"),
     ("importance_weighted", "encoders in the loop"),
     ("resnet_step:small", "unrolled"),

@@ -1,0 +1,78 @@
+"""The README's launches, run as they are written but for their length and size."""
+
+import re
+import shlex
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from command_line import ROOT, environment
+
+SHORT = (
+    "--config.model.hidden_size=8 --config.training.num_steps=2 --config.sampling.num_images=4 "
+    "--config.evaluation.num_importance_samples=2 --config.evaluation.num_examples=10"
+)
+LAUNCH = re.compile(r"^ *(?:pip .* && )?((?:[A-Z_]+=\S+ )?python -m experiments\.main --\S.*)$")
+NOT_HERE = ("[", "--distributed")  # a synopsis; a cluster
+
+
+def launches():
+    """The commands in their order; those that end with & go together with the next one."""
+    together = []
+    for line in (ROOT / "README.md").read_text().splitlines():
+        found = LAUNCH.match(line)
+        if found and not any(part in line for part in NOT_HERE):
+            together.append(found[1])
+            if not line.endswith("&"):
+                yield together
+                together = []
+
+
+COMMANDS = list(launches())
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A folder that looks like a clone, so that the runs are not left in the genuine one."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("configs", "examples", "experiments", "sere_jax"):
+        (folder / name).symlink_to(ROOT / name)
+    generator = np.random.default_rng(0)
+    for name, shape in {"mine": (16, 16), "colours": (32, 32, 3)}.items():
+        images = generator.integers(0, 256, (300, *shape), np.uint8)
+        np.savez(folder / f"{name}.npz", train=images)
+    return folder
+
+
+def test_there_are_as_many_as_the_readme_has():
+    assert [len(together) for together in COMMANDS] == [1, 1, 1, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("commands", COMMANDS, ids=lambda commands: commands[-1].split("main ")[1])
+def test_it_runs(clone, commands):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    script = ""
+    for command in commands:
+        own = command.removesuffix("&").rstrip().replace("localhost:12345", f"localhost:{port}")
+        own = own.replace("python", shlex.quote(sys.executable), 1)
+        script += own if "--mode=" in own else f"{own} {SHORT}"
+        script += " & " if command.endswith("&") else ""
+    before = set(clone.glob("runs/*/*"))
+
+    finished = subprocess.run(
+        ["bash", "-c", script],
+        cwd=clone,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+    assert finished.returncode == 0, finished.stderr
+    written = {path.name for path in set(clone.glob("runs/*/*")) - before}
+    expected = {"samples.npz"} if "--mode=sample" in script else {"report.html", "results.json"}
+    assert expected <= written
