@@ -48,11 +48,8 @@ def our_rate(quick: bool) -> Step:
 
 def system(quick: bool, *, row: str) -> Step:
     """The production step of a row of `configs/mnist_comparison.py`."""
-    config = mnist_comparison.get_config(row)
-    layers = min(config.model.num_layers, 4)
-    sizes = {"latent_shape": (2,), "latent_sizes": (), "hidden_size": 8}
-    reduced = production.reduced(config, quick, data_shape=(4, 4, 1), num_layers=layers, **sizes)
-    return production.train_step(reduced, SYSTEM_UPDATES)
+    config = production.reduced_mlp(mnist_comparison.get_config(row), quick)
+    return production.train_step(config, SYSTEM_UPDATES)
 
 
 def _config(quick: bool) -> ConfigDict:

@@ -29,10 +29,10 @@ def reduced(config: ConfigDict, quick: bool, **model: Any) -> ConfigDict:
 
 
 def reduced_mlp(config: ConfigDict, quick: bool) -> ConfigDict:
-    """The same for MLPs on runs of binary pixels: 4 layers of 2 latents."""
-    return reduced(
-        config, quick, data_shape=(4, 4, 1), num_layers=4, latent_shape=(2,), hidden_size=8
-    )
+    """The same for MLPs on runs of binary pixels: at most 4 layers, of 2 latents."""
+    layers = min(config.model.num_layers, 4)
+    sizes = {"latent_shape": (2,), "latent_sizes": (), "hidden_size": 8}
+    return reduced(config, quick, data_shape=(4, 4, 1), num_layers=layers, **sizes)
 
 
 def reduced_resnet(config: ConfigDict, quick: bool) -> ConfigDict:
