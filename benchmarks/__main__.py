@@ -1,6 +1,6 @@
-"""Measures and prints one table.
+"""Measures and prints one table, or where the time of each step goes.
 
-python -m benchmarks [--only=NAME] [--repeats=N] [--json=FILE] [--quick]
+python -m benchmarks [--only=NAME] [--repeats=N] [--json=FILE] [--quick] [--profile]
 """
 
 import argparse
@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=pathlib.Path, help="file that gets every figure")
     parser.add_argument("--quick", action="store_true", help="smallest sizes, to see that it runs")
+    parser.add_argument("--profile", action="store_true", help="time by kind of instruction")
     arguments = parser.parse_args()
     host_memory.keep_freed_memory()  # as the command does, before anything is allocated
 
@@ -26,7 +27,7 @@ def main() -> None:
 
     import jax
 
-    from benchmarks import harness, suite
+    from benchmarks import harness, profiling, suite
 
     jax.config.update("jax_enable_compilation_cache", False)  # or nothing would be compiled anew
 
@@ -36,6 +37,11 @@ def main() -> None:
         parser.error(f"--only={arguments.only!r} is not one of {names}")
     if arguments.repeats < 1:
         parser.error(f"--repeats={arguments.repeats} must be at least 1")
+    if arguments.profile:
+        for benchmark in chosen:
+            for name, profile in profiling.profile_contenders(benchmark, quick=arguments.quick):
+                print(f"`{benchmark.name}` {name}\n\n{profile.as_table()}\n", flush=True)
+        return
     print(harness.TABLE_HEAD)
     measured = []
     for benchmark in chosen:

@@ -60,8 +60,8 @@ def profile(step: Step, units: int = 1) -> Profile:
             step()
         (path,) = pathlib.Path(directory).rglob("*.xplane.pb")
         instructions = list(_instructions(ProfileData.from_file(str(path))))
-    milliseconds: collections.Counter[str] = collections.Counter()
-    calls: collections.Counter[str] = collections.Counter()
+    milliseconds: collections.defaultdict[str, float] = collections.defaultdict(float)
+    calls: collections.defaultdict[str, float] = collections.defaultdict(float)
     for name, nanoseconds in instructions:
         kind = re.sub(r"(\.\w+)*$", "", name)
         milliseconds[kind] += nanoseconds / 1e6 / units
@@ -69,7 +69,9 @@ def profile(step: Step, units: int = 1) -> Profile:
     return Profile(milliseconds, calls)
 
 
-def profile_contenders(benchmark: Benchmark, *, quick: bool = False) -> Iterator[tuple[str, Profile]]:
+def profile_contenders(
+    benchmark: Benchmark, *, quick: bool = False
+) -> Iterator[tuple[str, Profile]]:
     """The profile of each contender that JAX runs, by name."""
     for name, build in benchmark.contenders.items():
         try:
