@@ -61,6 +61,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.encoder = "independent"  # independent, shared
     model.hidden_size = 200
     model.num_hidden_layers = 2
+    model.dropout = 0.0  # of hidden units of MLPs that read the image, in training
     model.rematerialize = False  # less memory, a third more work
     model.sigma_min = 0.1
     model.sigma_max = 2.0

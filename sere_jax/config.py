@@ -21,6 +21,7 @@ OF_SERE_VAE = (
     "prior",
     "network",
     "encoder",
+    "dropout",
     "rematerialize",
     "sigma_min",
     "sigma_max",
@@ -65,6 +66,8 @@ class ModelConfig:
         hidden_size: width of their hidden layers, or channels of their maps.
         num_hidden_layers: number of hidden layers, at least 2; an encoder of the whole image has
             one more. Of `resnet` all but the first are residual blocks.
+        dropout: probability that a hidden unit of the MLPs that read x or its blocks is dropped,
+            in training alone; of `mlp`.
         rematerialize: compute hidden layers anew in the backward pass instead of keeping them:
             less memory, about a third more work.
         sigma_min: lower bound on the prior's scale (0: none).
@@ -102,6 +105,7 @@ class ModelConfig:
     encoder: str = "independent"
     hidden_size: int = 200
     num_hidden_layers: int = 2
+    dropout: float = 0.0
     rematerialize: bool = False
     sigma_min: float = 0.1
     sigma_max: float = 2.0
@@ -157,6 +161,7 @@ class ModelConfig:
             "residual_scale_start",
             "data_scale",
             "carry_start",
+            "dropout",
             "prior_temperature",
             "posterior_temperature",
         ):
@@ -187,6 +192,13 @@ class ModelConfig:
         if not 0 <= self.carry_start < 1:
             raise ConfigError(
                 f"config.model.carry_start={self.carry_start} must be at least 0 and below 1"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"config.model.dropout={self.dropout} must be at least 0 and below 1")
+        if self.dropout and self.network != "mlp":
+            raise ConfigError(
+                f"config.model.dropout={self.dropout} means nothing to network={self.network!r}; "
+                "set it to 0, or choose network='mlp'"
             )
         for field in ("prior_temperature", "posterior_temperature"):
             if not 0 < getattr(self, field) < 2.0**128:

@@ -296,7 +296,7 @@ class Hierarchy(nn.Module):
             in_axes=in_axes,
             axis_size=self.config.num_layers,
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
         )
 
     def _one_after_another(self, method, in_axes=0, *, reverse=False):
@@ -307,7 +307,7 @@ class Hierarchy(nn.Module):
             reverse=reverse,
             unroll=self.unroll,
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
         )
 
     def _rematerialized(self, method):

@@ -31,10 +31,14 @@ class MLPFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, event_ndims: int) -> Array:
-        """inputs [..., *event] with `event_ndims` axes in the event, to [..., hidden_size]."""
+        """inputs [..., *event] with `event_ndims` axes in the event, to [..., hidden_size].
+
+        Hidden units are dropped (Srivastava et al. 2014) where there are keys called `dropout`.
+        """
         hidden = flatten(inputs, event_ndims)
+        dropout = nn.Dropout(self.config.dropout, deterministic=not self.has_rng("dropout"))
         for _ in range(self.num_hidden_layers):
-            hidden = nn.elu(nn.Dense(self.config.hidden_size)(hidden))
+            hidden = dropout(nn.elu(nn.Dense(self.config.hidden_size)(hidden)))
         return nn.Dense(self.config.hidden_size)(hidden)
 
 

@@ -27,6 +27,8 @@ Params = Any
 
 SAMPLES_AT_ONCE = 10
 TINY = 1e-30
+# Numbers that an example's key is folded with; those of the samples of its codes go from 0 up.
+OF_BLOCKS, OF_DROPOUT = 2**32 - 1, 2**32 - 2
 SYSTEMS: dict[str, type[LatentVariableModel]] = {
     "sere_vae": SeReVAE,
     "ladder_vae": LadderVAE,
@@ -339,7 +341,8 @@ def objective(
     """The ELBO, or with several samples the importance-weighted bound, for training.
 
     With one sample the KL is in closed form (paper, Eqs. 9 and 10); with S samples the bound is
-    log 1/S Σ_s p(x | z_s) (p(ε_s) / q(ε_s))^kl_weight (Burda et al. 2016, Eq. 8).
+    log 1/S Σ_s p(x | z_s) (p(ε_s) / q(ε_s))^kl_weight (Burda et al. 2016, Eq. 8). It is the one
+    function that drops hidden units (`config.dropout`).
 
     Args:
         model: from `create_model`.
@@ -356,16 +359,46 @@ def objective(
     _check_count("num_samples", num_samples)
     keys = example_keys(key, x.shape[0])
     if num_samples == 1:
+
+        def elbo_terms(x, noise, rngs):
+            return _apply(model, params, x, noise, method="elbo_terms", rngs=rngs)
+
         noise = sample_noise(model, keys, 0)
-        log_likelihood, kl = _apply(model, params, x, noise, method="elbo_terms")
+        log_likelihood, kl = _with_dropout(model, elbo_terms, x, noise, keys, axis=0)
         kl = jnp.sum(kl, axis=-1)
         return Objective(log_likelihood - kl_weight * kl, log_likelihood, kl)
+
+    def log_weights_terms(x, noise, rngs):
+        observed = _apply(model, params, x, method="observe", rngs=rngs)
+        return _apply(model, params, x, observed, noise, method="log_weights")
+
     noise = jax.vmap(lambda s: sample_noise(model, keys, s))(jnp.arange(num_samples))
-    observed = _apply(model, params, x, method="observe")
-    log_likelihood, ratio = _apply(model, params, x, observed, noise, method="log_weights")
+    log_likelihood, ratio = _with_dropout(model, log_weights_terms, x, noise, keys, axis=1)
     log_weights = log_likelihood + kl_weight * ratio
     bound = jax.nn.logsumexp(log_weights, axis=0) - math.log(num_samples)
     return Objective(bound, jnp.mean(log_likelihood, axis=0), -jnp.mean(ratio, axis=0))
+
+
+def _with_dropout(model, terms, x, noise, keys, axis):
+    """`terms(x, noise, rngs)`, whose examples drop units of their own, whatever their batch is.
+
+    Args:
+        model: says whether units are dropped at all.
+        terms: what to apply; its results have the examples on `axis`.
+        x: [B, *data_shape].
+        noise: of their codes, with the examples on `axis`.
+        keys: [B].
+        axis: of the examples.
+    """
+    if not model.config.dropout:
+        return terms(x, noise, None)
+
+    def terms_of_one(x, noise, key):
+        rngs = {"dropout": jax.random.fold_in(key, OF_DROPOUT)}
+        of_batch = terms(x[None], jnp.expand_dims(noise, axis), rngs)
+        return jax.tree.map(lambda term: jnp.squeeze(term, axis), of_batch)
+
+    return jax.vmap(terms_of_one, in_axes=(0, axis, 0), out_axes=axis)(x, noise, keys)
 
 
 def check_images(model: LatentVariableModel, x: Array) -> Array:
@@ -451,16 +484,19 @@ def example_noise(model: LatentVariableModel, key: Array, num_examples: int) -> 
 
 
 def _apply(
-    model: LatentVariableModel, params: Params, *arguments: Any, method: str = "__call__"
+    model: LatentVariableModel,
+    params: Params,
+    *arguments: Any,
+    method: str = "__call__",
+    rngs: dict[str, Array] | None = None,
 ) -> Any:
-    return model.apply({"params": params}, *arguments, method=method)
+    return model.apply({"params": params}, *arguments, method=method, rngs=rngs)
 
 
 def _block_keys(model, keys):
     """Keys [B, num_block_keys] of the data layers from keys [B]."""
 
     def split(key):
-        # Codes use the fold-in numbers of the samples, from 0 up.
-        return jax.random.split(jax.random.fold_in(key, 2**32 - 1), model.num_block_keys)
+        return jax.random.split(jax.random.fold_in(key, OF_BLOCKS), model.num_block_keys)
 
     return jax.vmap(split)(keys)
