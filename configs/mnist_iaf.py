@@ -4,7 +4,8 @@
     python -m experiments.main --config=configs/mnist_iaf.py:sere_iaf
 
 `:iaf` is one layer of 100 latents, `:sere_iaf` the hierarchy of 10 times 10; ε is standard normal
-in both. The paper has 83.04 and 81.96 nats. Not yet trained to a result here.
+in both. The paper has 83.04 and 81.96 nats; 60 epochs of the first gave 89.69 here
+(RESULTS.md).
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Writes RESULTS.md from the finished runs that are kept in results/.
+"""Writes RESULTS.md, and the README's table, from the finished runs that are kept in results/.
 
     python -m experiments.results
 
@@ -25,6 +25,9 @@ from experiments.metrics import open_atomically, read_metrics
 
 RESULTS_DIRECTORY = pathlib.Path("results")
 PAGE = pathlib.Path("RESULTS.md")
+README = pathlib.Path("README.md")
+TABLE_START = "<!-- written by python -m experiments.results -->\n"
+TABLE_END = "<!-- end of what it writes -->\n"
 
 CASES = ("case1", "case2", "case3")
 FLOWS = ("sere_maf", "maf10", "maf5")
@@ -340,6 +343,34 @@ def mnist_comparison_section(directory: pathlib.Path) -> list[str]:
     return likelihood_section(heading, introduction, directory, expected)
 
 
+def mnist_table() -> str:
+    """The README's table of finished runs on MNIST, those that aim at the paper's figures first."""
+    lines = [
+        "| run | epochs | -log p(x), nats | the paper | ELBO, nats |",
+        "|---|---|---|---|---|",
+    ]
+    for folder in ("mnist", "mnist_comparison"):
+        runs = finished_runs(RESULTS_DIRECTORY / folder)
+        for run in sorted(runs.values(), key=lambda run: run.results["nll"]):
+            results = run.results
+            cells = [
+                run.link,
+                f"{results['epoch']:.0f}",
+                f"{results['nll']:.2f} ± {results['nll_stderr']:.2f}",
+                _figure_of_paper(results["paper_nll"]),
+                f"{results['elbo']:.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def with_table(readme: str, table: str) -> str:
+    """The README with the table in its place."""
+    before, _, rest = readme.partition(TABLE_START)
+    _, _, after = rest.partition(TABLE_END)
+    return f"{before}{TABLE_START}\n{table}\n{TABLE_END}{after}"
+
+
 def _last_validation(run):
     return [record for record in run.metrics if record["split"] == "validation"][-1]
 
@@ -368,14 +399,17 @@ def page() -> str:
 
 
 def main() -> None:
-    """Writes the page, and draws the learning curves if there are any."""
+    """Writes the page and the table, and draws the learning curves if there are any."""
     runs = finished_runs(RESULTS_DIRECTORY / "mnist_comparison")
     if runs:
         curves = {name: run.metrics for name, run in runs.items()}
         figures.save_learning_curves_of_runs(curves, MNIST_LEARNING_CURVES)
     with open_atomically(PAGE) as file:
         file.write(page().encode())
-    print(f"{PAGE} written")
+    readme = with_table(README.read_text(), mnist_table())
+    with open_atomically(README) as file:
+        file.write(readme.encode())
+    print(f"{PAGE} written, and the table of {README}")
 
 
 if __name__ == "__main__":

@@ -150,5 +150,14 @@ def test_unfinished_runs_do_not_count(tmp_path):
 
 
 def test_the_page_is_that_of_the_kept_runs():
-    """RESULTS.md is not typed in by hand."""
+    """RESULTS.md is not typed in by hand, nor is the README's table."""
     assert results.page() == results.PAGE.read_text()
+    readme = results.README.read_text()
+    assert results.mnist_table() in readme
+    assert results.with_table(readme, results.mnist_table()) == readme
+
+
+def test_a_table_takes_the_place_of_the_one_before():
+    readme = f"above\n{results.TABLE_START}\nold\n{results.TABLE_END}below\n"
+    expected = f"above\n{results.TABLE_START}\nnew\n\n{results.TABLE_END}below\n"
+    assert results.with_table(readme, "new\n") == expected
