@@ -350,7 +350,7 @@ def objective(
         x: [B, *data_shape] in data space.
         key: one PRNG key, or [B] keys.
         kl_weight: weight of the KL, for a warm-up.
-        num_samples: S.
+        num_samples: S; without latents (a plain flow) the likelihood is exact whatever it is.
 
     Raises:
         ValueError: x has the wrong shape, or S is below 1.
@@ -358,7 +358,7 @@ def objective(
     x = check_images(model, x)
     _check_count("num_samples", num_samples)
     keys = example_keys(key, x.shape[0])
-    if num_samples == 1:
+    if num_samples == 1 or not model.config.has_latents:
 
         def elbo_terms(x, noise, rngs):
             return _apply(model, params, x, noise, method="elbo_terms", rngs=rngs)

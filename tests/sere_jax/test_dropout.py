@@ -117,3 +117,14 @@ def test_the_objective_is_that_of_the_units_that_are_kept(random_model, batch, n
         log_weights = sum(apply(x, observed, noise, method="log_weights"))
         expected = jax.nn.logsumexp(log_weights, axis=0) - np.log(num_samples)
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_plain_flow_has_one_objective_whatever_the_number_of_samples(random_model, batch):
+    flow = {"data_layer": "masked_autoregressive_flow", "flow_hidden_size": 8}
+    model, params = random_model(dropout=RATE, latent_shape=(0,), **flow)
+    x, keys = batch
+
+    one, several = (objective(model, params, x, keys, num_samples) for num_samples in (1, 4))
+
+    np.testing.assert_array_equal(one, several)
+    assert one.shape == (len(x),)
