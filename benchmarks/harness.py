@@ -103,6 +103,19 @@ class Measurement:
         }
 
 
+def build(benchmark: Benchmark, *, quick: bool) -> tuple[dict[str, Step], dict[str, str]]:
+    """The steps of the contenders installed, each made once, and why the others are missing."""
+    steps, missing = {}, {}
+    for name, build_step in benchmark.contenders.items():
+        try:
+            steps[name] = build_step(quick)
+        except ImportError as error:
+            missing[name] = f"{error}; pip install -e '.[bench]'"
+    for step in steps.values():
+        step()
+    return steps, missing
+
+
 def measure(benchmark: Benchmark, *, repeats: int, quick: bool = False) -> Measurement:
     """Runs the contenders in turn, `repeats` times, after one step that does not count.
 
@@ -113,14 +126,7 @@ def measure(benchmark: Benchmark, *, repeats: int, quick: bool = False) -> Measu
         repeats: how often, unless the benchmark needs fewer.
         quick: with the smallest sizes, to see that it runs.
     """
-    steps, missing = {}, {}
-    for name, build in benchmark.contenders.items():
-        try:
-            steps[name] = build(quick)
-        except ImportError as error:
-            missing[name] = f"{error}; pip install -e '.[bench]'"
-    for step in steps.values():
-        step()
+    steps, missing = build(benchmark, quick=quick)
     figures: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(min(repeats, benchmark.max_repeats or repeats)):
         for name, step in steps.items():

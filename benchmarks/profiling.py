@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import jax
 from jax.profiler import ProfileData
 
+from benchmarks import harness
 from benchmarks.harness import Benchmark, Step
 
 CONTAINERS = ("while", "call", "conditional")  # their time is that of the instructions in them
@@ -73,12 +74,8 @@ def profile_contenders(
     benchmark: Benchmark, *, quick: bool = False
 ) -> Iterator[tuple[str, Profile]]:
     """The profile of each contender that JAX runs, by name."""
-    for name, build in benchmark.contenders.items():
-        try:
-            step = build(quick)
-        except ImportError:
-            continue
-        step()
+    steps, _ = harness.build(benchmark, quick=quick)
+    for name, step in steps.items():
         measured = profile(step, benchmark.units)
         if measured.calls:
             yield name, measured

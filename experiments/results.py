@@ -293,13 +293,11 @@ def likelihood_section(
         "| commit |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for run in sorted(runs.values(), key=lambda run: run.results["nll"]):
+    for run in _best_first(runs):
         results = run.results
         cells = [
             run.link,
-            f"{results['nll']:.2f} ± {results['nll_stderr']:.2f}",
-            _figure_of_paper(results["paper_nll"]),
-            f"{results['elbo']:.2f} ± {results['elbo_stderr']:.2f}",
+            *_likelihood_cells(results),
             f"{results['num_params']:,}",
             f"{results['epoch']:.0f}",
             f"{results['train_seconds'] / 60:.0f}",
@@ -312,6 +310,19 @@ def likelihood_section(
                 f"| {name}: `{configuration}` | not run | {_figure_of_paper(paper_nll)} | | | | | |"
             )
     return lines
+
+
+def _best_first(runs):
+    return sorted(runs.values(), key=lambda run: run.results["nll"])
+
+
+def _likelihood_cells(results):
+    """-log p(x), the paper's, and the ELBO, in nats."""
+    return (
+        f"{results['nll']:.2f} ± {results['nll_stderr']:.2f}",
+        _figure_of_paper(results["paper_nll"]),
+        f"{results['elbo']:.2f} ± {results['elbo_stderr']:.2f}",
+    )
 
 
 def _figure_of_paper(nll):
@@ -350,22 +361,20 @@ def mnist_table() -> str:
         "|---|---|---|---|---|",
     ]
     for folder in ("mnist", "mnist_comparison"):
-        runs = finished_runs(RESULTS_DIRECTORY / folder)
-        for run in sorted(runs.values(), key=lambda run: run.results["nll"]):
-            results = run.results
-            cells = [
-                run.link,
-                f"{results['epoch']:.0f}",
-                f"{results['nll']:.2f} ± {results['nll_stderr']:.2f}",
-                _figure_of_paper(results["paper_nll"]),
-                f"{results['elbo']:.2f}",
-            ]
+        for run in _best_first(finished_runs(RESULTS_DIRECTORY / folder)):
+            cells = [run.link, f"{run.results['epoch']:.0f}", *_likelihood_cells(run.results)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
 def with_table(readme: str, table: str) -> str:
-    """The README with the table in its place."""
+    """The README with the table in its place.
+
+    Raises:
+        ValueError: the lines around that place are not there.
+    """
+    if readme.find(TABLE_END) < readme.find(TABLE_START) or TABLE_START not in readme:
+        raise ValueError(f"{README} needs the lines {TABLE_START!r} and, after it, {TABLE_END!r}")
     before, _, rest = readme.partition(TABLE_START)
     _, _, after = rest.partition(TABLE_END)
     return f"{before}{TABLE_START}\n{table}\n{TABLE_END}{after}"

@@ -161,3 +161,6 @@ def test_a_table_takes_the_place_of_the_one_before():
     readme = f"above\n{results.TABLE_START}\nold\n{results.TABLE_END}below\n"
     expected = f"above\n{results.TABLE_START}\nnew\n\n{results.TABLE_END}below\n"
     assert results.with_table(readme, "new\n") == expected
+    for lost in (results.TABLE_START, results.TABLE_END):
+        with pytest.raises(ValueError, match="needs the lines"):
+            results.with_table(readme.replace(lost, ""), "new\n")
