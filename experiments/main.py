@@ -19,14 +19,14 @@ from ml_collections import config_flags
 
 from experiments import command_line
 
-_MODES = ("train", "evaluate", "sample", "report")
+_MODES = ("train", "evaluate", "sample", "report", "export")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "The experiment: configs/NAME.py, configs/NAME.py:VARIANT or a file of your own. Any field can "
-    "be overridden: --config.training.num_epochs=60; configs/base.py has all fields. To evaluate, "
-    "sample or report it can be left out: --workdir then names the run.",
+    "be overridden: --config.training.num_epochs=60; configs/base.py has all fields. In modes "
+    "other than train it can be left out: --workdir then names the run.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; runs/NAME or runs/NAME_VARIANT by default."
@@ -36,7 +36,7 @@ _MODE = flags.DEFINE_enum(
     "train",
     _MODES,
     "train: train (or resume), then evaluate; evaluate: the test set anew; sample: draw images; "
-    "report: write report.html anew.",
+    "report: write report.html anew; export: write the weights to one file, weights.npz.",
 )
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed",

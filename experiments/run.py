@@ -1,4 +1,4 @@
-"""What the command does in each mode: train, evaluate, sample, report."""
+"""What the command does in each mode: train, evaluate, sample, report, export."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 import sere_jax
-from experiments import figures, multihost, training
+from experiments import figures, multihost, training, weights
 from experiments.checkpoints import Checkpoints
 from experiments.configuration import as_json, differences
 from experiments.errors import UserError
@@ -110,7 +110,7 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
             print(f"note: {doubt}", file=sys.stderr)
     with contextlib.ExitStack() as resources:
 
-        def open_run():
+        def open_run() -> Checkpoints:
             check_can_hold(workdir, config)  # before anything is written, the lock included
             resources.enter_context(exclusive(workdir))
             record_configuration(workdir, config)
@@ -123,7 +123,7 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
             return
         is_evaluated = on_first_process(lambda: _is_evaluated(experiment, workdir))
         if not multihost.json_of_first_process(is_evaluated):
-            _evaluate(experiment, workdir, checkpoints, command)
+            _evaluate(experiment, workdir, command)
         elif is_first_process():
             _save_curves(workdir)  # a kill may have come between results and report
             write_report(workdir)
@@ -138,10 +138,9 @@ def evaluate(config: Any, workdir: pathlib.Path, command: str) -> None:
         def open_run():
             check_configuration_of(workdir, config)
             resources.enter_context(exclusive(workdir))
-            return resources.enter_context(Checkpoints(workdir, read_only=True))
 
-        checkpoints = on_first_process(open_run)
-        _evaluate(experiment, workdir, checkpoints, command)
+        on_first_process(open_run)
+        _evaluate(experiment, workdir, command)
 
 
 def sample(config: Any, workdir: pathlib.Path, command: str) -> None:
@@ -153,12 +152,25 @@ def sample(config: Any, workdir: pathlib.Path, command: str) -> None:
     del command
     experiment = create_experiment(config)
     check_configuration_of(workdir, config)
-    with exclusive(workdir), Checkpoints(workdir, read_only=True) as checkpoints:
-        state, _ = _restore_for_evaluation(experiment, checkpoints)
-        images, expected = _save_samples(experiment, workdir, state.ema_params)
+    with exclusive(workdir):
+        params, _ = _load_weights(experiment, workdir)
+        images, expected = _save_samples(experiment, workdir, params)
         with open_atomically(workdir / "samples.npz") as file:
             np.savez_compressed(file, images=images, expected=expected)
         print(f"{len(images)} images in {workdir / 'samples.png'} and {workdir / 'samples.npz'}")
+
+
+def export(config: Any, workdir: pathlib.Path, command: str) -> None:
+    """Writes the run's weights to one file, in one process; see `weights`."""
+    del command
+    experiment = create_experiment(config)
+    check_configuration_of(workdir, config)
+    with exclusive(workdir):
+        params, about = _load_weights(experiment, workdir)
+        path = workdir / weights.WEIGHTS_FILE
+        weights.write(path, params, about)
+        size = path.stat().st_size / 1e6
+        print(f"weights of step {about['step']}, {weights.DTYPE}, in {path} ({size:.1f} MB)")
 
 
 def report(config: Any, workdir: pathlib.Path, command: str) -> None:
@@ -308,14 +320,14 @@ def _resume(experiment, workdir, checkpoints):
         logging.info("resuming %s at step %d", workdir, int(state.step))
         return restored
 
-    state, progress = _restore_on_first_process(experiment, restore)
+    state, progress = _restore_on_first_process(experiment.state_template(), restore)
     return state, progress["train_seconds"]
 
 
-def _restore_on_first_process(experiment, restore):
-    """The state and progress that `restore` returns in process 0, in all processes."""
-    state, progress = on_first_process(restore) or (experiment.state_template(), None)
-    return multihost.arrays_of_first_process(state), multihost.json_of_first_process(progress)
+def _restore_on_first_process(template, restore):
+    """The arrays, like those of `template`, and JSON that `restore` returns, in all processes."""
+    arrays, record = on_first_process(restore) or (template, None)
+    return multihost.arrays_of_first_process(arrays), multihost.json_of_first_process(record)
 
 
 def _check_nothing_is_lost(experiment, workdir):
@@ -396,17 +408,9 @@ def _check_convergence(experiment, checkpoints, state, metrics):
     )
 
 
-def _restore_for_evaluation(experiment, checkpoints):
-    def restore():
-        steps = checkpoints.steps()
-        if not steps:
-            raise UserError(f"there is no checkpoint in {checkpoints.directory}; train first")
-        step = steps[-1]
-        if experiment.config.evaluation.checkpoint == "best":
-            step = checkpoints.best_step() or step
-        return checkpoints.restore(experiment.state_template(), step)
-
-    return _restore_on_first_process(experiment, restore)
+def _load_weights(experiment, workdir):
+    which = experiment.config.evaluation.checkpoint
+    return weights.load(workdir, experiment.state_template(), which)
 
 
 def _is_evaluated(experiment, workdir):
@@ -420,12 +424,14 @@ def _is_evaluated(experiment, workdir):
         return False
 
 
-def _evaluate(experiment, workdir, checkpoints, command):
-    state, progress = _restore_for_evaluation(experiment, checkpoints)
-    params = replicate(state.ema_params)
+def _evaluate(experiment, workdir, command):
+    averages, about = _restore_on_first_process(
+        experiment.state_template().params, lambda: _load_weights(experiment, workdir)
+    )
+    params = replicate(averages)
     images = replicate(experiment.test_images())
     elbo = experiment.evaluator.elbo(params, images)
-    on_first_process(lambda: _save_pictures(experiment, workdir, state.ema_params, elbo.kl))
+    on_first_process(lambda: _save_pictures(experiment, workdir, averages, elbo.kl))
     with progress_bar(
         len(images),
         0,
@@ -441,16 +447,15 @@ def _evaluate(experiment, workdir, checkpoints, command):
         log_likelihood = experiment.evaluator.log_likelihood(params, images, advance)
     on_first_process(
         lambda: _save_results(
-            experiment, workdir, checkpoints, command, state, progress, elbo, log_likelihood
+            experiment, workdir, command, count_parameters(averages), about, elbo, log_likelihood
         )
     )
 
 
-def _save_results(experiment, workdir, checkpoints, command, state, progress, elbo, log_likelihood):
+def _save_results(experiment, workdir, command, num_params, about, elbo, log_likelihood):
     config = experiment.config
     terms = elbo.means()
     nll = -float(log_likelihood.mean())
-    step = int(state.step)
     results = {
         "nll": nll,
         "nll_stderr": standard_error(log_likelihood),
@@ -461,16 +466,16 @@ def _save_results(experiment, workdir, checkpoints, command, state, progress, el
         "kl_per_layer": terms["kl_per_layer"],
         "num_importance_samples": config.evaluation.num_importance_samples,
         "num_examples": len(log_likelihood),
-        "step": step,
-        "epoch": step / experiment.steps_per_epoch,
-        "num_params": count_parameters(state.params),
-        "train_seconds": progress["train_seconds"],
+        "step": about["step"],
+        "epoch": about["step"] / experiment.steps_per_epoch,
+        "num_params": num_params,
+        "train_seconds": about["train_seconds"],
         "dataset": config.dataset.name,
-        "validation_elbo": checkpoints.validation_elbo(step),
+        "validation_elbo": about["validation_elbo"],
         "paper_nll": config.paper.nll,
         "evaluation": config.evaluation.to_dict(),
         "git_commit": git_commit(),
-        "command": progress.get("command", command),  # earlier versions did not record it
+        "command": about.get("command", command),  # earlier versions did not record it
         "evaluation_command": command,
     }
     with open_atomically(workdir / "test_images.npz") as file:

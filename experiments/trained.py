@@ -13,8 +13,7 @@ import jax
 import optax
 
 import sere_jax
-from experiments import recorded, schedules, training
-from experiments.checkpoints import Checkpoints
+from experiments import recorded, schedules, training, weights
 from experiments.errors import UserError
 
 
@@ -24,7 +23,8 @@ def load(
     """The model of a workdir and its averaged parameters, those that evaluation uses.
 
     The data set is not needed; a bijector or data layer from a file of your own is, so import that
-    file first. The workdir is only read, and may be that of a run that goes on.
+    file first. The workdir is only read, and may be that of a run that goes on, or a folder with
+    `config.json` and the weights that were exported from one.
 
     Args:
         workdir: of a run.
@@ -46,10 +46,5 @@ def load(
     model = sere_jax.create_model(config)
     optimizer = schedules.create_optimizer(config.training, optax.constant_schedule(0.0))
     template = training.state_template(model, optimizer, config.seed)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
-            raise UserError(f"there is no checkpoint in {checkpoints.directory}; train first")
-        best = checkpoints.best_step() if checkpoint == "best" else None
-        state, _ = checkpoints.restore(template, best or steps[-1])
-    return model, jax.tree.map(jax.numpy.asarray, state.ema_params)
+    params, _ = weights.load(workdir, template, checkpoint)
+    return model, jax.tree.map(jax.numpy.asarray, params)

@@ -144,7 +144,7 @@ def test_a_workdir_of_another_configuration_is_refused_and_left_alone(finished):
 
 def test_help_names_the_modes_and_the_configurations():
     shown = launch("--help").stdout
-    assert "train|evaluate|sample|report" in shown
+    assert "train|evaluate|sample|report|export" in shown
     for file in (ROOT / "configs").glob("[!_]*.py"):
         assert f"  configs/{file.name}\n" in shown
     assert "Quickstart: a small SeRe-VAE on scikit-learn's 8x8 handwritten digits" in shown

@@ -1,0 +1,92 @@
+"""Weights kept without their checkpoints."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from command_line import ROOT, launch
+
+import sere_jax
+from experiments import recorded, trained, weights
+from experiments.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+KEPT = sorted((ROOT / "results").glob(f"**/{weights.WEIGHTS_FILE}"))
+
+
+@pytest.fixture(scope="module")
+def exported(uninterrupted, tmp_path_factory):
+    """A run, and a folder with nothing but what its weights need."""
+    workdir, kept = (tmp_path_factory.mktemp("runs") / name for name in ("run", "kept"))
+    shutil.copytree(uninterrupted, workdir)
+    finished = launch(f"--workdir={workdir}", "--mode=export", config=None)
+    assert f"float16, in {workdir / 'weights.npz'}" in finished.stdout
+    kept.mkdir()
+    for name in ("config.json", "weights.npz"):
+        shutil.copy(workdir / name, kept)
+    return workdir, kept
+
+
+def results_of(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+def test_exported_weights_are_the_averages_of_the_best_checkpoint_rounded(exported):
+    (_, expected), (model, found) = map(trained.load, exported)
+    assert jax.tree.structure(expected) == jax.tree.structure(found)
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        assert other.dtype == np.float32
+        np.testing.assert_array_equal(np.float32(np.float16(one)), other)
+    assert sere_jax.sample(model, found, jax.random.key(0), 2).shape == (2, 8, 8, 1)
+
+
+def test_a_folder_of_exported_weights_is_evaluated_and_sampled_like_the_run(exported):
+    workdir, kept = exported
+    launch(f"--workdir={kept}", "--mode=evaluate", config=None)
+    expected, found = map(results_of, exported)
+    for name in ("nll", "elbo"):
+        assert found[name] == pytest.approx(expected[name], abs=0.01)
+    same = ("step", "epoch", "num_params", "train_seconds", "validation_elbo", "command")
+    assert [found[name] for name in same] == [expected[name] for name in same]
+    launch(f"--workdir={kept}", "--mode=sample", "--config.sampling.num_images=3", config=None)
+    assert np.load(kept / "samples.npz")["images"].shape == (3, 8, 8, 1)
+    refused = launch(f"--workdir={kept}", "--config.training.num_steps=60", check=False)
+    assert refused.returncode == 2
+
+
+def test_what_cannot_be_read_or_written_is_refused(exported, tmp_path):
+    _, kept = exported
+    broken = tmp_path / "broken"
+    shutil.copytree(kept, broken)
+    path = broken / weights.WEIGHTS_FILE
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(b"kernel.npy") + 90] ^= 1
+    for damaged in (whole[:1000], b"", bytes(flipped)):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"weights\.npz is damaged .*export it anew"):
+            trained.load(broken)
+    another = tmp_path / "another"
+    shutil.copytree(kept, another)
+    config = recorded.get_config(str(another)).to_dict()
+    config["model"]["hidden_size"] = 9
+    (another / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"another model: .* \(4, 8\) instead of \(4, 9\)"):
+        trained.load(another)
+    for value in (1e5, np.nan):
+        with pytest.raises(UserError, match="params/scale holds .* beyond float16"):
+            weights.write(tmp_path / "large.npz", {"params": {"scale": np.float32(value)}}, {})
+    assert not (tmp_path / "large.npz").exists()
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: str(path.parent.relative_to(ROOT)))
+def test_the_weights_in_the_repository_can_be_loaded_and_are_small(path: pathlib.Path):
+    assert path.stat().st_size < 20e6
+    model, params = trained.load(path.parent)
+    _, about = weights.read(path, params)
+    assert about["step"] == results_of(path.parent)["step"]
+    assert sere_jax.sample(model, params, jax.random.key(0), 1).shape == (1, 28, 28, 1)
