@@ -142,6 +142,31 @@ def test_runs_on_mnist_are_listed_best_first_and_missing_ones_named(tmp_path):
     assert missing.startswith("| missing: `b.py:c` | not run | 79.50 |")
 
 
+def test_runs_on_mnist_are_compared_image_by_image(tmp_path):
+    for name, bits in (("sere_vae", 6.0), ("other", 6.5)):
+        keep_run(tmp_path / name, (7.0, 6.0, bits), seed=len(name))
+        fields = json.loads((tmp_path / name / "results.json").read_text())
+        fields |= {"nll": bits, "nll_stderr": 0.25, "elbo": -90.0, "elbo_stderr": 0.5}
+        fields |= {"epoch": 60.0, "paper_nll": None, "git_commit": "0123456789"}
+        (tmp_path / name / "results.json").write_text(json.dumps(fields))
+    ours, theirs = (
+        np.load(tmp_path / name / "test_images.npz")["log_likelihood"]
+        for name in ("other", "sere_vae")
+    )
+    paired = stats.ttest_rel(theirs, ours).confidence_interval(0.6827)
+    error = (paired.high - paired.low) / 2
+
+    expected = {"missing": ("a.py", 81.0)}
+    lines = likelihood_section("Heading", [], tmp_path, expected, reference="sere_vae")
+
+    header, _, reference, other, missing = lines[-5:]
+    cells = [[cell.strip() for cell in line.split("|")] for line in (header, reference, other)]
+    column = cells[0].index("less sere_vae's")
+    assert cells[1][column] == ""
+    assert cells[2][column] == f"{(theirs - ours).mean():+.2f} ± {error:.2f}"
+    assert header.count("|") == reference.count("|") == missing.count("|")
+
+
 def test_unfinished_runs_do_not_count(tmp_path):
     keep_run(tmp_path / "case1_seed0", (7.0, 6.0, 5.9))
     (tmp_path / "case1_seed0" / "results.json").unlink()
