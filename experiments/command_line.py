@@ -5,18 +5,17 @@ ml_collections and absl find the mistakes; here they are told in terms of the co
 
 import ast
 import contextlib
-import difflib
 import pathlib
 import re
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import recorded
+from experiments.errors import nearest
 
 _TYPES: dict[type, str] = {
     bool: "True or False",
@@ -170,18 +169,6 @@ def check_processes(
             f"--process_id={process_id} must be one of 0 .. {num_processes - 1} "
             f"(--num_processes={num_processes})"
         )
-
-
-def nearest(name: str, known: Iterable[str], shown: Callable[[str], Any] = str) -> str:
-    """'; did you mean ...?' or nothing. (That of `sere_jax.config` would import JAX.)
-
-    Args:
-        name: as it was written.
-        known: what it may be.
-        shown: one of them to what the message says.
-    """
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {shown(matches[0])!r}?" if matches else ""
 
 
 def _explanation(error, argv):

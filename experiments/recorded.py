@@ -7,9 +7,12 @@
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from configs import base
 
 CONFIG_FILE = "config.json"
 
@@ -20,7 +23,8 @@ def get_config(workdir: str) -> ConfigDict:
     Raises:
         ValueError: there is none.
     """
-    return ConfigDict(_with_tuples(read(pathlib.Path(workdir)))).lock()
+    recorded = with_later_fields(read(pathlib.Path(workdir)))
+    return ConfigDict(_with_tuples(recorded)).lock()
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any]:
@@ -39,6 +43,18 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
     if not isinstance(recorded, dict):
         raise ValueError(f"{path} holds no configuration; choose another --workdir")
     return recorded
+
+
+def with_later_fields(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration with the fields that `configs/base.py` has got since.
+
+    They take their defaults: a field that is added to a section leaves all as it was by default.
+    """
+    complete = dict(recorded)
+    for name, section in base.get_config().items():
+        if isinstance(complete.get(name), Mapping):
+            complete[name] = json.loads(json.dumps(section.to_dict())) | complete[name]
+    return complete
 
 
 def _with_tuples(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.configuration import as_json, differences
 from experiments.errors import UserError
 from experiments.metrics import remove_temporary_files, write_json_atomically
-from experiments.recorded import CONFIG_FILE, read
+from experiments.recorded import CONFIG_FILE, read, with_later_fields
 
 RESULTS_FILE = "results.json"
 LOCK_FILE = ".lock"
@@ -104,7 +104,7 @@ def check_same_configuration(subject: str, recorded: Any, config: Any) -> None:
     Raises:
         UserError: fields differ; the message names them.
     """
-    changed = differences(as_json(config), recorded, FREE_FIELDS)
+    changed = differences(as_json(config), with_later_fields(recorded), FREE_FIELDS)
     if changed:
         shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
         raise UserError(

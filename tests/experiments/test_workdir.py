@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from configs import digits
-from experiments import workdir
+from experiments import recorded, workdir
 from experiments.errors import UserError
 
 HOLDER = """
@@ -47,14 +47,14 @@ def test_a_workdir_that_cannot_be_created_is_refused(tmp_path):
 def test_a_configuration_is_recorded_once_and_then_compared(tmp_path):
     config = digits.get_config()
     workdir.record_configuration(tmp_path, config)
-    recorded = json.loads((tmp_path / "config.json").read_text())
-    assert recorded["model"]["num_layers"] == config.model.num_layers
+    before = json.loads((tmp_path / "config.json").read_text())
+    assert before["model"]["num_layers"] == config.model.num_layers
     workdir.record_configuration(tmp_path, config)
 
     config.training.learning_rate = 0.5
     with pytest.raises(UserError, match=r"training\.learning_rate: 0\.002 -> 0\.5"):
         workdir.record_configuration(tmp_path, config)
-    assert json.loads((tmp_path / "config.json").read_text()) == recorded
+    assert json.loads((tmp_path / "config.json").read_text()) == before
 
 
 def test_fields_that_do_not_change_the_training_may_change(tmp_path):
@@ -65,6 +65,18 @@ def test_fields_that_do_not_change_the_training_may_change(tmp_path):
     workdir.record_configuration(tmp_path, config)
     workdir.check_configuration_of(tmp_path, config)
     assert json.loads((tmp_path / "config.json").read_text())["sampling"]["num_images"] == 3
+
+
+def test_a_field_that_an_earlier_version_did_not_have_has_its_default(tmp_path):
+    config = digits.get_config()
+    fields = config.to_dict()
+    del fields["model"]["dropout"], fields["training"]["optimizer"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert recorded.get_config(str(tmp_path)).to_dict() == config.to_dict()
+    workdir.check_configuration_of(tmp_path, config)
+    config.model.dropout = 0.5
+    with pytest.raises(UserError, match=r"model\.dropout: 0\.0 -> 0\.5"):
+        workdir.check_configuration_of(tmp_path, config)
 
 
 def test_checkpoints_without_a_configuration_are_not_adopted(tmp_path):
