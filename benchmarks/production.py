@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import sere_jax
 from benchmarks.harness import Step
-from experiments import schedules, training
+from experiments import input_pipeline, schedules, training
 from experiments.parallel import replicate
 
 BATCHES = 10  # of a data set whose size does not matter
@@ -116,6 +116,6 @@ def _create_dispatch(config, num_examples, model=None):
         kl_weight=lambda step: jnp.ones(()),
         num_examples=num_examples,
         max_value=255,
-        horizontal_flip=config.dataset.horizontal_flip,
+        augment=input_pipeline.augmentation(config.dataset, affine_until=0),
     )
     return dispatch, functools.partial(training.init_state, ours, optimizer, 0)

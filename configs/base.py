@@ -33,6 +33,8 @@ def get_config(variant: str = "") -> ConfigDict:
     dataset.num_train_examples = 0  # use only the first ones; 0 is all
     dataset.image_size = 32  # of the patches of `photos`
     dataset.horizontal_flip = False
+    dataset.random_affine = 0.0  # share of training images turned, stretched and shifted a little
+    dataset.random_affine_until = "80%"  # of the training; after it images are as they are
 
     config.model = model = ConfigDict()
     model.system = "sere_vae"  # sere_vae, ladder_vae, relaxed_bernoulli_vae

@@ -72,6 +72,8 @@ RULES: dict[str, Rule] = {
     "dataset.num_train_examples": NATURAL,
     "dataset.image_size": POSITIVE_INT,
     "dataset.horizontal_flip": BOOLEAN,
+    "dataset.random_affine": FRACTION,
+    "dataset.random_affine_until": DURATION,
     "dataset.download": BOOLEAN,
     "training.batch_size": POSITIVE_INT,
     "training.num_epochs": POSITIVE_INT,

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import sere_jax
-from experiments import schedules, training
+from experiments import input_pipeline, schedules, training
 from experiments.configuration import check_configuration
 from experiments.datasets import Dataset, load_dataset
 from experiments.errors import UserError
@@ -76,8 +76,13 @@ class Experiment:
             kl_weight=self.kl_weight,
             num_examples=len(self.dataset.train),
             max_value=self.dataset.max_value,
-            horizontal_flip=self.config.dataset.horizontal_flip,
+            augment=self.augmentation(),
         )
+
+    def augmentation(self):
+        """See `input_pipeline.augmentation`."""
+        until = self.duration_in_steps("dataset", "random_affine_until")
+        return input_pipeline.augmentation(self.config.dataset, until)
 
     def bits_per_dim(self, nll: float, split: str) -> float:
         """Bits per value of an image; see `evaluation.bits_per_dim`.

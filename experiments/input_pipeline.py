@@ -3,10 +3,20 @@
 Everything random is keyed by (seed, step, place in the global batch), never by device.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
 
 Array = jax.Array
+
+# Bounds of random affine maps, each drawn uniformly: they keep a handwritten digit what it is.
+ROTATION = 0.15  # radians
+SCALE = 0.1
+SHEAR = 0.1
+SHIFT = 0.7  # pixels
 
 
 def epoch_order(key: Array, epoch: Array, num_examples: int) -> Array:
@@ -18,3 +28,69 @@ def flip_horizontally(images: Array, keys: Array) -> Array:
     """Mirrors each of images [B, h, w, c] with probability one half."""
     flip = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+
+
+def random_affine_maps(key: Array, num: int) -> tuple[Array, Array]:
+    """Matrices [num, 2, 2] near the identity, and shifts [num, 2] in pixels."""
+    bounds = jnp.array([ROTATION, SCALE, SCALE, SHEAR, SHIFT, SHIFT])
+    drawn = bounds * jax.random.uniform(key, (num, 6), minval=-1.0, maxval=1.0)
+    angle, height, width, shear, *shift = drawn.T
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    rotation = jnp.stack([jnp.stack([cosine, -sine], -1), jnp.stack([sine, cosine], -1)], -2)
+    upper = jnp.stack(
+        [jnp.stack([1 + height, shear], -1), jnp.stack([jnp.zeros(num), 1 + width], -1)], -2
+    )
+    return rotation @ upper, jnp.stack(shift, -1)
+
+
+def transform(image: Array, matrix: Array, shift: Array) -> Array:
+    """The image [h, w, c] uint8 whose pixel at p is that of `image` at m + matrix (p - m) + shift.
+
+    m is the middle; between pixels it is bilinear, beyond the edge 0, and it is rounded to uint8.
+    """
+    size = jnp.array(image.shape[:2])
+    middle = (size - 1) / 2
+    places = jnp.stack(jnp.meshgrid(*map(jnp.arange, image.shape[:2]), indexing="ij"), -1)
+    sources = middle + shift + (places - middle) @ matrix.T
+    values = jax.vmap(
+        lambda channel: map_coordinates(channel, [sources[..., 0], sources[..., 1]], order=1),
+        in_axes=-1,
+        out_axes=-1,
+    )(image.astype(jnp.float32))
+    return jnp.round(values).astype(image.dtype)
+
+
+def transform_at_random(images: Array, keys: Array, share: float) -> Array:
+    """Applies a random affine map to each of images [B, h, w, c] with probability `share`."""
+
+    def one(image, key):
+        choice_key, map_key = jax.random.split(key)
+        (matrix,), (shift,) = random_affine_maps(map_key, 1)
+        chosen = jax.random.bernoulli(choice_key, share)
+        return jnp.where(chosen, transform(image, matrix, shift), image)
+
+    return jax.vmap(one)(images, keys)
+
+
+def augmentation(dataset: Any, affine_until: int) -> Callable[[Array, Array, Array], Array]:
+    """What `config.dataset` does to training images: (images, keys [B], step []) -> images.
+
+    Args:
+        dataset: `config.dataset`.
+        affine_until: from this step on there are no affine maps.
+    """
+
+    def augment(images, keys, step):
+        if dataset.horizontal_flip:
+            images = flip_horizontally(images, keys)
+        if dataset.random_affine:
+            affine_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+            images = jax.lax.cond(
+                step < affine_until,
+                lambda images: transform_at_random(images, affine_keys, dataset.random_affine),
+                lambda images: images,
+                images,
+            )
+        return images
+
+    return augment

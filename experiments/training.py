@@ -87,7 +87,7 @@ def create_train_dispatch(
     kl_weight: Callable[[Array], Array],
     num_examples: int,
     max_value: int,
-    horizontal_flip: bool,
+    augment: Callable[[Array, Array, Array], Array],
 ) -> Callable[[TrainState, Array, int], tuple[TrainState, StepMetrics]]:
     """Builds the function (state, images, num_steps) -> (state, metrics).
 
@@ -103,7 +103,7 @@ def create_train_dispatch(
         kl_weight: schedule of the KL's weight.
         num_examples: size of the training set.
         max_value: largest value of its pixels.
-        horizontal_flip: whether to mirror images at random.
+        augment: see `input_pipeline.augmentation`.
     """
     batch_size = training.batch_size
     device_batch = batch_size // num_devices()
@@ -124,8 +124,7 @@ def create_train_dispatch(
         keys = jax.vmap(lambda place: jax.random.split(jax.random.fold_in(step_key, place), 3))(
             places
         )
-        if horizontal_flip:
-            chosen = input_pipeline.flip_horizontally(chosen, keys[:, 0])
+        chosen = augment(chosen, keys[:, 0], state.step)
         x = sere_jax.to_data_space(model, chosen, keys[:, 1], max_value)
         return x, keys[:, 2]
 

@@ -20,6 +20,8 @@ INVALID = {
     "dataset.num_train_examples": [-1],
     "dataset.image_size": [0],
     "dataset.horizontal_flip": [1],
+    "dataset.random_affine": [-0.1, 1.5],
+    "dataset.random_affine_until": ["late", "5"],
     "training.batch_size": [0, -5],
     "training.num_epochs": [0],
     "training.num_steps": [-1, 2**31],

@@ -1,8 +1,10 @@
-"""Shuffling and flips."""
+"""Shuffling and augmentation."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from scipy import ndimage
 
 from experiments import input_pipeline
 
@@ -26,3 +28,59 @@ def test_half_of_the_images_are_mirrored():
     same = np.all(flipped == np.asarray(images), axis=(1, 2, 3))
     assert np.all(mirrored ^ same)
     assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(1000)
+
+
+def test_affine_maps_agree_with_scipy():
+    rng = np.random.default_rng(0)
+    for matrix, shift in zip(
+        *input_pipeline.random_affine_maps(jax.random.key(0), 20), strict=True
+    ):
+        image = rng.integers(0, 256, (9, 12, 2)).astype(np.uint8)
+        found = np.asarray(input_pipeline.transform(jnp.asarray(image), matrix, shift))
+        assert found.dtype == np.uint8
+        middle = (np.array(image.shape[:2]) - 1) / 2
+        offset = middle + np.asarray(shift) - np.asarray(matrix) @ middle
+        for channel in range(2):
+            expected = ndimage.affine_transform(
+                image[..., channel].astype(np.float64),
+                np.asarray(matrix, np.float64),
+                offset,
+                order=1,
+                mode="grid-constant",
+            )
+            np.testing.assert_allclose(found[..., channel], expected, atol=0.51)
+
+
+def test_random_affine_maps_stay_within_their_bounds_and_are_those_of_each_sign():
+    matrices, shifts = map(np.asarray, input_pipeline.random_affine_maps(jax.random.key(0), 5000))
+    angles = np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0])
+    upper = np.stack(
+        [
+            np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) @ matrix
+            for a, matrix in zip(angles, matrices, strict=True)
+        ]
+    )
+    drawn = {
+        input_pipeline.ROTATION: [angles],
+        input_pipeline.SCALE: [upper[:, 0, 0] - 1, upper[:, 1, 1] - 1],
+        input_pipeline.SHEAR: [upper[:, 0, 1]],
+        input_pipeline.SHIFT: list(shifts.T),
+    }
+    np.testing.assert_allclose(upper[:, 1, 0], 0.0, atol=1e-6)
+    for bound, values in drawn.items():
+        for value in values:
+            assert np.abs(value).max() <= bound * (1 + 1e-5)
+            assert abs(value.mean()) < 4 * bound / np.sqrt(3 * 5000)
+            assert value.std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_as_many_images_are_transformed_as_the_share_says(share):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, 256, (1000, 8, 8, 1)).astype(np.uint8))
+    keys = jax.random.split(jax.random.key(1), 1000)
+    found = np.asarray(input_pipeline.transform_at_random(images, keys, share))
+    changed = np.any(found != np.asarray(images), axis=(1, 2, 3))
+    assert abs(changed.mean() - share) <= 4 * np.sqrt(share * (1 - share) / 1000)
+    alone = input_pipeline.transform_at_random(images[7:8], keys[7:8], share)
+    np.testing.assert_array_equal(found[7:8], alone)

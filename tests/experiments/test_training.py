@@ -13,17 +13,19 @@ import pytest
 
 import sere_jax
 from configs import base
-from experiments import training
+from experiments import input_pipeline, training
 from experiments.input_pipeline import epoch_order
 from experiments.parallel import replicate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NUM_EXAMPLES, BATCH = 24, 8
+AFFINE_UNTIL = 4
 
 
 @functools.cache
-def tiny_experiment(num_train_samples=1, **training_fields):
+def tiny_experiment(num_train_samples=1, random_affine=0.0, **training_fields):
     config = base.get_config()
+    config.dataset.random_affine = random_affine
     config.model.update(data_shape=(2, 3, 1), num_layers=3, latent_shape=(2,), hidden_size=8)
     config.training.update(batch_size=BATCH, num_train_samples=num_train_samples, **training_fields)
     images = np.random.default_rng(0).integers(0, 256, (NUM_EXAMPLES, 2, 3, 1)).astype(np.uint8)
@@ -40,7 +42,7 @@ def create(optimizer=None, kl_weight=lambda step: 1.0, **fields):
         kl_weight=kl_weight,
         num_examples=NUM_EXAMPLES,
         max_value=255,
-        horizontal_flip=False,
+        augment=input_pipeline.augmentation(config.dataset, affine_until=AFFINE_UNTIL),
     )
     state = replicate(training.init_state(model, optimizer, seed=3))
     return model, dispatch, state, replicate(images)
@@ -92,6 +94,17 @@ def test_how_updates_are_cut_into_dispatches_changes_no_bit():
     one, _ = run(dispatch, state, images, [3, 3])
     other, _ = run(dispatch, other, images, [1, 2, 2, 1])
     assert_same_bits(one, other)
+
+
+def test_images_are_augmented_until_the_step_that_says_so():
+    def end(start, random_affine):
+        _, dispatch, state, images = create(random_affine=random_affine)
+        step = jax.tree.map(lambda leaf: jnp.full_like(leaf, start), state.step)
+        return host(run(dispatch, state.replace(step=step), images, [2])[0].params)
+
+    assert_same_bits(end(AFFINE_UNTIL, 1.0), end(AFFINE_UNTIL, 0.0))
+    changed = jax.tree.map(np.array_equal, end(AFFINE_UNTIL - 2, 1.0), end(AFFINE_UNTIL - 2, 0.0))
+    assert not all(jax.tree.leaves(changed))
 
 
 def test_averaged_weights_follow_their_recursion():
