@@ -63,6 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.encoder = "independent"  # independent, shared
     model.hidden_size = 200
     model.num_hidden_layers = 2
+    model.num_joint_layers = 0  # more hidden layers in data layers, after codes and blocks have met
     model.dropout = 0.0  # of hidden units of MLPs that read the image, in training
     model.rematerialize = False  # less memory, a third more work
     model.sigma_min = 0.1

@@ -21,6 +21,7 @@ OF_SERE_VAE = (
     "prior",
     "network",
     "encoder",
+    "num_joint_layers",
     "dropout",
     "rematerialize",
     "sigma_min",
@@ -66,6 +67,8 @@ class ModelConfig:
         hidden_size: width of their hidden layers, or channels of their maps.
         num_hidden_layers: number of hidden layers, at least 2; an encoder of the whole image has
             one more. Of `resnet` all but the first are residual blocks.
+        num_joint_layers: residual hidden layers more that a data layer of `mlp` has where codes and
+            previous blocks have met.
         dropout: probability that a hidden unit of the MLPs that read x or its blocks is dropped,
             in training alone; of `mlp`.
         rematerialize: compute hidden layers anew in the backward pass instead of keeping them:
@@ -105,6 +108,7 @@ class ModelConfig:
     encoder: str = "independent"
     hidden_size: int = 200
     num_hidden_layers: int = 2
+    num_joint_layers: int = 0
     dropout: float = 0.0
     rematerialize: bool = False
     sigma_min: float = 0.1
@@ -133,6 +137,14 @@ class ModelConfig:
             "flow_hidden_size",
         ):
             _require_positive_ints(field, (getattr(self, field),), shown=getattr(self, field))
+        joint = self.num_joint_layers
+        if isinstance(joint, bool) or not isinstance(joint, int) or joint < 0:
+            raise ConfigError(f"config.model.num_joint_layers={joint!r} must be a whole number")
+        if joint and not (self.couple_data and self.data_layer != FLOW):
+            raise ConfigError(
+                f"config.model.num_joint_layers={joint} needs a data layer whose networks see "
+                "previous blocks; set it to 0, or couple_data=True without flows"
+            )
         for field in (
             "couple_prior",
             "couple_bijector",
@@ -195,11 +207,13 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"config.model.dropout={self.dropout} must be at least 0 and below 1")
-        if self.dropout and self.network != "mlp":
-            raise ConfigError(
-                f"config.model.dropout={self.dropout} means nothing to network={self.network!r}; "
-                "set it to 0, or choose network='mlp'"
-            )
+        for field in ("dropout", "num_joint_layers"):
+            value = getattr(self, field)
+            if value and self.network != "mlp":
+                raise ConfigError(
+                    f"config.model.{field}={value} means nothing to network={self.network!r}; "
+                    "set it to 0, or choose network='mlp'"
+                )
         for field in ("prior_temperature", "posterior_temperature"):
             if not 0 < getattr(self, field) < 2.0**128:
                 raise ConfigError(f"config.model.{field}={getattr(self, field)} must be above 0")

@@ -69,7 +69,9 @@ class DataLayer(nn.Module):
             self.observed = create_features(
                 self.config, num_hidden_layers=self.config.num_hidden_layers - 1
             )
-            self.residual = create_network(self.config, shape, **options)
+            self.residual = create_network(
+                self.config, shape, num_joint_layers=self.config.num_joint_layers, **options
+            )
 
     def observe(self, previous: Array) -> Any:
         """Offset of δγ from the previous blocks [..., j, h, w, channels]; None if uncoupled."""

@@ -71,6 +71,7 @@ class MLPNetwork(nn.Module):
         bounded: whether the codes pass through a tanh first. In the recurrence z_{l-1} -> z_l it
             bounds what a large code can do to the next one, which keeps it from diverging.
         output_start: what the last axis of the result starts near, or one value for all of it.
+        num_joint_layers: residual hidden layers after the sum of codes and offset; of `mlp`.
     """
 
     config: ModelConfig
@@ -78,6 +79,7 @@ class MLPNetwork(nn.Module):
     head_scale: float = 1.0
     bounded: bool = True
     output_start: tuple[float, ...] = (0.0,)
+    num_joint_layers: int = 0
 
     @nn.compact
     def __call__(self, codes: Array | None, event_ndims: int, offset: Array | None) -> Array:
@@ -116,7 +118,13 @@ class MLPNetwork(nn.Module):
 
     def _last_hidden(self, hidden):
         """The last hidden layer from the sum of offset and codes."""
-        return nn.elu(hidden)
+        hidden = nn.elu(hidden)
+        for layer in range(self.num_joint_layers):
+            joint = nn.Dense(
+                self.config.hidden_size, kernel_init=head_initializer(0.5), name=f"joint_{layer}"
+            )
+            hidden = nn.elu(hidden + joint(hidden))
+        return hidden
 
     def _hidden(self, codes, event_ndims, use_bias):
         """The hidden layer of the codes that the offset is added to, before its activation."""

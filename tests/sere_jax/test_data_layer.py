@@ -253,3 +253,33 @@ def test_the_residual_is_added_to_what_the_code_alone_says(tiny_config, random_m
     )
     assert np.abs(changed_blocks - residual)[:2].min() > 1e-3
     assert np.abs(changed_code - residual)[:2].min() > 1e-3
+
+
+def test_joint_layers_add_to_what_codes_and_blocks_are_together(tiny_config, random_module):
+    params, compute = parameters_function(tiny_config(num_joint_layers=2), random_module)
+    _, plain = parameters_function(tiny_config(), random_module)
+    z, previous = random_values(5, 2), random_values(5, 1, *BLOCK_SHAPE)
+    residual = params["residual"]
+
+    def dense(name, values):
+        return values @ residual[name]["kernel"] + residual[name].get("bias", 0.0)
+
+    def elu(values):
+        return np.where(values > 0, values, np.expm1(values))
+
+    def network(num_joint_layers):
+        offset = params["observed"]
+        blocks = previous.reshape(5, -1)
+        hidden = elu(blocks @ offset["Dense_0"]["kernel"] + offset["Dense_0"]["bias"])
+        hidden = hidden @ offset["Dense_1"]["kernel"] + offset["Dense_1"]["bias"]
+        hidden = elu(hidden + dense("Dense_1", elu(dense("Dense_0", z))))
+        for layer in range(num_joint_layers):
+            hidden = elu(hidden + dense(f"joint_{layer}", hidden))
+        return dense("head", hidden).reshape(5, *BLOCK_SHAPE)
+
+    without = {name: value for name, value in residual.items() if not name.startswith("joint")}
+    found = compute(params, z, previous) - plain(params | {"residual": without}, z, previous)
+
+    expected = network(num_joint_layers=2) - network(num_joint_layers=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected).min() > 1e-3

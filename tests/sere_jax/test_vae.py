@@ -403,6 +403,7 @@ def gaussian_kl(shift, covariance, prior_covariance):
             },
             id="tiles, longer context, no bijector",
         ),
+        pytest.param({"num_joint_layers": 2, **EVERYTHING}, id="joint layers"),
         pytest.param({"network": "linear"}, id="linear networks"),
         pytest.param({"network": "resnet", **EVERYTHING}, id="residual networks on vectors"),
         pytest.param(
