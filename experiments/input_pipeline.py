@@ -30,17 +30,14 @@ def flip_horizontally(images: Array, keys: Array) -> Array:
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
 
 
-def random_affine_maps(key: Array, num: int) -> tuple[Array, Array]:
-    """Matrices [num, 2, 2] near the identity, and shifts [num, 2] in pixels."""
+def random_affine_map(key: Array) -> tuple[Array, Array]:
+    """A matrix [2, 2] near the identity, and a shift [2] in pixels."""
     bounds = jnp.array([ROTATION, SCALE, SCALE, SHEAR, SHIFT, SHIFT])
-    drawn = bounds * jax.random.uniform(key, (num, 6), minval=-1.0, maxval=1.0)
-    angle, height, width, shear, *shift = drawn.T
+    drawn = bounds * jax.random.uniform(key, (6,), minval=-1.0, maxval=1.0)
+    angle, height, width, shear, *shift = drawn
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
-    rotation = jnp.stack([jnp.stack([cosine, -sine], -1), jnp.stack([sine, cosine], -1)], -2)
-    upper = jnp.stack(
-        [jnp.stack([1 + height, shear], -1), jnp.stack([jnp.zeros(num), 1 + width], -1)], -2
-    )
-    return rotation @ upper, jnp.stack(shift, -1)
+    rotation = jnp.array([[cosine, -sine], [sine, cosine]])
+    return rotation @ jnp.array([[1 + height, shear], [0.0, 1 + width]]), jnp.array(shift)
 
 
 def transform(image: Array, matrix: Array, shift: Array) -> Array:
@@ -65,9 +62,8 @@ def transform_at_random(images: Array, keys: Array, share: float) -> Array:
 
     def one(image, key):
         choice_key, map_key = jax.random.split(key)
-        (matrix,), (shift,) = random_affine_maps(map_key, 1)
-        chosen = jax.random.bernoulli(choice_key, share)
-        return jnp.where(chosen, transform(image, matrix, shift), image)
+        transformed = transform(image, *random_affine_map(map_key))
+        return jnp.where(jax.random.bernoulli(choice_key, share), transformed, image)
 
     return jax.vmap(one)(images, keys)
 

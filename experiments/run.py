@@ -110,7 +110,7 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
             print(f"note: {doubt}", file=sys.stderr)
     with contextlib.ExitStack() as resources:
 
-        def open_run() -> Checkpoints:
+        def open_run():
             check_can_hold(workdir, config)  # before anything is written, the lock included
             resources.enter_context(exclusive(workdir))
             record_configuration(workdir, config)

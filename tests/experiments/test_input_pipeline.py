@@ -30,11 +30,13 @@ def test_half_of_the_images_are_mirrored():
     assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(1000)
 
 
+def random_affine_maps(num):
+    return jax.vmap(input_pipeline.random_affine_map)(jax.random.split(jax.random.key(0), num))
+
+
 def test_affine_maps_agree_with_scipy():
     rng = np.random.default_rng(0)
-    for matrix, shift in zip(
-        *input_pipeline.random_affine_maps(jax.random.key(0), 20), strict=True
-    ):
+    for matrix, shift in zip(*random_affine_maps(20), strict=True):
         image = rng.integers(0, 256, (9, 12, 2)).astype(np.uint8)
         found = np.asarray(input_pipeline.transform(jnp.asarray(image), matrix, shift))
         assert found.dtype == np.uint8
@@ -52,7 +54,7 @@ def test_affine_maps_agree_with_scipy():
 
 
 def test_random_affine_maps_stay_within_their_bounds_and_are_those_of_each_sign():
-    matrices, shifts = map(np.asarray, input_pipeline.random_affine_maps(jax.random.key(0), 5000))
+    matrices, shifts = map(np.asarray, random_affine_maps(5000))
     angles = np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0])
     upper = np.stack(
         [
