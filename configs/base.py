@@ -78,6 +78,7 @@ def get_config(variant: str = "") -> ConfigDict:
     training.num_epochs = 30
     training.num_steps = 0  # instead of num_epochs, if above 0
     training.num_train_samples = 1  # above 1: the importance-weighted bound
+    training.importance_weighted_from = "0%"  # of the training; before it one sample, the ELBO
     training.optimizer = "adam"  # adam, adamax
     training.weight_decay = 0.0
     training.learning_rate = 1e-3

@@ -79,6 +79,7 @@ RULES: dict[str, Rule] = {
     "training.num_epochs": POSITIVE_INT,
     "training.num_steps": NATURAL,
     "training.num_train_samples": POSITIVE_INT,
+    "training.importance_weighted_from": DURATION,
     "training.optimizer": one_of("adam", "adamax"),
     "training.weight_decay": NOT_NEGATIVE,
     "training.learning_rate": POSITIVE,

@@ -77,6 +77,7 @@ class Experiment:
             num_examples=len(self.dataset.train),
             max_value=self.dataset.max_value,
             augment=self.augmentation(),
+            importance_weighted_from=self.duration_in_steps("training", "importance_weighted_from"),
         )
 
     def augmentation(self):
@@ -110,14 +111,17 @@ class Experiment:
         return {}
 
     def duration_in_steps(self, section: str, field: str) -> int:
-        """The duration in `config.SECTION.FIELD` in optimizer steps, at least 1."""
-        steps = schedules.duration_in_steps(
+        """The duration in `config.SECTION.FIELD` in optimizer steps."""
+        return schedules.duration_in_steps(
             f"config.{section}.{field}",
             self.config[section][field],
             steps_per_epoch=self.steps_per_epoch,
             total_steps=self.total_steps,
         )
-        return max(steps, 1)
+
+    def interval_in_steps(self, section: str, field: str) -> int:
+        """The same of what is done every so often: at least 1."""
+        return max(self.duration_in_steps(section, field), 1)
 
     def doubts(self) -> list[str]:
         """What is allowed but seldom meant, a sentence each."""

@@ -217,11 +217,11 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints, command) -> 
     state = replicate(state)
     images = replicate(experiment.dataset.train)
     validation = replicate(experiment.dataset.validation)
-    evaluate_every = experiment.duration_in_steps("training", "evaluate_every")
-    checkpoint_every = experiment.duration_in_steps("training", "checkpoint_every")
+    evaluate_every = experiment.interval_in_steps("training", "evaluate_every")
+    checkpoint_every = experiment.interval_in_steps("training", "checkpoint_every")
     test_elbo_every = experiment.total_steps + 1
     if config.evaluation.test_elbo_every:
-        test_elbo_every = experiment.duration_in_steps("evaluation", "test_elbo_every")
+        test_elbo_every = experiment.interval_in_steps("evaluation", "test_elbo_every")
         test_images = replicate(experiment.test_images())
     boundaries = (
         experiment.steps_per_epoch,
@@ -334,7 +334,7 @@ def _check_nothing_is_lost(experiment, workdir):
     """A run without a checkpoint starts over, unless it must have had one."""
     logged = max((record["step"] for record in read_metrics(workdir)), default=0)
     # The second save waits for the first one, and comes before the records of later steps.
-    second_save = 2 * experiment.duration_in_steps("training", "checkpoint_every")
+    second_save = 2 * experiment.interval_in_steps("training", "checkpoint_every")
     if logged > second_save or (workdir / RESULTS_FILE).exists():
         raise UserError(
             f"--workdir={workdir} was trained to step {logged} but has no checkpoint any more; put "

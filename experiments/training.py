@@ -88,6 +88,7 @@ def create_train_dispatch(
     num_examples: int,
     max_value: int,
     augment: Callable[[Array, Array, Array], Array],
+    importance_weighted_from: int = 0,
 ) -> Callable[[TrainState, Array, int], tuple[TrainState, StepMetrics]]:
     """Builds the function (state, images, num_steps) -> (state, metrics).
 
@@ -104,17 +105,28 @@ def create_train_dispatch(
         num_examples: size of the training set.
         max_value: largest value of its pixels.
         augment: see `input_pipeline.augmentation`.
+        importance_weighted_from: step from which `training.num_train_samples` are drawn; before it
+            it is one, for the ELBO.
     """
     batch_size = training.batch_size
     device_batch = batch_size // num_devices()
     steps_per_epoch = num_examples // batch_size
 
-    def objective(params, x, keys, weight):
-        terms = sere_jax.objective(
-            model, params, x, keys, kl_weight=weight, num_samples=training.num_train_samples
-        )
-        means = jax.tree.map(jnp.mean, terms)
-        return -means.value, means
+    def gradient_of(num_samples):
+        def objective(params, x, keys, weight):
+            terms = sere_jax.objective(
+                model, params, x, keys, kl_weight=weight, num_samples=num_samples
+            )
+            means = jax.tree.map(jnp.mean, terms)
+            return -means.value, means
+
+        return jax.grad(objective, has_aux=True)
+
+    def gradient(step, *arguments):
+        final = gradient_of(training.num_train_samples)
+        if training.num_train_samples == 1 or importance_weighted_from == 0:
+            return final(*arguments)
+        return jax.lax.cond(step < importance_weighted_from, gradient_of(1), final, *arguments)
 
     def batch(state, images, order):
         places = jax.lax.axis_index(DEVICES) * device_batch + jnp.arange(device_batch)
@@ -131,7 +143,7 @@ def create_train_dispatch(
     def update(state, metrics, images, order):
         x, keys = batch(state, images, order)
         gradients, means = mean_over_devices(
-            jax.grad(objective, has_aux=True)(state.params, x, keys, kl_weight(state.step))
+            gradient(state.step, state.params, x, keys, kl_weight(state.step))
         )
         norm = optax.tree.norm(gradients)
         proceed = jnp.isfinite(norm) & jnp.isfinite(means.value)

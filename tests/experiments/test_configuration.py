@@ -26,6 +26,7 @@ INVALID = {
     "training.num_epochs": [0],
     "training.num_steps": [-1, 2**31],
     "training.num_train_samples": [0],
+    "training.importance_weighted_from": ["late", "5"],
     "training.optimizer": ["sgdd"],
     "training.weight_decay": [-0.1],
     "training.learning_rate": [0.0, -1e-3, float("nan"), float("inf"), 1e300],

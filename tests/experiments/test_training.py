@@ -32,7 +32,7 @@ def tiny_experiment(num_train_samples=1, random_affine=0.0, **training_fields):
     return config, sere_jax.create_model(config), images
 
 
-def create(optimizer=None, kl_weight=lambda step: 1.0, **fields):
+def create(optimizer=None, kl_weight=lambda step: 1.0, importance_weighted_from=0, **fields):
     config, model, images = tiny_experiment(**fields)
     optimizer = optimizer or optax.adam(1e-2)
     dispatch = training.create_train_dispatch(
@@ -43,6 +43,7 @@ def create(optimizer=None, kl_weight=lambda step: 1.0, **fields):
         num_examples=NUM_EXAMPLES,
         max_value=255,
         augment=input_pipeline.augmentation(config.dataset, affine_until=AFFINE_UNTIL),
+        importance_weighted_from=importance_weighted_from,
     )
     state = replicate(training.init_state(model, optimizer, seed=3))
     return model, dispatch, state, replicate(images)
@@ -195,6 +196,22 @@ def test_both_objectives_rise(num_train_samples):
     for _ in range(30):
         state, last = dispatch(state, images, 3)
     assert float(last.objective / last.count) > float(first.objective / first.count) + 0.1
+
+
+def test_several_samples_are_drawn_from_the_step_that_says_so():
+    _, one, state, images = create()
+    _, five, _, _ = create(num_train_samples=5)
+    expected = [host(run(one, state, images, [2])[0])]
+    expected.append(host(run(five, replicate(expected[0]), images, [1, 1])[0]))
+    _, dispatch, state, _ = create(num_train_samples=5, importance_weighted_from=2)
+
+    for state_then in expected:
+        state, _ = run(dispatch, state, images, [1, 1])
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+            host(state.params),
+            state_then.params,
+        )
 
 
 WORKER = """
