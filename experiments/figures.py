@@ -5,6 +5,7 @@ All are drawn without a display and without the global state of pyplot, on a lig
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -219,26 +220,36 @@ def save_learning_curves(
 
 
 def save_learning_curves_of_runs(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike[str]
+    panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path: str | os.PathLike[str]
 ) -> Path:
-    """Draws the validation ELBO of several runs against epochs, best first in the legend.
+    """Draws the validation ELBO of several runs against epochs, best first in the legends.
 
     Args:
-        runs: Records as `read_metrics` returns them, by the names of the runs; at least one record
-            of a run is of the validation set.
+        panels: By their titles, what to draw side by side: records as `read_metrics` returns them,
+            by the names of the runs; at least one record of a run is of the validation set.
         path: PNG file to write.
 
     Returns:
         `path`.
     """
+    figure = _new_chart(max(9.0, 6.5 * len(panels)), 5.4)
+    for axes, (title, runs) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        axes.set_title(title, fontsize=11)
+        _draw_elbo_of_runs(axes, runs)
+    return _save(figure, path)
+
+
+def _draw_elbo_of_runs(axes: Axes, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     curves = {name: _points(records, "validation", "elbo") for name, records in runs.items()}
     names = sorted(curves, key=lambda name: -curves[name][:, 1].max())
-    figure = _new_chart(9.0, 5.4)
-    axes = figure.subplots()
-    for name, color in zip(names, _layer_colors(len(names)), strict=True):
+    for name, color, dashes in zip(
+        names, _layer_colors(len(names)), itertools.cycle(["-", "--"]), strict=False
+    ):
         label = f"{name}, {curves[name][:, 1].max():.2f}"
         style = {"color": color, "marker": _marker_for(curves[name]), "label": label}
-        axes.plot(*curves[name].T, linewidth=1.4, **style)
+        axes.plot(*curves[name].T, linestyle=dashes, linewidth=1.4, **style)
     # What the first epochs look like would squeeze the rest.
     highest = max(curve[:, 1].max() for curve in curves.values())
     lowest = min(curve[len(curve) // 10 :, 1].min() for curve in curves.values())
@@ -246,8 +257,7 @@ def save_learning_curves_of_runs(
     axes.set_xlabel("epochs")
     axes.set_ylabel("validation ELBO (nats)")
     _style(axes)
-    axes.legend(frameon=False, fontsize=9, labelcolor=_TEXT, loc="lower right", ncols=2)
-    return _save(figure, path)
+    axes.legend(frameon=False, fontsize=9, labelcolor=_TEXT, loc="best")
 
 
 def save_kl_per_layer(

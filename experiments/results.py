@@ -32,8 +32,8 @@ TABLE_END = "<!-- end of what it writes -->\n"
 CASES = ("case1", "case2", "case3")
 FLOWS = ("sere_maf", "maf10", "maf5")
 LONG_MNIST_RUNS = {
-    "mlp": ("mnist_mlp.py", mnist_mlp.PAPER_NLL[""]),
-    "all_blocks": ("mnist_mlp.py:all_blocks", None),
+    "mlp": ("mnist_best.py", mnist_mlp.PAPER_NLL[""]),
+    "all_blocks": ("mnist_best.py:all_blocks", None),
     "resnet": ("mnist_resnet.py", mnist_resnet.PAPER_NLL[""]),
 }
 MNIST_LEARNING_CURVES = pathlib.Path("docs/mnist_learning_curves.png")
@@ -421,12 +421,24 @@ def page() -> str:
     return "\n".join([*lines, ""])
 
 
+def _learning_curves(runs):
+    """Logs of the compared systems, and of the options beside what they change, by panels."""
+    panels = {
+        "systems of the paper": mnist_comparison.SYSTEMS,
+        "options beyond the paper": ("sere_vae", *mnist_comparison.BEYOND_THE_PAPER),
+    }
+    chosen = {
+        title: {name: runs[name].metrics for name in names if name in runs}
+        for title, names in panels.items()
+    }
+    return {title: logs for title, logs in chosen.items() if logs}
+
+
 def main() -> None:
     """Writes the page and the table, and draws the learning curves if there are any."""
     runs = finished_runs(RESULTS_DIRECTORY / "mnist_comparison")
     if runs:
-        curves = {name: run.metrics for name, run in runs.items()}
-        figures.save_learning_curves_of_runs(curves, MNIST_LEARNING_CURVES)
+        figures.save_learning_curves_of_runs(_learning_curves(runs), MNIST_LEARNING_CURVES)
     with open_atomically(PAGE) as file:
         file.write(page().encode())
     readme = with_table(README.read_text(), mnist_table())
