@@ -14,7 +14,7 @@ def main() -> None:
     """Parses the arguments, measures, prints and writes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", help="name of the benchmark to run, or of several: resnet_step")
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=int, help="how often to time each, 10 by default")
     parser.add_argument("--json", type=pathlib.Path, help="file that gets every figure")
     parser.add_argument("--quick", action="store_true", help="smallest sizes, to see that it runs")
     parser.add_argument("--profile", action="store_true", help="time by kind of instruction")
@@ -35,9 +35,12 @@ def main() -> None:
     if not chosen:
         names = ", ".join(benchmark.name for benchmark in suite.BENCHMARKS)
         parser.error(f"--only={arguments.only!r} is not one of {names}")
-    if arguments.repeats < 1:
-        parser.error(f"--repeats={arguments.repeats} must be at least 1")
+    repeats = 10 if arguments.repeats is None else arguments.repeats
+    if repeats < 1:
+        parser.error(f"--repeats={repeats} must be at least 1")
     if arguments.profile:
+        if arguments.repeats is not None or arguments.json:
+            parser.error("--profile runs each once and only prints: leave out --repeats and --json")
         for benchmark in chosen:
             for name, profile in profiling.profile_contenders(benchmark, quick=arguments.quick):
                 print(f"`{benchmark.name}` {name}\n\n{profile.as_table()}\n", flush=True)
@@ -45,7 +48,7 @@ def main() -> None:
     print(harness.TABLE_HEAD)
     measured = []
     for benchmark in chosen:
-        measurement = harness.measure(benchmark, repeats=arguments.repeats, quick=arguments.quick)
+        measurement = harness.measure(benchmark, repeats=repeats, quick=arguments.quick)
         print(harness.table_rows(measurement), flush=True)
         measured.append(measurement.as_json())
         if arguments.json:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import runpy
 
 import pytest
 
@@ -155,3 +156,21 @@ ENTRY %main (p: f32[]) -> f32[] {
 }
 """
     assert programs.count_all_reduces(program) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only=nothing"], "--only='nothing' is not one of"),
+        (["--repeats=0"], "--repeats=0 must be at least 1"),
+        (["--profile", "--repeats=2"], "leave out --repeats"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
+    for function in ("host_memory.keep_freed_memory", "xla.avoid_faulty_fusions"):
+        monkeypatch.setattr(f"experiments.{function}", lambda: None)
+    monkeypatch.setattr("jax.config.update", lambda *_: None)
+    with pytest.raises(SystemExit):
+        runpy.run_module("benchmarks", run_name="__main__")
+    assert message in capsys.readouterr().err
