@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The base configuration; it has no variants."""
     choose_variant(variant, VARIANTS)
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of parameters, data order and noise
 
     config.dataset = dataset = ConfigDict()
     dataset.name = "digits"  # digits, photos, npz, or an image data set of TFDS
@@ -36,19 +36,21 @@ def get_config(variant: str = "") -> ConfigDict:
     dataset.random_affine = 0.0  # share of training images turned, stretched and shifted a little
     dataset.random_affine_until = "80%"  # of the training; after it images are as they are
 
+    # sere_jax/config.py has more on each field of the model.
     config.model = model = ConfigDict()
     model.system = "sere_vae"  # sere_vae, ladder_vae, relaxed_bernoulli_vae
-    model.data_shape = (8, 8, 1)
-    model.num_layers = 10
-    model.latent_shape = (10,)
+    model.data_shape = (8, 8, 1)  # height, width, channels
+    model.num_layers = 10  # L, also the number of blocks of an image
+    model.latent_shape = (10,)  # of a layer's code; (0,): none, a plain flow
     model.latent_sizes = ()  # of each layer, at most latent_shape; (): all of it
-    model.partition = "raster"
-    model.context = 1
-    model.data_context = 1
-    model.couple_prior = True
-    model.couple_bijector = True
-    model.couple_data = True
-    model.couple_data_to_prior = False
+    model.partition = "raster"  # raster, checkerboard, tiles
+    model.context = 1  # how many previous codes layers see
+    model.data_context = 1  # how many previous blocks data layers see
+    model.couple_prior = True  # prior and posterior see previous codes,
+    model.couple_bijector = True  # bijectors see them,
+    model.couple_data = True  # data layers see previous blocks,
+    model.couple_data_to_prior = False  # and so do prior and posterior
+    # rank_one_affine, spline_coupling, masked_autoregressive, inverse_autoregressive, identity
     model.bijector = "rank_one_affine"
     model.carry_start = 0.0  # of z_{l-1}, which rank_one_affine hands on to z_l at the start
     # bernoulli: binarized images; gaussian: dequantized ones; discretized_logistic_mixture: 0..255;
@@ -61,17 +63,17 @@ def get_config(variant: str = "") -> ConfigDict:
     model.prior = "gaussian"  # gaussian, standard_normal
     model.network = "mlp"  # mlp, resnet, linear
     model.encoder = "independent"  # independent, shared
-    model.hidden_size = 200
-    model.num_hidden_layers = 2
+    model.hidden_size = 200  # or channels of hidden maps
+    model.num_hidden_layers = 2  # at least 2
     model.num_joint_layers = 0  # more hidden layers in data layers, after codes and blocks have met
-    model.dropout = 0.0  # of hidden units of MLPs that read the image, in training
+    model.dropout = 0.0  # of hidden units of MLPs that read the image or blocks, in training
     model.rematerialize = False  # less memory, a third more work
-    model.sigma_min = 0.1
+    model.sigma_min = 0.1  # bounds of the prior's scale
     model.sigma_max = 2.0
     model.residual_scale_start = 0.73  # of the posterior's scale over the prior's
-    model.condition_residual_on_latents = True
+    model.condition_residual_on_latents = True  # the posterior's residual sees previous codes too
     model.prior_temperature = 1 / 2  # of relaxed_bernoulli_vae
-    model.posterior_temperature = 2 / 3
+    model.posterior_temperature = 2 / 3  # of relaxed_bernoulli_vae
 
     config.training = training = ConfigDict()
     training.batch_size = 200  # over all devices
@@ -80,20 +82,20 @@ def get_config(variant: str = "") -> ConfigDict:
     training.num_train_samples = 1  # above 1: the importance-weighted bound
     training.importance_weighted_from = "0%"  # of the training; before it one sample, the ELBO
     training.optimizer = "adam"  # adam, adamax
-    training.weight_decay = 0.0
-    training.learning_rate = 1e-3
+    training.weight_decay = 0.0  # decoupled, as in AdamW
+    training.learning_rate = 1e-3  # its peak, after the warm-up
     training.learning_rate_schedule = "cosine"  # constant, linear, cosine
-    training.final_learning_rate_factor = 0.01
-    training.warmup = "500 steps"
-    training.kl_weight_start = 0.2
-    training.kl_warmup = "10%"
-    training.max_gradient_norm = 100.0
-    training.ema_decay = 0.9995
+    training.final_learning_rate_factor = 0.01  # what is left of the peak at the end
+    training.warmup = "500 steps"  # the learning rate rises linearly for so long
+    training.kl_weight_start = 0.2  # the weight of the KL rises from here to 1
+    training.kl_warmup = "10%"  # for so long
+    training.max_gradient_norm = 100.0  # larger gradients are shortened to it; 0: never
+    training.ema_decay = 0.9995  # of the averaged weights, which all evaluations use
     training.max_consecutive_skips = 20  # non-finite updates in a row before the run stops
-    training.steps_per_dispatch = 50
-    training.evaluate_every = "1 epochs"
+    training.steps_per_dispatch = 50  # updates between two looks at the log
+    training.evaluate_every = "1 epochs"  # the ELBO of the validation images
     training.checkpoint_every = "1 epochs"
-    training.keep_checkpoints = 2
+    training.keep_checkpoints = 2  # the latest ones; the best one stays besides
 
     config.evaluation = evaluation = ConfigDict()
     evaluation.num_importance_samples = 1000

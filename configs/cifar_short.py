@@ -2,7 +2,7 @@
 
     python -m experiments.main --config=configs/cifar_short.py:tiles
 
-The figures to compare are those of validation images, and RESULTS.md has them.
+The figures to compare are those of validation images. RESULTS.md has those of an earlier state.
 """
 
 from typing import Any

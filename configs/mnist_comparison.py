@@ -3,7 +3,7 @@
     python -m experiments.main --config=configs/mnist_comparison.py:ROW
 
 A ROW is a key of `VARIANTS`: a system or an option as another configuration has it, trained for 60
-epochs. RESULTS.md has the figures; those of the paper come from longer trainings.
+epochs. RESULTS.md has the figures; the paper does not say how long it trained.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Discs, squares and diamonds of random sizes at random places: an endless supply, no download."""
+"""Discs, squares and diamonds of random sizes at random places, drawn here: no download."""
 
 import numpy as np
 

@@ -117,6 +117,13 @@ def check_configuration(config: Any) -> None:
         value = _get(fields, path)
         if not is_valid(value):
             raise UserError(f"config.{path}={value!r} must be {allowed}")
+    training = fields["training"]
+    begins = training["importance_weighted_from"]
+    if training["num_train_samples"] == 1 and is_longer_than_zero(begins):
+        raise UserError(
+            f"config.training.importance_weighted_from={begins!r} means nothing with "
+            "config.training.num_train_samples=1; choose more samples, or set it to '0%'"
+        )
     unknown = [
         path for path in _flat(fields) if path not in RULES and path.partition(".")[0] != "model"
     ]

@@ -17,6 +17,7 @@ from experiments.datasets import Dataset, load_dataset
 from experiments.errors import UserError
 from experiments.evaluation import Evaluator, bits_per_dim
 from experiments.parallel import num_devices
+from experiments.schedules import is_longer_than_zero
 from sere_jax.compilation import jit
 from sere_jax.data_layer import data_space_of
 from sere_jax.data_space import binarize
@@ -125,18 +126,30 @@ class Experiment:
 
     def doubts(self) -> list[str]:
         """What is allowed but seldom meant, a sentence each."""
+        return [*self._doubts_about_pixels(), *self._doubts_about_checkpoint()]
+
+    def _doubts_about_pixels(self):
         if data_space_of(self.model.config).from_images is not binarize:
-            return []
+            return
         images = self.dataset.train[:NUM_VOLUME_IMAGES] / self.dataset.max_value
         share = float(np.mean((images > 0.1) & (images < 0.9)))
-        if share < MANY_GREY_PIXELS:
-            return []
-        layer = self.config.model.data_layer
-        return [
-            f"{share:.0%} of the pixels of {self.dataset.name!r} are neither black nor white, and "
-            f"config.model.data_layer={layer!r} draws each as black or white; "
-            "'discretized_logistic_mixture' models 256 levels, 'gaussian' dequantized ones"
-        ]
+        if share >= MANY_GREY_PIXELS:
+            yield (
+                f"{share:.0%} of the pixels of {self.dataset.name!r} are neither black nor white, "
+                f"and config.model.data_layer={self.config.model.data_layer!r} draws each as black "
+                "or white; 'discretized_logistic_mixture' models 256 levels, 'gaussian' "
+                "dequantized ones"
+            )
+
+    def _doubts_about_checkpoint(self):
+        training = self.config.training
+        begins = training.importance_weighted_from
+        if self.config.evaluation.checkpoint == "best" and is_longer_than_zero(begins):
+            yield (
+                f"config.training.importance_weighted_from={begins!r} lowers the ELBO when it "
+                f"begins to draw {training.num_train_samples} samples, and "
+                "config.evaluation.checkpoint='best' is that of the highest ELBO; 'last' is not"
+            )
 
     def test_images(self):
         """The part of the test set that is evaluated, [num, h, w, c] uint8."""

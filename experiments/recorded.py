@@ -1,6 +1,6 @@
 """The configuration that a workdir records, as a configuration file of its own.
 
-`--mode=evaluate`, `sample` and `report` use it where --config is left out:
+`--mode=evaluate`, `sample`, `report` and `export` use it where --config is left out:
 
     python -m experiments.main --workdir=runs/digits --mode=sample
 """

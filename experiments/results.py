@@ -54,7 +54,7 @@ class Run:
 
     @functools.cached_property
     def results(self) -> Mapping[str, Any]:
-        """See the README for its fields."""
+        """Its `results.json`."""
         return json.loads((self.directory / "results.json").read_text())
 
     @functools.cached_property
@@ -148,8 +148,10 @@ def cases_section(directory: pathlib.Path) -> list[str]:
         "",
         "`configs/cifar_cases.py` on `cifar10_jpeg` (CIFAR-10's images after lossy JPEG encoding:",
         "figures compare among themselves, not with published ones), all 10,000 test images,",
-        "averaged weights. Equal time: 45 minutes of one core for each run, so of two cores",
-        "for both seeds of a case. Bits/dim, fewer are better. Where the figures are from:",
+        "averaged weights. The data set is a local one in the format of TFDS; `cifar10` takes its",
+        "place in the commands. Equal time: as many updates as take 45 minutes on one idle core,",
+        "so on two cores for both seeds of a case. (Minutes in the table: other work ran beside",
+        "them.) Bits/dim, fewer are better. Where the figures are from:",
         f"[{directory.name}]({directory.as_posix()}/README.md).",
         "",
         "| run | updates | ELBO after half | ELBO | importance-weighted | parameters | minutes |",
@@ -218,8 +220,10 @@ def short_runs_section(directory: pathlib.Path) -> list[str]:
         "",
         "`configs/cifar_short.py` on `cifar10_jpeg`, equal numbers of updates: ELBO of held-out",
         "training images in bits/dim, best first. They chose the default partition and `:best`.",
-        "They were logged with the KL too large, as XLA summed it (`sere_jax/compilation.py`), by",
-        "an amount that is not known; the checkpoints are lost.",
+        "They are older than `carry_start`, `residual_scale_start` and the present start of",
+        "mixtures of logistics: the configurations as they are now give other figures. They were",
+        "logged with the KL too large, as XLA summed it (`sere_jax/compilation.py`), by an amount",
+        "that is not known; the checkpoints are lost.",
         "",
         "| run | validation ELBO | KL, nats | parameters | minutes |",
         "|---|---|---|---|---|",
@@ -347,8 +351,11 @@ def _figure_of_paper(nll):
 def long_mnist_section(directory: pathlib.Path) -> list[str]:
     """The runs that aim at the paper's figures."""
     introduction = [
-        "All 10,000 test images, 1000 importance samples, weights with the best validation ELBO of",
-        "5,000 held-out training images. The command of a run is in its `results.json`.",
+        "All 10,000 test images, 1000 importance samples. Weights: averages, those with the best",
+        "ELBO of 5,000 held-out training images; those of `configs/mnist_best.py`, which holds",
+        "out 1,000, are the last ones. The command of a run is in its `results.json`; commits are",
+        "those of the evaluation. Minutes of training are those of one core, but not of one",
+        "machine.",
     ]
     heading = "Dynamically binarized MNIST (paper, section 4.1)"
     return likelihood_section(heading, introduction, directory, LONG_MNIST_RUNS)
@@ -358,9 +365,8 @@ def mnist_comparison_section(directory: pathlib.Path) -> list[str]:
     """The systems and the options beyond the paper at one equal budget."""
     introduction = [
         "`python -m experiments.main --config=configs/mnist_comparison.py:RUN`, evaluated in the",
-        "same way, one seed each. The paper's figures come from longer trainings. Differences to",
-        "the SeRe-VAE are those on the same binarized images, ± their standard error over images.",
-        "Minutes of training are those of one core, but not of one machine.",
+        "same way, one seed each. The paper does not say how long it trained. Differences to the",
+        "SeRe-VAE are those on the same binarized images, ± their standard error over images.",
     ]
     expected = {
         name: (f"mnist_comparison.py:{name}", mnist_comparison.get_config(name).paper.nll)

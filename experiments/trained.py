@@ -18,7 +18,7 @@ from experiments.errors import UserError
 
 
 def load(
-    workdir: str | os.PathLike[str], *, checkpoint: str = "best"
+    workdir: str | os.PathLike[str], *, checkpoint: str | None = None
 ) -> tuple[sere_jax.LatentVariableModel, Any]:
     """The model of a workdir and its averaged parameters, those that evaluation uses.
 
@@ -29,14 +29,14 @@ def load(
     Args:
         workdir: of a run.
         checkpoint: "best", of the highest validation ELBO (the last one, if there was no
-            validation), or "last".
+            validation), or "last"; None: the one that the run's configuration says.
 
     Raises:
         UserError: there is no run or no checkpoint, or it cannot be read.
         ConfigError: the model needs an extension whose file is not imported.
         ValueError: `checkpoint` is neither of the two.
     """
-    if checkpoint not in ("best", "last"):
+    if checkpoint not in (None, "best", "last"):
         raise ValueError(f"checkpoint={checkpoint!r} must be 'best' or 'last'")
     workdir = pathlib.Path(workdir)
     try:
@@ -46,5 +46,5 @@ def load(
     model = sere_jax.create_model(config)
     optimizer = schedules.create_optimizer(config.training, optax.constant_schedule(0.0))
     template = training.state_template(model, optimizer, config.seed)
-    params, _ = weights.load(workdir, template, checkpoint)
+    params, _ = weights.load(workdir, template, checkpoint or config.evaluation.checkpoint)
     return model, jax.tree.map(jax.numpy.asarray, params)

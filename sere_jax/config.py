@@ -31,6 +31,9 @@ OF_SERE_VAE = (
 )
 
 
+OF_RELAXED_BERNOULLI_VAE = ("prior_temperature", "posterior_temperature")
+
+
 class ConfigError(ValueError):
     """An impossible configuration. The message is one line: field, value, choices, way out."""
 
@@ -81,7 +84,8 @@ class ModelConfig:
         posterior_temperature: of the `relaxed_bernoulli_vae`.
         residual_scale_start: what the posterior's scale relative to the prior's, δσ, starts near;
             the smaller, the more the codes say of the image at first.
-        condition_residual_on_latents: the posterior's residual sees z_{l-1} as well as x.
+        condition_residual_on_latents: the posterior's residual sees z_{l-1} as well as x, if
+            `couple_prior` lets it.
     """
 
     data_shape: tuple[int, ...]
@@ -218,6 +222,8 @@ class ModelConfig:
             if not 0 < getattr(self, field) < 2.0**128:
                 raise ConfigError(f"config.model.{field}={getattr(self, field)} must be above 0")
         self._check_latent_sizes()
+        if self.system != "relaxed_bernoulli_vae":
+            self._check_unused(OF_RELAXED_BERNOULLI_VAE, "relaxed_bernoulli_vae")
         if self.system in OTHER_SYSTEMS:
             self._check_other_system()
         choose("encoder", self.encoder, dict.fromkeys(("independent", "shared")))
@@ -251,15 +257,18 @@ class ModelConfig:
                 f"of at most {self.latent_shape[0]}, as latent_shape={self.latent_shape} says"
             )
 
-    def _check_other_system(self):
+    def _check_unused(self, names, system):
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in OF_SERE_VAE:
+        for name in names:
             if getattr(self, name) != defaults[name]:
                 raise ConfigError(
                     f"config.model.{name}={getattr(self, name)!r} means nothing to "
                     f"system={self.system!r}; leave it at {defaults[name]!r}, or choose "
-                    "system='sere_vae'"
+                    f"system={system!r}"
                 )
+
+    def _check_other_system(self):
+        self._check_unused(OF_SERE_VAE, "sere_vae")
         if len(self.latent_shape) != 1 or not self.has_latents:
             raise ConfigError(
                 f"config.model.latent_shape={self.latent_shape} must be a vector such as (30,) "
@@ -268,6 +277,11 @@ class ModelConfig:
         if self.system == "relaxed_bernoulli_vae" and self.num_layers != 1:
             raise ConfigError(
                 f"config.model.num_layers={self.num_layers} must be 1 with system={self.system!r}"
+            )
+        if self.system == "relaxed_bernoulli_vae" and self.latent_sizes:
+            raise ConfigError(
+                f"config.model.latent_sizes={self.latent_sizes} means nothing to "
+                f"system={self.system!r}; leave it at () and set latent_shape"
             )
 
     @property
@@ -279,6 +293,11 @@ class ModelConfig:
     def has_latents(self) -> bool:
         """Whether there are codes; without them the ELBO is the exact log-likelihood."""
         return self.latent_shape != NO_LATENTS
+
+    @property
+    def has_shared_encoder(self) -> bool:
+        """Whether one encoder of the image serves all layers."""
+        return self.has_latents and self.encoder == "shared"
 
     @property
     def has_flows(self) -> bool:
@@ -296,7 +315,7 @@ class ModelConfig:
 
     @property
     def residual_sees_latents(self) -> bool:
-        """Whether the posterior's residual sees z_{l-1}: never where the prior does not."""
+        """Whether the posterior's residual sees z_{l-1}: never without `couple_prior`."""
         return self.couple_prior and self.condition_residual_on_latents
 
 

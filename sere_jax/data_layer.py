@@ -109,9 +109,9 @@ class DataLayer(nn.Module):
         return jnp.sum(log_prob, axis=(-3, -2, -1))
 
     def sample_blocks(self, parameters: Any, keys: Array, mask: Array | None) -> Array:
-        """Blocks [B, h, w, channels] in data space, each from its own key [B]; `mask` as above."""
-        del mask
-        return jax.vmap(self.sample)(parameters, keys)
+        """Blocks [B, h, w, channels] in data space, each from its own key [B]; 0 at padding."""
+        blocks = jax.vmap(self.sample)(parameters, keys)
+        return blocks if mask is None else jnp.where(mask > 0, blocks, 0)
 
     def expected_blocks(self, parameters: Any, blocks: Array) -> Array:
         """What figures show of `blocks` [B, h, w, channels] that were drawn: their expectation."""

@@ -28,6 +28,7 @@ class DataSpace(NamedTuple):
         log_det: log|dx/dv| of pixels v in [0, 1], at x and for each of its values; None: 0.
         max_value: the only `max_value` of images that x can come from; None: any.
         limits: the least and the largest value of x; None: all real numbers.
+        is_discrete: whether x holds whole numbers alone.
     """
 
     from_images: Callable[[Array, Array, int], Array]
@@ -36,6 +37,7 @@ class DataSpace(NamedTuple):
     log_det: Callable[[Array], Array] | None = None
     max_value: int | None = None
     limits: tuple[float, float] | None = None
+    is_discrete: bool = False
 
 
 def binarize(images: Array, keys: Array, max_value: int) -> Array:
@@ -88,7 +90,13 @@ def _pixels_of_logits(x):
     return jnp.clip(inverse_logit_transform(x), 0.0, 1.0)
 
 
-BINARY = DataSpace(binarize, limits=(0.0, 1.0))
-UNIT_INTERVAL = DataSpace(dequantize, is_density=True)
+BINARY = DataSpace(binarize, limits=(0.0, 1.0), is_discrete=True)
+UNIT_INTERVAL = DataSpace(dequantize, lambda x: jnp.clip(x, 0.0, 1.0), is_density=True)
 LOGITS = DataSpace(_logits, _pixels_of_logits, is_density=True, log_det=logit_log_det)
-BYTES = DataSpace(_values, to_pixels=lambda x: x / 255.0, max_value=255, limits=(0.0, 255.0))
+BYTES = DataSpace(
+    _values,
+    to_pixels=lambda x: x / 255.0,
+    max_value=255,
+    limits=(0.0, 255.0),
+    is_discrete=True,
+)

@@ -33,7 +33,7 @@ Array = jax.Array
 
 @struct.dataclass
 class Observed:
-    """What the layers know of the image; every array [..., hidden_size], or None if uncoupled."""
+    """What the layers know of the image, such as features [..., hidden_size]; None: nothing."""
 
     posterior: Array | None  # features of the whole image; None if there are no latents
     prior: Array | None  # features of the previous blocks, for prior and posterior
@@ -59,7 +59,7 @@ class Layer(nn.Module):
     def setup(self):
         """Creates the parts; the prior's network and the bijector serve both directions."""
         config = self.config
-        if config.has_latents and config.encoder == "shared":
+        if config.has_shared_encoder:
             self.refinement = create_refinement(config)
         elif config.has_latents:
             self.encoder = create_features(config, num_hidden_layers=config.num_hidden_layers)
@@ -198,7 +198,7 @@ class Hierarchy(nn.Module):
         """Creates the one layer whose parameters are stacked."""
         self.partition = create_partition(self.config)
         self.layer = Layer(self.config, name="layers")
-        if self.config.has_latents and self.config.encoder == "shared":
+        if self.config.has_shared_encoder:
             depth = self.config.num_hidden_layers
             self.encoder = create_features(self.config, num_hidden_layers=depth)
             self.data_layer = create_data_layer(self.config, self.partition.block_shape)
@@ -206,7 +206,7 @@ class Hierarchy(nn.Module):
     def observe(self, x: Array) -> Observed:
         """Features [L, B, ...] of x [B, *data_shape]: those of x and those of previous blocks."""
         previous = previous_blocks(self.partition.split(x), self.config.data_context)
-        if self.config.has_latents and self.config.encoder == "shared":
+        if self.config.has_shared_encoder:
             hidden = self.encoder(self.data_layer.to_network(x), 3)
             refine = self._one_after_another(Layer.refine, reverse=True)
             _, encodings = refine(self.layer, hidden, None)

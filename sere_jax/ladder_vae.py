@@ -82,9 +82,9 @@ class LadderVAE(WholeImageModel):
 
         σ_q² = 1 / (σ̂⁻² + σ_p⁻²)    μ_q = (μ̂ σ̂⁻² + μ_p σ_p⁻²) σ_q²
 
-    with q(z_L | x) = N(μ̂_L, σ̂_L²). Unlike the SeRe-VAE's, this factorization is not the exact
-    posterior's: given z_{l+1}, z_l still depends on x through the evidence for z_1 .. z_{l-1}
-    alone, and so the bottom-up pass has to summarize x for every layer.
+    with q(z_L | x) = N(μ̂_L, σ̂_L²). Its factorization is that of the exact posterior, in which
+    p(z_l | z_{l+1}, x) is proportional to p(z_l | z_{l+1}) p(x | z_l); approximate are the Gaussian
+    form of this evidence p(x | z_l), and what the bottom-up pass says of it.
 
     The hidden layers of layer l have `hidden_size` N_l / N_1 units.
 

@@ -40,7 +40,7 @@ class RelaxedBernoulliVAE(WholeImageModel):
 
     with logit 0 in the prior. Given x no two of them are independent, so that the posterior has
     all of their dependencies, q(z | x) = Π q(z_d | z_1 .. z_{d-1}, x) (Webb et al. 2018, section
-    4.2): its logits are those of a masked autoregressive network. Densities are those of ε, in
+    4): its logits are those of a masked autoregressive network. Densities are those of ε, in
     nats; the KL of q and p has no closed form.
 
     Attributes:

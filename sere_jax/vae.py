@@ -198,7 +198,7 @@ def _log_likelihood(model, params, x, key, num_samples):
 def sample(
     model: LatentVariableModel, params: Params, key: Array, num: int, *, expected: bool = False
 ) -> Array:
-    """Draws images from the model, in O(L) steps.
+    """Draws images from the model, in O(L) steps; flows take D steps in all.
 
     Args:
         model: from `create_model`.
@@ -246,8 +246,13 @@ def reconstruct(
 
     Returns:
         [B, *data_shape] in data space.
+
+    Raises:
+        ValueError: x has the wrong shape; or there are no codes, and no residual either.
     """
     x = check_images(model, x)
+    if not (residual or model.config.has_latents):
+        raise ValueError("residual=False leaves nothing of a model without codes; set it to True")
     return _reconstruct(model, params, x, key, residual)[int(expected)]
 
 
@@ -326,7 +331,7 @@ class Objective:
 
     value: Array  # [B], to be maximized: the bound with the KL weighted
     log_likelihood: Array  # [B], log p(x | z), mean over samples
-    kl: Array  # [B], unweighted; closed form for one sample, Monte Carlo for several
+    kl: Array  # [B], unweighted; for one sample in closed form, where there is one
 
 
 def objective(
@@ -340,9 +345,10 @@ def objective(
 ) -> Objective:
     """The ELBO, or with several samples the importance-weighted bound, for training.
 
-    With one sample the KL is in closed form (paper, Eqs. 9 and 10); with S samples the bound is
-    log 1/S Σ_s p(x | z_s) (p(ε_s) / q(ε_s))^kl_weight (Burda et al. 2016, Eq. 8). It is the one
-    function that drops hidden units (`config.dropout`).
+    With one sample the KL is in closed form (paper, Eqs. 9 and 10), where the system has one; with
+    S samples the objective is log 1/S Σ_s p(x | z_s) (p(ε_s) / q(ε_s))^kl_weight, at weight 1 the
+    bound of Burda et al. 2016 (Eq. 8). It is the one function that drops hidden units
+    (`config.dropout`).
 
     Args:
         model: from `create_model`.
@@ -414,9 +420,12 @@ def check_images(model: LatentVariableModel, x: Array) -> Array:
     dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
     if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
         raise TypeError(f"x holds values of type {dtype}; the model expects real numbers")
-    limits = data_space_of(model.config).limits
-    if limits is not None:
-        _check_values("x", x, limits, "sere_jax.to_data_space makes x of uint8 images")
+    space, way_out = data_space_of(model.config), "sere_jax.to_data_space makes x of uint8 images"
+    if space.limits is not None:
+        _check_values("x", x, space.limits, way_out)
+    if space.is_discrete and isinstance(x, np.ndarray) and (x != np.round(x)).any():
+        value = x[x != np.round(x)][0]
+        raise ValueError(f"x holds the value {value}, which is no whole number; {way_out}")
     x = jnp.asarray(x)
     _check_shape("x", x, model)
     return x

@@ -73,6 +73,15 @@ def test_an_impossible_value_is_refused_by_name(path, value):
     assert "\n" not in str(error.value)
 
 
+def test_a_late_beginning_of_several_samples_needs_several():
+    config = base.get_config()
+    config.training.importance_weighted_from = "80%"
+    with pytest.raises(UserError, match="importance_weighted_from='80%' means nothing with"):
+        check_configuration(config)
+    config.training.num_train_samples = 2
+    check_configuration(config)
+
+
 def test_every_rule_is_tried_with_a_value_that_breaks_it():
     assert set(RULES) - set(INVALID) == {"dataset.download"}
 

@@ -21,5 +21,20 @@ def test_who_draws_photographs_black_or_white_is_told(data_layer):
     assert "discretized_logistic_mixture" in doubt
 
 
+@pytest.mark.parametrize(
+    ("begins", "checkpoint"), [("50%", "best"), ("50%", "last"), ("0%", "best")]
+)
+def test_who_evaluates_the_highest_elbo_though_it_falls_at_the_end_is_told(begins, checkpoint):
+    config = digits.get_config()
+    config.training.num_train_samples = 5
+    config.training.importance_weighted_from = begins
+    config.evaluation.checkpoint = checkpoint
+
+    doubts = create_experiment(config).doubts()
+
+    assert bool(doubts) == (begins == "50%" and checkpoint == "best")
+    assert all("importance_weighted_from='50%' lowers the ELBO" in doubt for doubt in doubts)
+
+
 def test_digits_are_binarized_without_a_word():
     assert create_experiment(digits.get_config()).doubts() == []

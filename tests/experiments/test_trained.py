@@ -1,5 +1,7 @@
 """Loading the model of a workdir."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -32,6 +34,22 @@ def test_a_loaded_model_has_the_averages_of_a_checkpoint(uninterrupted, checkpoi
     trained_elbo = sere_jax.elbo(model, params, x, jax.random.key(0)).mean()
     untrained = sere_jax.init(model, jax.random.key(0))
     assert trained_elbo > sere_jax.elbo(model, untrained, x, jax.random.key(0)).mean() + 1
+
+
+@pytest.mark.parametrize("evaluated", ["best", "last"])
+def test_without_a_choice_the_weights_are_those_that_were_evaluated(
+    uninterrupted, tmp_path, monkeypatch, evaluated
+):
+    config = json.loads((uninterrupted / "config.json").read_text())
+    config["evaluation"]["checkpoint"] = evaluated
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    def load(workdir, template, which):
+        assert (workdir, which) == (tmp_path, evaluated)
+        return {}, {}
+
+    monkeypatch.setattr("experiments.weights.load", load)
+    assert trained.load(tmp_path)[1] == {}
 
 
 def test_what_is_no_workdir_is_refused(tmp_path):

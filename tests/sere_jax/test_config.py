@@ -39,6 +39,15 @@ def compilations(caplog):
         ({"context": 0}, ["context=0", "at least 1"]),
         ({"context": 4}, ["context=4", "num_layers=3", "choose 1 to 3"]),
         ({"data_context": 4}, ["data_context=4", "num_layers=3", "choose 1 to 3"]),
+        ({"prior_temperature": 0.1}, ["prior_temperature=0.1 means nothing", "'sere_vae'"]),
+        (
+            {"posterior_temperature": 0.1, "system": "ladder_vae"},
+            ["posterior_temperature=0.1", "'ladder_vae'", "system='relaxed_bernoulli_vae'"],
+        ),
+        (
+            {"latent_sizes": (2,), "system": "relaxed_bernoulli_vae", "num_layers": 1},
+            ["latent_sizes=(2,) means nothing", "latent_shape"],
+        ),
         ({"data_context": 1.5}, ["data_context=1.5", "integers"]),
         ({"hidden_size": 0}, ["hidden_size=0", "at least 1"]),
         ({"num_hidden_layers": 1}, ["num_hidden_layers=1", "at least 2"]),

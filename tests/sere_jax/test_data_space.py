@@ -118,20 +118,22 @@ def test_images_that_do_not_fit_are_refused(tiny_config, images, options, error,
 
 
 @pytest.mark.parametrize(
-    ("data_layer", "value", "limits"),
+    ("data_layer", "value", "fault"),
     [
-        ("bernoulli", 2.0, "0.0 to 1.0"),
-        ("bernoulli", np.nan, "0.0 to 1.0"),
-        ("discretized_logistic_mixture", -1.0, "0.0 to 255.0"),
+        ("bernoulli", 2.0, "outside 0.0 to 1.0"),
+        ("bernoulli", np.nan, "outside 0.0 to 1.0"),
+        ("bernoulli", 0.25, "which is no whole number"),
+        ("discretized_logistic_mixture", -1.0, "outside 0.0 to 255.0"),
+        ("discretized_logistic_mixture", 7.5, "which is no whole number"),
     ],
 )
 def test_x_outside_of_the_data_space_is_refused_with_the_way_out(
-    random_model, data_layer, value, limits
+    random_model, data_layer, value, fault
 ):
     model, params = random_model(data_layer=data_layer)
     x = np.zeros((2, 2, 3, 1), np.float32)
     x[1, 0, 2] = value
-    with pytest.raises(ValueError, match=f"holds the value {value}, outside {limits}; sere_jax.to"):
+    with pytest.raises(ValueError, match=f"holds the value {value}, {fault}; sere_jax.to"):
         sere_jax.elbo(model, params, x, jax.random.key(0))
 
 
@@ -139,3 +141,4 @@ def test_a_gaussian_data_layer_takes_any_real_number(random_model):
     model, params = random_model(data_layer="gaussian")
     x = np.linspace(-3, 4, 6, dtype=np.float32).reshape(1, 2, 3, 1)
     assert np.isfinite(sere_jax.elbo(model, params, x, jax.random.key(0))).all()
+    np.testing.assert_array_equal(sere_jax.to_pixels(model, x), x.clip(0, 1))

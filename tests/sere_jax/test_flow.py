@@ -254,6 +254,14 @@ def test_conditional_flows_read_all_codes_and_blocks_and_nothing_else(
     assert (np.abs(by_code) > 1e-4).all() and (by_blocks == 0).all()
 
 
+def test_nothing_is_reconstructed_from_neither_codes_nor_blocks(random_model):
+    model, params = random_model(**PLAIN)
+    with pytest.raises(ValueError, match="residual=False leaves nothing of a model without codes"):
+        sere_jax.reconstruct(
+            model, params, random_values(1, 2, 3, 1), jax.random.key(0), residual=False
+        )
+
+
 def test_a_model_of_conditional_flows_integrates_to_one(tiny_config):
     """With codes from the prior, importance weighting has no bias in p(x), only noise."""
     model, params = moderate_model(

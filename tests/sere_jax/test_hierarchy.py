@@ -296,6 +296,23 @@ def test_scanned_generation_is_a_loop_over_layers(random_model):
     assert 0.1 < images.mean() < 0.9
 
 
+def test_images_come_from_what_the_likelihood_says_given_the_blocks_before(random_model):
+    # Blocks of two pixels, but of one in the third and the last layer.
+    model, params = random_model(data_shape=(1, 6, 1), num_layers=4, data_context=2)
+    z = random_values(64, 4, 2)
+    keys = jax.random.split(jax.random.key(0), (64, 4))
+    variables = {"params": params}
+
+    images, means = model.apply(variables, z, keys, True, method="regenerate")
+
+    def logits_given(model, z, x):
+        logits, _ = model.hierarchy.decode(jnp.moveaxis(z, 1, 0), model.observe(x), x)
+        return model.hierarchy.partition.merge(jnp.moveaxis(logits, 0, 1))
+
+    expected = special.expit(model.apply(variables, z, images, method=logits_given))
+    np.testing.assert_allclose(means, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("num_layers", [3, 6])
 def test_a_model_has_num_layers_times_the_parameters_of_a_layer(tiny_config, num_layers):
     config = tiny_config(num_layers=num_layers, **EVERYTHING)
