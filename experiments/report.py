@@ -99,8 +99,9 @@ def _results_section(results: Mapping[str, Any] | None, config: Mapping[str, Any
         ("epoch", "Epoch of the weights evaluated", _decimal),
         ("num_params", "Parameters", _count),
         ("train_seconds", "Training time", _duration),
-        ("git_commit", "Git commit", _code),
+        ("git_commit", "Git commit of the training", _code),
         ("command", "Command of the training", _command),
+        ("evaluation_git_commit", "Git commit of the evaluation", _code),
         ("evaluation_command", "Command of the evaluation", _command),
     ):
         if key in others:

@@ -354,8 +354,8 @@ def long_mnist_section(directory: pathlib.Path) -> list[str]:
         "All 10,000 test images, 1000 importance samples. Weights: averages, those with the best",
         "ELBO of 5,000 held-out training images; those of `configs/mnist_best.py`, which holds",
         "out 1,000, are the last ones. The command of a run is in its `results.json`; commits are",
-        "those of the evaluation. Minutes of training are those of one core, but not of one",
-        "machine.",
+        "those of the training, where it recorded its own, or of the evaluation. Minutes of",
+        "training are those of one core, but not of one machine.",
     ]
     heading = "Dynamically binarized MNIST (paper, section 4.1)"
     return likelihood_section(heading, introduction, directory, LONG_MNIST_RUNS)

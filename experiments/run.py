@@ -232,6 +232,8 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints, command) -> 
         experiment.total_steps,
     )
 
+    commit = git_commit()
+
     def save(validation_elbo):
         if not is_first_process():
             return
@@ -240,6 +242,7 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints, command) -> 
             "dataset_fingerprint": experiment.dataset.fingerprint,
             "config": as_json(config),
             "command": command,
+            "git_commit": commit,
         }
         checkpoints.save(state, progress, validation_elbo)
 
@@ -456,6 +459,7 @@ def _save_results(experiment, workdir, command, num_params, about, elbo, log_lik
     config = experiment.config
     terms = elbo.means()
     nll = -float(log_likelihood.mean())
+    commit = git_commit()
     results = {
         "nll": nll,
         "nll_stderr": standard_error(log_likelihood),
@@ -474,8 +478,10 @@ def _save_results(experiment, workdir, command, num_params, about, elbo, log_lik
         "validation_elbo": about["validation_elbo"],
         "paper_nll": config.paper.nll,
         "evaluation": config.evaluation.to_dict(),
-        "git_commit": git_commit(),
-        "command": about.get("command", command),  # earlier versions did not record it
+        # Earlier versions recorded neither with the weights.
+        "git_commit": about.get("git_commit", commit),
+        "command": about.get("command", command),
+        "evaluation_git_commit": commit,
         "evaluation_command": command,
     }
     with open_atomically(workdir / "test_images.npz") as file:

@@ -37,7 +37,7 @@ def load(workdir: pathlib.Path, template: TrainState, which: str) -> tuple[Any, 
 
     Returns:
         Host arrays, and JSON values: `step`, `validation_elbo` in nats or None, `train_seconds`,
-        and, where it was recorded, the `command` that trained them.
+        and, where they were recorded, the `command` that trained them and its `git_commit`.
 
     Raises:
         UserError: there are no weights, or they cannot be read.
@@ -52,7 +52,7 @@ def load(workdir: pathlib.Path, template: TrainState, which: str) -> tuple[Any, 
         step = best or steps[-1]
         state, progress = checkpoints.restore(template, step)
         about = {"step": step, "validation_elbo": checkpoints.validation_elbo(step)}
-    recorded = ("train_seconds", "command")  # earlier versions did not record the command
+    recorded = ("train_seconds", "command", "git_commit")  # earlier versions: not the last two
     return state.ema_params, about | {name: progress[name] for name in recorded if name in progress}
 
 

@@ -63,7 +63,13 @@ def launches_that_trained(workdir):
 
 def figures(workdir):
     results = json.loads((workdir / "results.json").read_text())
-    for name in ("train_seconds", "command", "evaluation_command", "git_commit"):
+    for name in (
+        "train_seconds",
+        "command",
+        "git_commit",
+        "evaluation_command",
+        "evaluation_git_commit",
+    ):
         del results[name]
     return results
 

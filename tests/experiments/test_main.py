@@ -59,6 +59,7 @@ def test_a_run_leaves_all_that_it_promises(finished):
     assert len(images["elbo"]) == 30
     assert results["command"].startswith("python -m experiments.main --config=configs/digits.py")
     assert results["evaluation_command"] == results["command"]
+    assert results["evaluation_git_commit"] == results["git_commit"] != ""
     config = json.loads((finished / "config.json").read_text())
     assert config["model"]["hidden_size"] == 8
     records = logged(finished)

@@ -110,7 +110,7 @@ def test_results_have_their_units_and_the_papers_figure(tmp_path):
     assert rows["Step of the weights evaluated"] == "60,000"
     assert rows["Parameters"] == "4,123,456"
     assert rows["Training time"] == "1 d 3 h"
-    assert rows["Git commit"] == "0f3c9d2e"
+    assert rows["Git commit of the training"] == "0f3c9d2e"
     assert rows["Command of the training"] == RESULTS["command"]
     assert rows["other_values"] == "6.01235, 0.5"
     assert "kl_per_layer" not in rows
@@ -220,7 +220,7 @@ def test_hostile_strings_stay_text(tmp_path):
     assert page.rows[HOSTILE] == HOSTILE
     assert page.rows[f"nested.{HOSTILE}.{HOSTILE}"] == HOSTILE
     assert page.rows["$title"] == "${results}"
-    assert page.rows["Git commit"] == HOSTILE
+    assert page.rows["Git commit of the training"] == HOSTILE
     assert HOSTILE in page.rows["Negative log-likelihood of the test set"]
     assert "SeRe-VAE: run <script>&" in page.text
 

@@ -50,7 +50,15 @@ def test_a_folder_of_exported_weights_is_evaluated_and_sampled_like_the_run(expo
     expected, found = map(results_of, exported)
     for name in ("nll", "elbo"):
         assert found[name] == pytest.approx(expected[name], abs=0.01)
-    same = ("step", "epoch", "num_params", "train_seconds", "validation_elbo", "command")
+    same = (
+        "step",
+        "epoch",
+        "num_params",
+        "train_seconds",
+        "validation_elbo",
+        "command",
+        "git_commit",
+    )
     assert [found[name] for name in same] == [expected[name] for name in same]
     launch(f"--workdir={kept}", "--mode=sample", "--config.sampling.num_images=3", config=None)
     assert np.load(kept / "samples.npz")["images"].shape == (3, 8, 8, 1)
