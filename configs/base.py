@@ -76,6 +76,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.posterior_temperature = 2 / 3  # of relaxed_bernoulli_vae
 
     config.training = training = ConfigDict()
+    training.initial_weights = ""  # a workdir whose averaged weights to start from
     training.batch_size = 200  # over all devices
     training.num_epochs = 30
     training.num_steps = 0  # instead of num_epochs, if above 0

@@ -75,6 +75,7 @@ RULES: dict[str, Rule] = {
     "dataset.random_affine": FRACTION,
     "dataset.random_affine_until": DURATION,
     "dataset.download": BOOLEAN,
+    "training.initial_weights": TEXT,
     "training.batch_size": POSITIVE_INT,
     "training.num_epochs": POSITIVE_INT,
     "training.num_steps": NATURAL,

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 import sere_jax
-from experiments import figures, multihost, training, weights
+from experiments import figures, multihost, trained, training, weights
 from experiments.checkpoints import Checkpoints
 from experiments.configuration import as_json, differences
 from experiments.errors import UserError
@@ -112,6 +112,8 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
 
         def open_run():
             check_can_hold(workdir, config)  # before anything is written, the lock included
+            if not (workdir / "checkpoints").exists():
+                _initial_params(experiment)  # will be needed
             resources.enter_context(exclusive(workdir))
             record_configuration(workdir, config)
             return resources.enter_context(
@@ -314,7 +316,10 @@ def _resume(experiment, workdir, checkpoints):
         restored = checkpoints.restore_latest(experiment.state_template())
         if restored is None:
             _check_nothing_is_lost(experiment, workdir)
-            return experiment.init_state(), {"train_seconds": 0.0}
+            state, params = experiment.init_state(), _initial_params(experiment)
+            if params is not None:
+                state = state.replace(params=params, ema_params=params)
+            return state, {"train_seconds": 0.0}
         state, progress = restored
         _check_same_data(experiment, workdir, progress)
         if "config" in progress:  # earlier versions did not record it
@@ -325,6 +330,30 @@ def _resume(experiment, workdir, checkpoints):
 
     state, progress = _restore_on_first_process(experiment.state_template(), restore)
     return state, progress["train_seconds"]
+
+
+def _initial_params(experiment):
+    """The parameters of `config.training.initial_weights`; None, if it names none."""
+    source = experiment.config.training.initial_weights
+    if not source:
+        return None
+    try:
+        model, params = trained.load(source)
+    except (UserError, sere_jax.ConfigError) as error:
+        raise UserError(f"config.training.initial_weights={source!r}: {error}") from error
+    changed = [
+        f"{field.name}: {there!r} -> {here!r}"
+        for field in dataclasses.fields(model.config)
+        if field.name != "dropout"
+        and (there := getattr(model.config, field.name))
+        != (here := getattr(experiment.model.config, field.name))
+    ]
+    if changed:
+        raise UserError(
+            f"config.training.initial_weights={source!r} are those of another model "
+            f"({'; '.join(changed[:5])}); choose the same model, or other weights"
+        )
+    return jax.tree.map(np.asarray, params)
 
 
 def _restore_on_first_process(template, restore):

@@ -1,5 +1,6 @@
 """Weights kept without their checkpoints."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -7,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from command_line import ROOT, launch
+from command_line import ROOT, launch, train
 
 import sere_jax
 from experiments import recorded, trained, weights
@@ -64,6 +65,29 @@ def test_a_folder_of_exported_weights_is_evaluated_and_sampled_like_the_run(expo
     assert np.load(kept / "samples.npz")["images"].shape == (3, 8, 8, 1)
     refused = launch(f"--workdir={kept}", "--config.training.num_steps=60", check=False)
     assert refused.returncode == 2
+
+
+def test_a_run_starts_from_exported_weights_of_the_same_model(exported, tmp_path):
+    _, kept = exported
+    start = f"--config.training.initial_weights={kept}"
+    # One step, too small to be seen.
+    train(
+        tmp_path / "finer",
+        start,
+        "--config.training.num_steps=1",
+        "--config.training.learning_rate=1e-30",
+    )
+    (_, expected), (_, found) = map(trained.load, (kept, tmp_path / "finer"))
+    same = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-20)
+    jax.tree.map(same, found, expected)
+
+    other = train(tmp_path / "other", start, "--config.model.hidden_size=9", check=False)
+    assert other.returncode == 2
+    assert "are those of another model (hidden_size: 8 -> 9); choose the same" in other.stderr
+    missing = train(tmp_path / "other", f"{start}x", check=False)
+    assert missing.returncode == 2
+    assert f"initial_weights='{kept}x': there is no run in" in missing.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_cannot_be_read_or_written_is_refused(exported, tmp_path):
