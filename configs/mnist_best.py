@@ -26,6 +26,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.training.num_epochs = 250
     config.training.num_train_samples = 5
     config.training.importance_weighted_from = "80%"
-    config.evaluation.checkpoint = "last"  # several samples lower the ELBO, which chooses the best
+    config.evaluation.checkpoint = "last"  # the best is chosen by its ELBO
     config.update_from_flattened_dict(overrides)
     return config

@@ -146,9 +146,9 @@ class Experiment:
         begins = training.importance_weighted_from
         if self.config.evaluation.checkpoint == "best" and is_longer_than_zero(begins):
             yield (
-                f"config.training.importance_weighted_from={begins!r} lowers the ELBO when it "
-                f"begins to draw {training.num_train_samples} samples, and "
-                "config.evaluation.checkpoint='best' is that of the highest ELBO; 'last' is not"
+                f"config.training.importance_weighted_from={begins!r} may lower the ELBO, and "
+                "config.evaluation.checkpoint='best' is that of the highest ELBO; 'last' has all of "
+                "the training"
             )
 
     def test_images(self):

@@ -341,13 +341,8 @@ def _initial_params(experiment):
         model, params = trained.load(source)
     except (UserError, sere_jax.ConfigError) as error:
         raise UserError(f"config.training.initial_weights={source!r}: {error}") from error
-    changed = [
-        f"{field.name}: {there!r} -> {here!r}"
-        for field in dataclasses.fields(model.config)
-        if field.name != "dropout"
-        and (there := getattr(model.config, field.name))
-        != (here := getattr(experiment.model.config, field.name))
-    ]
+    ours, theirs = map(dataclasses.asdict, (experiment.model.config, model.config))
+    changed = differences(ours, theirs, ignored=("dropout",))
     if changed:
         raise UserError(
             f"config.training.initial_weights={source!r} are those of another model "
