@@ -147,8 +147,8 @@ class Experiment:
         if self.config.evaluation.checkpoint == "best" and is_longer_than_zero(begins):
             yield (
                 f"config.training.importance_weighted_from={begins!r} may lower the ELBO, and "
-                "config.evaluation.checkpoint='best' is that of the highest ELBO; 'last' has all of "
-                "the training"
+                "config.evaluation.checkpoint='best' is that of the highest ELBO; 'last' has the "
+                "whole training"
             )
 
     def test_images(self):
