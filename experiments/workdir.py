@@ -114,7 +114,7 @@ def check_same_configuration(subject: str, recorded: Any, config: Any) -> None:
 
 
 def git_commit() -> str:
-    """The commit of this code, with '-dirty' if files differ from it, or 'unknown'."""
+    """The commit of this code, with '-dirty' if files but kept results differ, or 'unknown'."""
     root = pathlib.Path(__file__).resolve().parent.parent
 
     def git(*arguments):
@@ -130,7 +130,7 @@ def git_commit() -> str:
         # Installed into somebody else's repository, HEAD would be that repository's.
         if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             return "unknown"
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
