@@ -35,6 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     dataset.horizontal_flip = False
     dataset.random_affine = 0.0  # share of training images turned, stretched and shifted a little
     dataset.random_affine_until = "80%"  # of the training; after it images are as they are
+    dataset.affine_contrast = 1.0  # above 1 against the blur of images that were turned
 
     # sere_jax/config.py has more on each field of the model.
     config.model = model = ConfigDict()

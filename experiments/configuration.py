@@ -74,6 +74,7 @@ RULES: dict[str, Rule] = {
     "dataset.horizontal_flip": BOOLEAN,
     "dataset.random_affine": FRACTION,
     "dataset.random_affine_until": DURATION,
+    "dataset.affine_contrast": POSITIVE,
     "dataset.download": BOOLEAN,
     "training.initial_weights": TEXT,
     "training.batch_size": POSITIVE_INT,

@@ -40,10 +40,11 @@ def random_affine_map(key: Array) -> tuple[Array, Array]:
     return rotation @ jnp.array([[1 + height, shear], [0.0, 1 + width]]), jnp.array(shift)
 
 
-def transform(image: Array, matrix: Array, shift: Array) -> Array:
+def transform(image: Array, matrix: Array, shift: Array, contrast: float = 1.0) -> Array:
     """The image [h, w, c] uint8 whose pixel at p is that of `image` at m + matrix (p - m) + shift.
 
-    m is the middle; between pixels it is bilinear, beyond the edge 0, and it is rounded to uint8.
+    m is the middle; between pixels it is bilinear, beyond the edge 0. That blurs it: `contrast`
+    above 1 moves its values away from the grey in the middle, 127.5. It is rounded to uint8.
     """
     size = jnp.array(image.shape[:2])
     middle = (size - 1) / 2
@@ -54,15 +55,17 @@ def transform(image: Array, matrix: Array, shift: Array) -> Array:
         in_axes=-1,
         out_axes=-1,
     )(image.astype(jnp.float32))
+    if contrast != 1.0:
+        values = jnp.clip(127.5 + contrast * (values - 127.5), 0.0, 255.0)
     return jnp.round(values).astype(image.dtype)
 
 
-def transform_at_random(images: Array, keys: Array, share: float) -> Array:
+def transform_at_random(images: Array, keys: Array, share: float, contrast: float = 1.0) -> Array:
     """Applies a random affine map to each of images [B, h, w, c] with probability `share`."""
 
     def one(image, key):
         choice_key, map_key = jax.random.split(key)
-        transformed = transform(image, *random_affine_map(map_key))
+        transformed = transform(image, *random_affine_map(map_key), contrast)
         return jnp.where(jax.random.bernoulli(choice_key, share), transformed, image)
 
     return jax.vmap(one)(images, keys)
@@ -83,7 +86,9 @@ def augmentation(dataset: Any, affine_until: int) -> Callable[[Array, Array, Arr
             affine_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
             images = jax.lax.cond(
                 step < affine_until,
-                lambda images: transform_at_random(images, affine_keys, dataset.random_affine),
+                lambda images: transform_at_random(
+                    images, affine_keys, dataset.random_affine, dataset.affine_contrast
+                ),
                 lambda images: images,
                 images,
             )

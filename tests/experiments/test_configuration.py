@@ -22,6 +22,7 @@ INVALID = {
     "dataset.horizontal_flip": [1],
     "dataset.random_affine": [-0.1, 1.5],
     "dataset.random_affine_until": ["late", "5"],
+    "dataset.affine_contrast": [0.0, -1.0, float("nan")],
     "training.initial_weights": [None],
     "training.batch_size": [0, -5],
     "training.num_epochs": [0],
