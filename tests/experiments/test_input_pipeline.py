@@ -34,11 +34,12 @@ def random_affine_maps(num):
     return jax.vmap(input_pipeline.random_affine_map)(jax.random.split(jax.random.key(0), num))
 
 
-def test_affine_maps_agree_with_scipy():
+@pytest.mark.parametrize("contrast", [1.0, 1.4])
+def test_affine_maps_agree_with_scipy(contrast):
     rng = np.random.default_rng(0)
     for matrix, shift in zip(*random_affine_maps(20), strict=True):
         image = rng.integers(0, 256, (9, 12, 2)).astype(np.uint8)
-        found = np.asarray(input_pipeline.transform(jnp.asarray(image), matrix, shift))
+        found = np.asarray(input_pipeline.transform(jnp.asarray(image), matrix, shift, contrast))
         assert found.dtype == np.uint8
         middle = (np.array(image.shape[:2]) - 1) / 2
         offset = middle + np.asarray(shift) - np.asarray(matrix) @ middle
@@ -50,6 +51,7 @@ def test_affine_maps_agree_with_scipy():
                 order=1,
                 mode="grid-constant",
             )
+            expected = np.clip(127.5 + contrast * (expected - 127.5), 0, 255)
             np.testing.assert_allclose(found[..., channel], expected, atol=0.51)
 
 
