@@ -3,6 +3,9 @@
     python -m experiments.main --config=configs/mnist_best.py
     python -m experiments.main --config=configs/mnist_best.py:all_blocks
 
+Expected on the test set: -log p(x) of 81.24 nats, ELBO -83.93, and 81.04, -83.55 for `:all_blocks`,
+each after two hours of one core.
+
 What `configs/mnist_mlp.py` has, and: joint layers in the data layers; small affine maps of half the
 training images against overfitting; the importance-weighted bound in the last fifth; all but 1,000
 of the 60,000 training images, now that no choice is left to be made on them.
