@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
 import signal
 import sys
@@ -112,7 +113,7 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
 
         def open_run():
             check_can_hold(workdir, config)  # before anything is written, the lock included
-            if not (workdir / "checkpoints").exists():
+            if not os.path.isdir(workdir / "checkpoints"):  # False where pathlib would raise
                 _initial_params(experiment)  # will be needed
             resources.enter_context(exclusive(workdir))
             record_configuration(workdir, config)

@@ -154,7 +154,7 @@ CONFIGS = {
     "{files}/none.py": ["get_config() returned NoneType; it must return"],
     "{files}/dictionary.py": ["get_config() returned dict; it must return"],
     "{files}/no_model.py": ["config.model is missing"],
-    "{files}/no_section.py": ["config.training.batch_size is missing: 3 stands where"],
+    "{files}/no_section.py": ["config.training.initial_weights is missing: 3 stands where"],
     "{files}/unknown_field.py": ["config.training.optimiser is not a field", "optimizer'?"],
 }
 COMMANDS = {
