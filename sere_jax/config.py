@@ -29,8 +29,6 @@ OF_SERE_VAE = (
     "residual_scale_start",
     "condition_residual_on_latents",
 )
-
-
 OF_RELAXED_BERNOULLI_VAE = ("prior_temperature", "posterior_temperature")
 
 

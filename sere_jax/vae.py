@@ -331,7 +331,7 @@ class Objective:
 
     value: Array  # [B], to be maximized: the bound with the KL weighted
     log_likelihood: Array  # [B], log p(x | z), mean over samples
-    kl: Array  # [B], unweighted; for one sample in closed form, where there is one
+    kl: Array  # [B], unweighted; in closed form for one sample, if there is one, else Monte Carlo
 
 
 def objective(
@@ -423,9 +423,9 @@ def check_images(model: LatentVariableModel, x: Array) -> Array:
     space, way_out = data_space_of(model.config), "sere_jax.to_data_space makes x of uint8 images"
     if space.limits is not None:
         _check_values("x", x, space.limits, way_out)
-    if space.is_discrete and isinstance(x, np.ndarray) and (x != np.round(x)).any():
-        value = x[x != np.round(x)][0]
-        raise ValueError(f"x holds the value {value}, which is no whole number; {way_out}")
+    if space.is_discrete and isinstance(x, np.ndarray):
+        for value in x[x != np.round(x)][:1]:
+            raise ValueError(f"x holds the value {value}, which is no whole number; {way_out}")
     x = jnp.asarray(x)
     _check_shape("x", x, model)
     return x
