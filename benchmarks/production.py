@@ -116,6 +116,6 @@ def _create_dispatch(config, num_examples, model=None):
         kl_weight=lambda step: jnp.ones(()),
         num_examples=num_examples,
         max_value=255,
-        augment=input_pipeline.augmentation(config.dataset, affine_until=0),
+        augment=input_pipeline.augmentation(config.dataset, affine_until=0, max_value=255),
     )
     return dispatch, functools.partial(training.init_state, ours, optimizer, 0)

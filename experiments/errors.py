@@ -3,10 +3,17 @@
 import difflib
 import errno
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
+
+# Exit codes.
+USER_ERROR = 2
+DIVERGED = 3
+LOST_PROCESS = 4
+INTERRUPTED = 130
 
 
 class UserError(Exception):
@@ -14,6 +21,10 @@ class UserError(Exception):
 
     The message names the value, what is allowed and the way out.
     """
+
+
+class TrainingDivergedError(Exception):
+    """Too many updates in a row were not finite: shown as one line on stderr, exit code 3."""
 
 
 def explain_system_error(error: OSError, workdir: pathlib.Path) -> str:
@@ -32,6 +43,14 @@ def explain_system_error(error: OSError, workdir: pathlib.Path) -> str:
         f"--workdir={workdir}: {reason}{file}; the last complete checkpoint is safe: mend this, "
         "and the same command resumes"
     )
+
+
+def exit_with(message: str, exit_code: int) -> NoReturn:
+    """Ends this process with one line, and without waiting for others or for its own threads."""
+    print("error:", message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def silence_repeated_errors() -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import math
 import os
 from typing import Any
 
@@ -84,7 +86,7 @@ class Experiment:
     def augmentation(self):
         """See `input_pipeline.augmentation`."""
         until = self.duration_in_steps("dataset", "random_affine_until")
-        return input_pipeline.augmentation(self.config.dataset, until)
+        return input_pipeline.augmentation(self.config.dataset, until, self.dataset.max_value)
 
     def bits_per_dim(self, nll: float, split: str) -> float:
         """Bits per value of an image; see `evaluation.bits_per_dim`.
@@ -126,7 +128,8 @@ class Experiment:
 
     def doubts(self) -> list[str]:
         """What is allowed but seldom meant, a sentence each."""
-        return [*self._doubts_about_pixels(), *self._doubts_about_checkpoint()]
+        doubts = self._doubts_about_pixels(), self._doubts_about_best()
+        return list(itertools.chain(*doubts))
 
     def _doubts_about_pixels(self):
         if data_space_of(self.model.config).from_images is not binarize:
@@ -141,10 +144,23 @@ class Experiment:
                 "dequantized ones"
             )
 
-    def _doubts_about_checkpoint(self):
+    def _doubts_about_best(self):
+        if self.config.evaluation.checkpoint != "best" or not len(self.dataset.validation):
+            return
         training = self.config.training
+        evaluate, save = (
+            self.interval_in_steps("training", name)
+            for name in ("evaluate_every", "checkpoint_every")
+        )
+        if max(evaluate, save) % min(evaluate, save):
+            yield (
+                "config.evaluation.checkpoint='best' is the best of those checkpoints that are "
+                f"evaluated: with config.training.evaluate_every={training.evaluate_every!r} and "
+                f"checkpoint_every={training.checkpoint_every!r} every "
+                f"{math.lcm(evaluate, save)} steps; let one be a multiple of the other"
+            )
         begins = training.importance_weighted_from
-        if self.config.evaluation.checkpoint == "best" and is_longer_than_zero(begins):
+        if is_longer_than_zero(begins):
             yield (
                 f"config.training.importance_weighted_from={begins!r} may lower the ELBO, and "
                 "config.evaluation.checkpoint='best' is that of the highest ELBO; 'last' has the "
@@ -156,15 +172,19 @@ class Experiment:
         return self.dataset.test[: self.config.evaluation.num_examples or None]
 
 
-def create_experiment(config: Any) -> Experiment:
+def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
     """Checks the configuration, loads the data and creates the model.
+
+    Args:
+        config: of the experiment.
+        to_train: False where the number of devices need not divide the batch.
 
     Raises:
         UserError, sere_jax.ConfigError: something does not fit; nothing has been compiled.
     """
     check_configuration(config)
     batch_size = config.training.batch_size
-    if batch_size % num_devices():
+    if to_train and batch_size % num_devices():
         raise UserError(
             f"config.training.batch_size={batch_size} (over all devices) is not a multiple of the "
             f"{num_devices()} devices; choose {max(1, batch_size // num_devices()) * num_devices()}"

@@ -47,7 +47,6 @@ def save_image_grid(
     path: str | os.PathLike[str],
     *,
     num_columns: int | None = None,
-    title: str | None = None,
     upscale: int | None = None,
 ) -> Path:
     """Writes images as one sheet, row by row, in which a pixel stays a crisp square.
@@ -57,7 +56,6 @@ def save_image_grid(
             that range with NaN as black, or uint8.
         path: PNG file to write.
         num_columns: Images in a row; None makes the sheet as square as it can be.
-        title: Text above the sheet.
         upscale: Side of the square, in pixels of the sheet, which one pixel of an image becomes;
             None takes the one for which the sheet is about 800 pixels wide.
 
@@ -75,12 +73,8 @@ def save_image_grid(
     num_columns = num_columns or math.ceil(math.sqrt(num))
     upscale = upscale or _upscale_to_fit(num_columns * width)
     sheet = _tile(pixels, num_columns, upscale)
-    top = _TITLE_HEIGHT if title else 0
-    figure = _new_pixel_figure(sheet.shape[1] + 2 * _MARGIN, sheet.shape[0] + 2 * _MARGIN + top)
-    _place(figure, sheet, _MARGIN, _MARGIN + top)
-    if title:
-        center = _MARGIN + sheet.shape[1] / 2
-        _write_text(figure, title, center, (_MARGIN + top) / 2, "center", 11, _TEXT)
+    figure = _new_pixel_figure(sheet.shape[1] + 2 * _MARGIN, sheet.shape[0] + 2 * _MARGIN)
+    _place(figure, sheet, _MARGIN, _MARGIN)
     return _save(figure, path)
 
 

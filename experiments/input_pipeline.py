@@ -40,11 +40,14 @@ def random_affine_map(key: Array) -> tuple[Array, Array]:
     return rotation @ jnp.array([[1 + height, shear], [0.0, 1 + width]]), jnp.array(shift)
 
 
-def transform(image: Array, matrix: Array, shift: Array, contrast: float = 1.0) -> Array:
+def transform(
+    image: Array, matrix: Array, shift: Array, contrast: float = 1.0, max_value: int = 255
+) -> Array:
     """The image [h, w, c] uint8 whose pixel at p is that of `image` at m + matrix (p - m) + shift.
 
     m is the middle; between pixels it is bilinear, beyond the edge 0. That blurs it: `contrast`
-    above 1 moves its values away from the grey in the middle, 127.5. It is rounded to uint8.
+    above 1 moves its values away from the grey in the middle, max_value / 2, and no further than 0
+    and max_value. It is rounded to uint8.
     """
     size = jnp.array(image.shape[:2])
     middle = (size - 1) / 2
@@ -56,27 +59,36 @@ def transform(image: Array, matrix: Array, shift: Array, contrast: float = 1.0) 
         out_axes=-1,
     )(image.astype(jnp.float32))
     if contrast != 1.0:
-        values = jnp.clip(127.5 + contrast * (values - 127.5), 0.0, 255.0)
+        grey = max_value / 2
+        values = jnp.clip(grey + contrast * (values - grey), 0.0, max_value)
     return jnp.round(values).astype(image.dtype)
 
 
-def transform_at_random(images: Array, keys: Array, share: float, contrast: float = 1.0) -> Array:
-    """Applies a random affine map to each of images [B, h, w, c] with probability `share`."""
+def transform_at_random(
+    images: Array, keys: Array, share: float, contrast: float = 1.0, max_value: int = 255
+) -> Array:
+    """Applies a random affine map to each of images [B, h, w, c] with probability `share`.
+
+    `contrast` and `max_value` are those of `transform`.
+    """
 
     def one(image, key):
         choice_key, map_key = jax.random.split(key)
-        transformed = transform(image, *random_affine_map(map_key), contrast)
+        transformed = transform(image, *random_affine_map(map_key), contrast, max_value)
         return jnp.where(jax.random.bernoulli(choice_key, share), transformed, image)
 
     return jax.vmap(one)(images, keys)
 
 
-def augmentation(dataset: Any, affine_until: int) -> Callable[[Array, Array, Array], Array]:
+def augmentation(
+    dataset: Any, affine_until: int, max_value: int
+) -> Callable[[Array, Array, Array], Array]:
     """What `config.dataset` does to training images: (images, keys [B], step []) -> images.
 
     Args:
         dataset: `config.dataset`.
         affine_until: from this step on there are no affine maps.
+        max_value: largest pixel value of the images.
     """
 
     def augment(images, keys, step):
@@ -87,7 +99,11 @@ def augmentation(dataset: Any, affine_until: int) -> Callable[[Array, Array, Arr
             images = jax.lax.cond(
                 step < affine_until,
                 lambda images: transform_at_random(
-                    images, affine_keys, dataset.random_affine, dataset.affine_contrast
+                    images,
+                    affine_keys,
+                    dataset.random_affine,
+                    dataset.affine_contrast,
+                    max_value,
                 ),
                 lambda images: images,
                 images,

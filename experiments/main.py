@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import command_line
+from experiments.errors import DIVERGED, INTERRUPTED, USER_ERROR
 
 _MODES = ("train", "evaluate", "sample", "report", "export")
 
@@ -54,9 +55,6 @@ _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Number of this process, from 0; process 0 writes the workdir."
 )
 
-USER_ERROR = 2
-DIVERGED = 3
-
 
 def default_workdir(config_argument: str) -> pathlib.Path:
     """runs/NAME for configs/NAME.py, runs/NAME_VARIANT for configs/NAME.py:VARIANT."""
@@ -75,7 +73,13 @@ def main(_: list[str]) -> None:
 
     xla.avoid_faulty_fusions()
 
-    from experiments.errors import UserError, explain_system_error, silence_repeated_errors
+    from experiments.errors import (
+        TrainingDivergedError,
+        UserError,
+        exit_with,
+        explain_system_error,
+        silence_repeated_errors,
+    )
     from sere_jax.config import ConfigError
 
     logging.set_verbosity(logging.WARNING)
@@ -92,13 +96,16 @@ def main(_: list[str]) -> None:
         getattr(run, _MODE.value)(_CONFIG.value, workdir, command)
     except (UserError, ConfigError) as error:
         _fail(str(error), USER_ERROR)
-    except run.TrainingDivergedError as error:
+    except TrainingDivergedError as error:
         _fail(str(error), DIVERGED)
     except OSError as error:
         message = explain_system_error(error, workdir)
         if _is_one_of_several():
-            multihost.exit_with(message, USER_ERROR)
+            exit_with(message, USER_ERROR)
         _fail(message, USER_ERROR)
+    except KeyboardInterrupt:  # not while training, which saves first
+        # An orderly exit would wait for other processes, and for threads that still compile.
+        exit_with("interrupted; what is finished is kept: the same command goes on", INTERRUPTED)
     except Exception as error:
         if not _is_one_of_several():
             raise

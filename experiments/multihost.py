@@ -5,11 +5,9 @@ of them in the same order, since they wait for each other.
 """
 
 import json
-import os
 import re
 import signal
 import socket
-import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -19,7 +17,7 @@ import jax
 import numpy as np
 
 from experiments import parallel
-from experiments.errors import UserError
+from experiments.errors import LOST_PROCESS, USER_ERROR, UserError, exit_with
 from sere_jax.config import ConfigError
 
 T = TypeVar("T")
@@ -31,9 +29,6 @@ START_TIMEOUT_SECONDS = 300
 HEARTBEAT_TIMEOUT_SECONDS = 30
 # How long a process that is through with its work waits for the others to be.
 SHUTDOWN_TIMEOUT_SECONDS = 60
-
-USER_ERROR = 2
-LOST_PROCESS = 4
 
 
 def initialize(
@@ -84,7 +79,7 @@ def initialize(
     finally:
         signal.signal(signal.SIGINT, previous)
         watchdog.cancel()
-    devices = [len(jax.local_devices(process_index=i)) for i in range(jax.process_count())]
+    devices = [len(jax.local_devices(process_index=i)) for i in range(parallel.num_processes())]
     if len(set(devices)) > 1:
         raise UserError(f"the processes have {devices} devices; all must have the same number")
 
@@ -219,14 +214,6 @@ def _nobody_there(coordinator_address, timeout):
         f"them, process 0 at {address}, where the others must be able to reach it",
         USER_ERROR,
     )
-
-
-def exit_with(message: str, exit_code: int) -> NoReturn:
-    """Ends this process with one line, and without waiting for the others."""
-    print("error:", message, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
 
 
 def _first_line(error):

@@ -65,7 +65,7 @@ def num_processes() -> int:
 def _ask(count):
     try:
         return count()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter of JAX_PLATFORMS=cuda
         raise UserError(
             f"JAX finds no devices ({error}); set JAX_PLATFORMS=cpu, or leave it unset"
         ) from error

@@ -22,6 +22,8 @@ from configs import mnist_comparison, mnist_mlp, mnist_resnet
 from experiments import figures
 from experiments.evaluation import standard_error
 from experiments.metrics import open_atomically, read_metrics
+from experiments.recorded import CONFIG_FILE
+from experiments.report import RESULTS_FILE
 
 RESULTS_DIRECTORY = pathlib.Path("results")
 PAGE = pathlib.Path("RESULTS.md")
@@ -38,7 +40,7 @@ LONG_MNIST_RUNS = {
 }
 MNIST_LEARNING_CURVES = pathlib.Path("docs/mnist_learning_curves.png")
 LIKELIHOOD_COLUMNS = ("-log p(x), nats", "the paper", "ELBO, nats")
-RUN_FILES = ("config.json", "results.json")
+RUN_FILES = (CONFIG_FILE, RESULTS_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +52,12 @@ class Run:
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
         """The run's configuration."""
-        return json.loads((self.directory / "config.json").read_text())
+        return json.loads((self.directory / CONFIG_FILE).read_text())
 
     @functools.cached_property
     def results(self) -> Mapping[str, Any]:
         """Its `results.json`."""
-        return json.loads((self.directory / "results.json").read_text())
+        return json.loads((self.directory / RESULTS_FILE).read_text())
 
     @functools.cached_property
     def metrics(self) -> Sequence[Mapping[str, Any]]:

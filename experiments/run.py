@@ -20,8 +20,8 @@ from absl import logging
 import sere_jax
 from experiments import figures, multihost, trained, training, weights
 from experiments.checkpoints import Checkpoints
-from experiments.configuration import as_json, differences
-from experiments.errors import UserError
+from experiments.configuration import as_json, check_configuration, differences
+from experiments.errors import TrainingDivergedError, UserError
 from experiments.evaluation import standard_error
 from experiments.experiment import Experiment, count_parameters, create_experiment
 from experiments.metrics import (
@@ -33,9 +33,8 @@ from experiments.metrics import (
 )
 from experiments.multihost import is_first_process, on_every_process, on_first_process
 from experiments.parallel import replicate
-from experiments.report import write_report
+from experiments.report import RESULTS_FILE, write_report
 from experiments.workdir import (
-    RESULTS_FILE,
     check_can_hold,
     check_configuration_of,
     check_same_configuration,
@@ -49,10 +48,6 @@ NUM_PATHS, IMAGES_OF_A_PATH = 5, 10  # of the figure of interpolations
 
 # Where the data are is up to each host.
 _FIELDS_OF_ONE_PROCESS = ("data_dir", "download", "path")
-
-
-class TrainingDivergedError(Exception):
-    """Too many updates in a row were not finite."""
 
 
 @dataclasses.dataclass
@@ -105,14 +100,14 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
         UserError: bad input.
         TrainingDivergedError: too many updates in a row were not finite.
     """
-    experiment = _create_experiment(config, "train")
+    # Before anything is written, the lock included.
+    experiment = _create_experiment(config, "train", lambda: check_can_hold(workdir, config))
     if is_first_process():
         for doubt in experiment.doubts():
             print(f"note: {doubt}", file=sys.stderr)
     with contextlib.ExitStack() as resources:
 
         def open_run():
-            check_can_hold(workdir, config)  # before anything is written, the lock included
             if not os.path.isdir(workdir / "checkpoints"):  # False where pathlib would raise
                 _initial_params(experiment)  # will be needed
             resources.enter_context(exclusive(workdir))
@@ -124,7 +119,7 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
         checkpoints = on_first_process(open_run)
         if not _train_to_the_end(experiment, workdir, checkpoints, command):
             return
-        is_evaluated = on_first_process(lambda: _is_evaluated(experiment, workdir))
+        is_evaluated = on_first_process(lambda: _is_evaluated(experiment, workdir, checkpoints))
         if not multihost.json_of_first_process(is_evaluated):
             _evaluate(experiment, workdir, command)
         elif is_first_process():
@@ -135,41 +130,41 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
 
 def evaluate(config: Any, workdir: pathlib.Path, command: str) -> None:
     """Evaluates the run's weights on the test set and writes `results.json` and the report."""
-    experiment = _create_experiment(config, "evaluate")
+    experiment = _create_experiment(
+        config, "evaluate", lambda: check_configuration_of(workdir, config)
+    )
     with contextlib.ExitStack() as resources:
-
-        def open_run():
-            check_configuration_of(workdir, config)
-            resources.enter_context(exclusive(workdir))
-
-        on_first_process(open_run)
+        on_first_process(lambda: resources.enter_context(exclusive(workdir)))
         _evaluate(experiment, workdir, command)
 
 
 def sample(config: Any, workdir: pathlib.Path, command: str) -> None:
-    """Draws images from the run's weights, in one process.
+    """Draws images from the run's weights, in one process; the data set is not needed.
 
     `samples.npz` holds `images` in data space and their expectations `expected`, which
     `samples.png` shows.
     """
     del command
-    experiment = create_experiment(config)
+    check_configuration(config)
     check_configuration_of(workdir, config)
     with exclusive(workdir):
-        params, _ = _load_weights(experiment, workdir)
-        images, expected = _save_samples(experiment, workdir, params)
+        model, params, _ = trained.restore(config, workdir, config.evaluation.checkpoint)
+        images, expected = _save_samples(model, config.sampling, workdir, params)
         with open_atomically(workdir / "samples.npz") as file:
             np.savez_compressed(file, images=images, expected=expected)
         print(f"{len(images)} images in {workdir / 'samples.png'} and {workdir / 'samples.npz'}")
 
 
 def export(config: Any, workdir: pathlib.Path, command: str) -> None:
-    """Writes the run's weights to one file, in one process; see `weights`."""
+    """Writes the run's weights to one file, in one process; see `weights`.
+
+    The data set is not needed.
+    """
     del command
-    experiment = create_experiment(config)
+    check_configuration(config)
     check_configuration_of(workdir, config)
     with exclusive(workdir):
-        params, about = _load_weights(experiment, workdir)
+        _, params, about = trained.restore(config, workdir, config.evaluation.checkpoint)
         path = workdir / weights.WEIGHTS_FILE
         weights.write(path, params, about)
         size = path.stat().st_size / 1e6
@@ -185,8 +180,11 @@ def report(config: Any, workdir: pathlib.Path, command: str) -> None:
         print(f"report in {write_report(workdir)}")
 
 
-def _create_experiment(config, mode):
-    """`create_experiment` in all processes, which have to agree on what they are about to do."""
+def _create_experiment(config, mode, check_workdir):
+    """`create_experiment` in all processes, which have to agree on what they are about to do.
+
+    Before that, the data set may have to be downloaded, `check_workdir` is called in the first one.
+    """
 
     def describe_configuration(ours, expected):
         ignored = tuple(f"config.dataset.{name}" for name in _FIELDS_OF_ONE_PROCESS)
@@ -200,9 +198,14 @@ def _create_experiment(config, mode):
         lambda: {"mode": mode, "config": as_json(config)},
         describe_configuration,
     )
+    on_first_process(check_workdir)
+
+    def create():
+        return create_experiment(config, to_train=mode == "train")
+
     # Where the hosts share a file system, only the first one prepares and caches the data.
-    experiment = on_first_process(lambda: create_experiment(config))
-    experiment = on_every_process(lambda: experiment or create_experiment(config))
+    experiment = on_first_process(create)
+    experiment = on_every_process(lambda: experiment or create())
     multihost.check_same(
         "the images of this process", lambda: experiment.dataset.fingerprint, describe_data
     )
@@ -292,9 +295,11 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints, command) -> 
                 on_first_process(functools.partial(_save_elbo, workdir, step, elbo))
             # Read once: it may come at any moment, and to any of the processes.
             signal_number = multihost.any_signal(interruption.signal_number)
-            if is_last or step % checkpoint_every == 0 or signal_number:
+            if is_last or step % checkpoint_every == 0:
                 save(validation_elbo)
-            if signal_number and not is_last:
+            elif signal_number:  # does not compete for the best: else the signal would choose it
+                save(None)
+            if signal_number:
                 interruption.is_heeded()
                 on_first_process(lambda: checkpoints.wait())
                 bar.close()
@@ -436,26 +441,28 @@ def _check_convergence(experiment, checkpoints, state, metrics):
     )
 
 
-def _load_weights(experiment, workdir):
-    which = experiment.config.evaluation.checkpoint
-    return weights.load(workdir, experiment.state_template(), which)
-
-
-def _is_evaluated(experiment, workdir):
+def _is_evaluated(experiment, workdir, checkpoints):
+    """Whether `results.json` is of the weights and the evaluation that are asked for."""
+    evaluation = experiment.config.evaluation
     path = workdir / RESULTS_FILE
     if not path.exists():
         return False
     try:
         results = json.loads(path.read_text())
-        return results["evaluation"] == experiment.config.evaluation.to_dict()
+        step = weights.choose_step(checkpoints, evaluation.checkpoint)
+        return results["evaluation"] == evaluation.to_dict() and results["step"] == step
     except (ValueError, TypeError, KeyError):  # damaged: evaluated anew
         return False
 
 
 def _evaluate(experiment, workdir, command):
+    template = experiment.state_template()
     averages, about = _restore_on_first_process(
-        experiment.state_template().params, lambda: _load_weights(experiment, workdir)
+        template.params,
+        lambda: weights.load(workdir, template, experiment.config.evaluation.checkpoint),
     )
+    if is_first_process():
+        _tell_of_other_images(experiment, workdir, about)
     params = replicate(averages)
     images = replicate(experiment.test_images())
     elbo = experiment.evaluator.elbo(params, images)
@@ -478,6 +485,18 @@ def _evaluate(experiment, workdir, command):
             experiment, workdir, command, count_parameters(averages), about, elbo, log_likelihood
         )
     )
+
+
+def _tell_of_other_images(experiment, workdir, about):
+    dataset = experiment.dataset
+    recorded = about.get("dataset_fingerprint", dataset.fingerprint)
+    if recorded != dataset.fingerprint:
+        print(
+            f"note: the images of {experiment.config.dataset.name!r} are not those that {workdir} "
+            f"was trained on, or not in that order (fingerprint {dataset.fingerprint}, then "
+            f"{recorded}); make sure that no training images are in the test set",
+            file=sys.stderr,
+        )
 
 
 def _save_results(experiment, workdir, command, num_params, about, elbo, log_likelihood):
@@ -523,7 +542,7 @@ def _save_results(experiment, workdir, command, num_params, about, elbo, log_lik
 
 
 def _save_pictures(experiment, workdir, params, kl):
-    _save_samples(experiment, workdir, params)
+    _save_samples(experiment.model, experiment.config.sampling, workdir, params)
     if not experiment.model.config.has_latents:
         return
     figures.save_kl_per_layer(
@@ -559,24 +578,25 @@ def _save_interpolation(experiment, workdir, params, x):
         )
 
 
-def _save_samples(experiment, workdir, params):
+def _save_samples(model, sampling, workdir, params):
     """Returns the samples and their expectations; the latter are drawn, as in most papers."""
-    key = jax.random.key(experiment.config.sampling.seed)
-    num_images = experiment.config.sampling.num_images
+    key = jax.random.key(sampling.seed)
     images, expected = (
-        np.asarray(sere_jax.sample(experiment.model, params, key, num_images, expected=as_expected))
+        np.asarray(sere_jax.sample(model, params, key, sampling.num_images, expected=as_expected))
         for as_expected in (False, True)
     )
-    pictures = _pixels(experiment.model, expected)
+    pictures = _pixels(model, expected)
     figures.save_image_grid(pictures, workdir / "samples.png")
-    if experiment.model.generates_blocks:
-        layer_of_pixel = create_partition(experiment.model.config).layer_of_pixel
+    if model.generates_blocks:
+        layer_of_pixel = create_partition(model.config).layer_of_pixel
         figures.save_build_up(pictures[:8], layer_of_pixel, workdir / "build_up.png")
     return images, expected
 
 
 def _pixels(model, x):
-    return np.asarray(sere_jax.to_pixels(model, jax.numpy.asarray(x, np.float32)))
+    """For pictures: of other numbers of channels than 1 and 3 the first three, or the first."""
+    pixels = np.asarray(sere_jax.to_pixels(model, jax.numpy.asarray(x, np.float32)))
+    return pixels[..., : 3 if pixels.shape[-1] >= 3 else 1]
 
 
 def _save_curves(workdir):

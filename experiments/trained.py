@@ -43,8 +43,15 @@ def load(
         config = recorded.get_config(str(workdir))
     except ValueError as error:
         raise UserError(str(error)) from error
+    model, params, _ = restore(config, workdir, checkpoint or config.evaluation.checkpoint)
+    return model, jax.tree.map(jax.numpy.asarray, params)
+
+
+def restore(
+    config: Any, workdir: pathlib.Path, checkpoint: str
+) -> tuple[sere_jax.LatentVariableModel, Any, dict[str, Any]]:
+    """The model of `config`, and what `weights.load` returns for the run in `workdir`."""
     model = sere_jax.create_model(config)
     optimizer = schedules.create_optimizer(config.training, optax.constant_schedule(0.0))
     template = training.state_template(model, optimizer, config.seed)
-    params, _ = weights.load(workdir, template, checkpoint or config.evaluation.checkpoint)
-    return model, jax.tree.map(jax.numpy.asarray, params)
+    return model, *weights.load(workdir, template, checkpoint)

@@ -37,7 +37,8 @@ def load(workdir: pathlib.Path, template: TrainState, which: str) -> tuple[Any, 
 
     Returns:
         Host arrays, and JSON values: `step`, `validation_elbo` in nats or None, `train_seconds`,
-        and, where they were recorded, the `command` that trained them and its `git_commit`.
+        and, where they were recorded, the `command` that trained them, its `git_commit` and the
+        `dataset_fingerprint` of its images.
 
     Raises:
         UserError: there are no weights, or they cannot be read.
@@ -45,15 +46,20 @@ def load(workdir: pathlib.Path, template: TrainState, which: str) -> tuple[Any, 
     if (workdir / WEIGHTS_FILE).exists() and not (workdir / "checkpoints").exists():
         return read(workdir / WEIGHTS_FILE, template.params)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
+        step = choose_step(checkpoints, which)
+        if step is None:
             raise UserError(f"there is no checkpoint in {checkpoints.directory}; train first")
-        best = checkpoints.best_step() if which == "best" else None
-        step = best or steps[-1]
         state, progress = checkpoints.restore(template, step)
         about = {"step": step, "validation_elbo": checkpoints.validation_elbo(step)}
-    recorded = ("train_seconds", "command", "git_commit")  # earlier versions: not the last two
+    # Earlier versions did not record the command and its commit.
+    recorded = ("train_seconds", "command", "git_commit", "dataset_fingerprint")
     return state.ema_params, about | {name: progress[name] for name in recorded if name in progress}
+
+
+def choose_step(checkpoints: Checkpoints, which: str) -> int | None:
+    """The step of the checkpoint that `load` takes; None where there is no checkpoint."""
+    best = checkpoints.best_step() if which == "best" else None
+    return best or max(checkpoints.steps(), default=None)
 
 
 def write(path: pathlib.Path, params: Any, about: dict[str, Any]) -> None:

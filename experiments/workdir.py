@@ -12,13 +12,14 @@ from experiments.errors import UserError
 from experiments.metrics import remove_temporary_files, write_json_atomically
 from experiments.recorded import CONFIG_FILE, read, with_later_fields
 
-RESULTS_FILE = "results.json"
 LOCK_FILE = ".lock"
 
 # Fields that do not change what was trained; --mode=evaluate and relaunches may set them anew.
+# Where the images are is among them: a run knows its images by their fingerprint.
 FREE_FIELDS = (
     "dataset.data_dir",
     "dataset.download",
+    "dataset.path",
     "evaluation",
     "sampling",
     "paper",

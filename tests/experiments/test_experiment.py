@@ -36,5 +36,22 @@ def test_who_evaluates_the_highest_elbo_though_it_falls_at_the_end_is_told(begin
     assert all("importance_weighted_from='50%' may lower the ELBO" in doubt for doubt in doubts)
 
 
+@pytest.mark.parametrize(
+    ("evaluate_every", "checkpoint_every", "meet"),
+    [("1 epochs", "3 epochs", None), ("20 steps", "5 steps", None), ("6 steps", "4 steps", 12)],
+)
+def test_who_saves_few_of_the_evaluated_steps_is_told(evaluate_every, checkpoint_every, meet):
+    config = digits.get_config()
+    config.training.evaluate_every = evaluate_every
+    config.training.checkpoint_every = checkpoint_every
+
+    doubts = create_experiment(config).doubts()
+
+    assert len(doubts) == (1 if meet else 0)
+    assert all(f"checkpoint_every='4 steps' every {meet} steps" in doubt for doubt in doubts)
+    config.evaluation.checkpoint = "last"
+    assert create_experiment(config).doubts() == []
+
+
 def test_digits_are_binarized_without_a_word():
     assert create_experiment(digits.get_config()).doubts() == []

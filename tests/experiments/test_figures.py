@@ -73,16 +73,6 @@ def test_sheet_is_about_800_pixels_wide(tmp_path, num, side):
     assert height == width
 
 
-def test_title_is_drawn_above_the_sheet_and_moves_it_down(tmp_path):
-    images = np.zeros((4, 8, 8, 1))
-    plain = read_pixels(save_image_grid(images, tmp_path / "plain.png"))
-    titled = read_pixels(save_image_grid(images, tmp_path / "titled.png", title="$4 <samples>"))
-    title_height = len(titled) - len(plain)
-    assert title_height > 0
-    np.testing.assert_array_equal(titled[title_height + MARGIN :], plain[MARGIN:])
-    assert titled[:title_height].min() < 100
-
-
 def test_the_versions_of_an_image_stand_below_each_other(tmp_path):
     num, side = 10, 4
     originals = np.linspace(0.0, 0.4, num)[:, None, None, None] * np.ones((1, side, side, 1))

@@ -34,12 +34,14 @@ def random_affine_maps(num):
     return jax.vmap(input_pipeline.random_affine_map)(jax.random.split(jax.random.key(0), num))
 
 
-@pytest.mark.parametrize("contrast", [1.0, 1.4])
-def test_affine_maps_agree_with_scipy(contrast):
+@pytest.mark.parametrize(("contrast", "max_value"), [(1.0, 255), (1.4, 255), (1.4, 16)])
+def test_affine_maps_agree_with_scipy(contrast, max_value):
     rng = np.random.default_rng(0)
     for matrix, shift in zip(*random_affine_maps(20), strict=True):
-        image = rng.integers(0, 256, (9, 12, 2)).astype(np.uint8)
-        found = np.asarray(input_pipeline.transform(jnp.asarray(image), matrix, shift, contrast))
+        image = rng.integers(0, max_value + 1, (9, 12, 2)).astype(np.uint8)
+        found = np.asarray(
+            input_pipeline.transform(jnp.asarray(image), matrix, shift, contrast, max_value)
+        )
         assert found.dtype == np.uint8
         middle = (np.array(image.shape[:2]) - 1) / 2
         offset = middle + np.asarray(shift) - np.asarray(matrix) @ middle
@@ -51,7 +53,8 @@ def test_affine_maps_agree_with_scipy(contrast):
                 order=1,
                 mode="grid-constant",
             )
-            expected = np.clip(127.5 + contrast * (expected - 127.5), 0, 255)
+            grey = max_value / 2
+            expected = np.clip(grey + contrast * (expected - grey), 0, max_value)
             np.testing.assert_allclose(found[..., channel], expected, atol=0.51)
 
 

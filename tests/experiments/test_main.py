@@ -83,6 +83,12 @@ def test_a_finished_run_is_left_alone_and_can_be_evaluated_sampled_and_reported(
     before = saved_arrays(finished)
     command = json.loads((finished / "results.json").read_text())["command"]
     assert "is complete" in train(finished).stdout
+    results = json.loads((finished / "results.json").read_text())
+    halfway = {**results, "step": 10, "nll": 0.0}  # evaluated before it was trained to the end
+    (finished / "results.json").write_text(json.dumps(halfway))
+    assert "is complete" not in train(finished).stdout
+    evaluated = json.loads((finished / "results.json").read_text())
+    assert (evaluated["step"], evaluated["nll"]) == (results["step"], results["nll"])
     train(finished, "--mode=evaluate", "--config.evaluation.num_importance_samples=7")
     results = json.loads((finished / "results.json").read_text())
     assert results["num_importance_samples"] == 7
@@ -119,7 +125,10 @@ def test_all_but_training_needs_no_configuration_but_the_workdir_s(finished, tmp
 
 def test_sigterm_saves_and_exits_cleanly_and_another_number_of_devices_resumes(finished, tmp_path):
     workdir = tmp_path / "stopped"
-    slow = ("--config.training.checkpoint_every=1000 steps",)
+    slow = (
+        "--config.training.checkpoint_every=1000 steps",
+        "--config.training.evaluate_every=1 steps",
+    )
     with start(workdir, *slow, devices=4) as process:
         wait_until(lambda: last_step(workdir) >= 6, process)
         process.send_signal(signal.SIGTERM)
@@ -128,6 +137,8 @@ def test_sigterm_saves_and_exits_cleanly_and_another_number_of_devices_resumes(f
     assert "SIGTERM: saved at step" in stderr
     (step,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert 6 <= step < 60 and step == last_step(workdir)
+    metrics = workdir / "checkpoints" / str(step) / "metrics"
+    assert not metrics.exists()  # one that would not be there without the signal is not the best
     train(workdir, *slow, devices=1)
     one, other = saved_arrays(finished), saved_arrays(workdir)
     assert one.keys() == other.keys()
@@ -141,6 +152,55 @@ def test_a_workdir_of_another_configuration_is_refused_and_left_alone(finished):
     assert refused.returncode == 2
     assert "training.learning_rate: 0.002 -> 0.5" in refused.stderr
     assert_same_bits(before, saved_arrays(finished))
+
+
+def test_ctrl_c_in_an_evaluation_is_one_line(finished):
+    samples = finished / "samples.png"
+    samples.unlink(missing_ok=True)
+    before = saved_arrays(finished)
+    slow = ("--mode=evaluate", "--config.evaluation.num_importance_samples=1000000")
+    with start(finished, *slow) as process:
+        wait_until(samples.exists, process)
+        process.send_signal(signal.SIGINT)
+        stderr = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    last_line = stderr.splitlines()[-1]
+    assert last_line.endswith("interrupted; what is finished is kept: the same command goes on")
+    assert "Traceback" not in stderr
+    assert_same_bits(before, saved_arrays(finished))
+
+
+def test_images_of_any_channels_are_drawn_and_a_run_knows_its_images_by_their_fingerprint(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def write_images(name):
+        path = tmp_path / name
+        np.savez(path, train=rng.integers(0, 2, (60, 6, 4, 2)).astype(np.uint8))
+        return f"--config.dataset.path={path}"
+
+    workdir = f"--workdir={tmp_path / 'run'}"
+    run = (
+        workdir,
+        "--config.dataset.name=npz",
+        "--config.model.data_shape=(6, 4, 2)",
+        "--config.model.num_layers=2",
+        "--config.model.latent_shape=(2,)",
+        "--config.model.hidden_size=4",
+        "--config.training.batch_size=4",
+        "--config.training.num_epochs=1",
+        "--config.evaluation.num_importance_samples=2",
+    )
+    launch(*run, write_images("images.npz"))
+    assert (tmp_path / "run" / "reconstructions.png").exists()
+
+    others = write_images("others.npz")
+    (tmp_path / "images.npz").rename(tmp_path / "moved.npz")
+    assert "is complete" in launch(*run, f"--config.dataset.path={tmp_path / 'moved.npz'}").stdout
+    assert "are not those that" in launch(*run, others, check=False).stderr
+    # The number of devices need not divide the batch any more.
+    evaluated = launch(workdir, others, "--mode=evaluate", config=None, devices=3)
+    assert "note: the images of 'npz' are not those that" in evaluated.stderr
+    launch(workdir, "--mode=sample", config=None)  # needs no images
 
 
 def test_help_names_the_modes_and_the_configurations():

@@ -417,11 +417,12 @@ def test_there_are_enough_cases():
     assert len(list(all_cases())) >= 60
 
 
-def test_absent_devices_are_one_line(environment, cwd):
+@pytest.mark.parametrize("platform", ["abacus", "cuda"])
+def test_absent_devices_are_one_line(environment, cwd, platform):
     finished = subprocess.run(
         [sys.executable, "-m", "experiments.main", "--config=configs/digits.py"],
         cwd=cwd,
-        env={**environment, "JAX_PLATFORMS": "abacus"},
+        env={**environment, "JAX_PLATFORMS": platform},
         capture_output=True,
         text=True,
         timeout=300,
