@@ -148,7 +148,7 @@ def sample(config: Any, workdir: pathlib.Path, command: str) -> None:
     check_configuration(config)
     check_configuration_of(workdir, config)
     with exclusive(workdir):
-        model, params, _ = trained.restore(config, workdir, config.evaluation.checkpoint)
+        model, params, _ = trained.restore(config, workdir)
         images, expected = _save_samples(model, config.sampling, workdir, params)
         with open_atomically(workdir / "samples.npz") as file:
             np.savez_compressed(file, images=images, expected=expected)
@@ -164,7 +164,7 @@ def export(config: Any, workdir: pathlib.Path, command: str) -> None:
     check_configuration(config)
     check_configuration_of(workdir, config)
     with exclusive(workdir):
-        _, params, about = trained.restore(config, workdir, config.evaluation.checkpoint)
+        _, params, about = trained.restore(config, workdir)
         path = workdir / weights.WEIGHTS_FILE
         weights.write(path, params, about)
         size = path.stat().st_size / 1e6

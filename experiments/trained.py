@@ -43,15 +43,15 @@ def load(
         config = recorded.get_config(str(workdir))
     except ValueError as error:
         raise UserError(str(error)) from error
-    model, params, _ = restore(config, workdir, checkpoint or config.evaluation.checkpoint)
+    model, params, _ = restore(config, workdir, checkpoint)
     return model, jax.tree.map(jax.numpy.asarray, params)
 
 
 def restore(
-    config: Any, workdir: pathlib.Path, checkpoint: str
+    config: Any, workdir: pathlib.Path, checkpoint: str | None = None
 ) -> tuple[sere_jax.LatentVariableModel, Any, dict[str, Any]]:
     """The model of `config`, and what `weights.load` returns for the run in `workdir`."""
     model = sere_jax.create_model(config)
     optimizer = schedules.create_optimizer(config.training, optax.constant_schedule(0.0))
     template = training.state_template(model, optimizer, config.seed)
-    return model, *weights.load(workdir, template, checkpoint)
+    return model, *weights.load(workdir, template, checkpoint or config.evaluation.checkpoint)

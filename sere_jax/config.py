@@ -74,10 +74,11 @@ class ModelConfig:
             in training alone; of `mlp`.
         rematerialize: compute hidden layers anew in the backward pass instead of keeping them:
             less memory, about a third more work.
-        sigma_min: lower bound on the prior's scale (0: none).
+        sigma_min: lower bound on the prior's scale (0: none but float32's).
         sigma_max: upper bound on the prior's scale.
         carry_start: a in [0, 1), how much of z_{l-1} the rank-one affine bijector first hands on:
-            z_l = a z_{l-1} + √(1 - a²) ε_l, near enough. 0: nothing, it has to learn to.
+            z_l = a z_{l-1} + √(1 - a²) ε_l, near enough, whose variance is 1 - a^(2l), as z_0 = 0.
+            0: nothing, it has to learn to.
         prior_temperature: of the `relaxed_bernoulli_vae`.
         posterior_temperature: of the `relaxed_bernoulli_vae`.
         residual_scale_start: what the posterior's scale relative to the prior's, δσ, starts near;

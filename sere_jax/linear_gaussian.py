@@ -18,6 +18,8 @@ from sere_jax import vae
 from sere_jax.config import ConfigError, ModelConfig
 from sere_jax.model import LatentVariableModel
 
+BOUNDS = {"prior_scale": (0.0, 2.0), "code_gain": (0.22, 2.21)}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearGaussian:
@@ -26,7 +28,7 @@ class LinearGaussian:
     Attributes:
         prior_shift: m [L].
         prior_slope: M [L].
-        prior_scale: σ [L].
+        prior_scale: σ [L], between 0 and 2, the model's `sigma_max`.
         code_shift: c [L].
         code_slope: C [L].
         code_gain: a [L], between 0.22 and 2.21, as the bounds of the rank-one affine bijector ask.
@@ -138,13 +140,18 @@ class LinearGaussian:
             key: PRNG key of the posterior and the encoders.
 
         Raises:
-            ConfigError: the model has an uncoupled prior, and M is not 0.
+            ConfigError: the model has an uncoupled prior, and M is not 0; or a coefficient is not
+                within its bounds.
         """
         config = model.config
         if not config.couple_prior and np.any(self.prior_slope):
             raise ConfigError(
                 "config.model.couple_prior=False needs prior_slope=0; see with_uncoupled_prior"
             )
+        for name, (low, high) in BOUNDS.items():
+            values = getattr(self, name)
+            if not np.all((low < values) & (values < high)):
+                raise ConfigError(f"{name}={values} must lie between {low} and {high}")
         params = jax.tree.map(np.array, vae.init(model, key))
         layers = params["hierarchy"]["layers"]
         zero = np.zeros(self.num_layers)

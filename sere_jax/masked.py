@@ -204,7 +204,11 @@ def masked(values: Array, mask: Array | None) -> Array:
 
 @struct.dataclass
 class MaskedNetwork:
-    """A masked network with its weights: a function of x, and a pytree."""
+    """A masked network with its weights: a function of x, and a pytree.
+
+    Its products have a gradient of their own, so that `jax.jacfwd` and `jax.jvp` refuse it;
+    `jax.jacobian` and `jax.grad` do not.
+    """
 
     kernels: tuple[MaskedKernel, ...]  # D to width, width to width, ..., width to [P, D]
     biases: tuple[Array, ...]  # [width], ..., [P, D]

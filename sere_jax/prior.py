@@ -10,6 +10,8 @@ from sere_jax.network import create_network
 
 Array = jax.Array
 
+SMALLEST_SCALE = 1e-18  # whose square is still a float32
+
 
 @struct.dataclass
 class Prior:
@@ -50,4 +52,5 @@ class PriorLayer(nn.Module):
         low, high = self.config.sigma_min, self.config.sigma_max
         start = (1.0 - low) / (high - low) if low < 1.0 < high else 0.5
         start_logit = jnp.log(start) - jnp.log1p(-start)
-        return low + (high - low) * jax.nn.sigmoid(raw_scale + start_logit)
+        scale = low + (high - low) * jax.nn.sigmoid(raw_scale + start_logit)
+        return scale if low else jnp.maximum(scale, SMALLEST_SCALE)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from sere_jax.config import ModelConfig
 from sere_jax.data_layer import create_data_layer
 from sere_jax.masked import MADE, MaskedNetwork, spread_degrees
 from sere_jax.mlp import flatten
@@ -60,7 +61,13 @@ class RelaxedBernoulliVAE(WholeImageModel):
         self.encoder = [nn.Dense(width) for width in widths]
         degrees = spread_degrees(num_latents, widths, conditional=True)
         self.posterior = MADE(degrees, num_parameters=1)
-        decoder = dataclasses.replace(config, system="sere_vae", couple_data=False)
+        decoder = dataclasses.replace(
+            config,
+            system="sere_vae",
+            couple_data=False,
+            prior_temperature=ModelConfig.prior_temperature,
+            posterior_temperature=ModelConfig.posterior_temperature,
+        )
         self.data_layer = create_data_layer(decoder, config.data_shape)
 
     def __call__(self, x: Array, noise: Array) -> RelaxedBernoulliInference:

@@ -27,7 +27,7 @@ class Inference:
     residual_mean: Array  # [B, L, *latent_shape], δμ
     residual_scale: Array  # [B, L, *latent_shape], δσ
     data_parameters: Any  # [B, L, h, w, c], γ of the data layers; of flows, `FlowParameters`
-    bijector: Any  # f_l as a distrax bijector whose parameters are [L, B, ...]
+    bijector: Any  # distrax bijectors f_l, stacked over layers for jax.vmap
 
     @property
     def posterior_mean(self) -> Array:

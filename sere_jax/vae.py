@@ -198,7 +198,7 @@ def _log_likelihood(model, params, x, key, num_samples):
 def sample(
     model: LatentVariableModel, params: Params, key: Array, num: int, *, expected: bool = False
 ) -> Array:
-    """Draws images from the model, in O(L) steps; flows take D steps in all.
+    """Draws images from the model, in O(L) steps; flows take num_flows D steps in all.
 
     Args:
         model: from `create_model`.
@@ -458,6 +458,8 @@ def _check_count(name, count, at_least=1):
 def example_keys(key: Array, num_examples: int) -> Array:
     """[B] keys: `key` itself if it holds one an example, else folded with the example's index.
 
+    The single key may be an old one of two uint32, from `jax.random.PRNGKey`.
+
     Raises:
         TypeError: it is no PRNG key.
         ValueError: it holds another number of keys than one or `num_examples`.
@@ -471,6 +473,7 @@ def example_keys(key: Array, num_examples: int) -> Array:
         if key.shape != (num_examples,):
             raise ValueError(f"key holds {key.shape[0]} keys for {num_examples} examples")
         return key
+    key = key if is_new_style else jax.random.wrap_key_data(key)
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_examples))
 
 

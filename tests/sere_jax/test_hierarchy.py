@@ -9,6 +9,7 @@ import pytest
 from scipy import special
 
 import sere_jax
+from sere_jax.data_layer import create_data_layer
 from sere_jax.hierarchy import Layer
 
 EVERYTHING = {"context": 2, "data_context": 2, "couple_data_to_prior": True}
@@ -296,21 +297,30 @@ def test_scanned_generation_is_a_loop_over_layers(random_model):
     assert 0.1 < images.mean() < 0.9
 
 
-def test_images_come_from_what_the_likelihood_says_given_the_blocks_before(random_model):
+@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "discretized_logistic_mixture"])
+def test_images_come_from_what_the_likelihood_says_given_the_blocks_before(random_model, name):
     # Blocks of two pixels, but of one in the third and the last layer.
-    model, params = random_model(data_shape=(1, 6, 1), num_layers=4, data_context=2)
+    channels = 1 if name == "bernoulli" else 2
+    model, params = random_model(
+        data_shape=(1, 6, channels), num_layers=4, data_context=2, data_layer=name
+    )
     z = random_values(64, 4, 2)
     keys = jax.random.split(jax.random.key(0), (64, 4))
     variables = {"params": params}
 
     images, means = model.apply(variables, z, keys, True, method="regenerate")
 
-    def logits_given(model, z, x):
-        logits, _ = model.hierarchy.decode(jnp.moveaxis(z, 1, 0), model.observe(x), x)
-        return model.hierarchy.partition.merge(jnp.moveaxis(logits, 0, 1))
+    def means_given(model, z, x):
+        parameters, _ = model.hierarchy.decode(jnp.moveaxis(z, 1, 0), model.observe(x), x)
+        if name == "bernoulli":
+            blocks = 1.0 / (1.0 + jnp.exp(-parameters))
+        else:
+            blocks = create_data_layer(model.config, (1, 2, channels)).mean(parameters)
+        return model.hierarchy.partition.merge(jnp.moveaxis(blocks, 0, 1))
 
-    expected = special.expit(model.apply(variables, z, images, method=logits_given))
-    np.testing.assert_allclose(means, expected, rtol=1e-4)
+    expected = model.apply(variables, z, images, method=means_given)
+    np.testing.assert_allclose(means, expected, rtol=1e-4, atol=1e-5)
+    assert np.std(means, axis=0).min() > 0
 
 
 @pytest.mark.parametrize("num_layers", [3, 6])

@@ -50,21 +50,6 @@ def test_the_way_from_an_image_to_itself_stays_there(random_model, ends):
     np.testing.assert_allclose(images, np.broadcast_to(images[0], images.shape), atol=1e-5)
 
 
-def test_the_noise_of_codes_from_the_prior_is_that_which_they_were_made_of(random_model):
-    """Codes and noise of the prior, straight from the layers of a hierarchy."""
-    model, params = random_model()
-    noise = jax.random.normal(jax.random.key(0), (5, *model.noise_shape))
-    inference = model.apply({"params": params}, np.zeros((5, 2, 3, 1)), noise)
-    # What the posterior adds to the prior is taken away.
-    epsilon = (inference.epsilon - inference.posterior_mean) / inference.posterior_scale
-    of_prior = inference.replace(
-        epsilon=inference.prior_mean + inference.prior_scale * epsilon,
-    )
-    np.testing.assert_allclose(
-        model.apply({"params": params}, of_prior, method="prior_noise"), noise, atol=1e-4
-    )
-
-
 def test_the_path_is_a_rotation_of_the_start_into_the_end():
     generator = np.random.default_rng(0)
     start, other = generator.normal(size=(2, 6))

@@ -1,5 +1,7 @@
 """The exact linear Gaussian model against scipy, and against the samples of a SeRe-VAE."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -106,6 +108,13 @@ def test_no_factorized_posterior_has_a_smaller_gap(exact):
     best = optimize.minimize(divergence, np.zeros(NUM_LAYERS), tol=1e-10)
     assert exact.mean_field_gap() == pytest.approx(best.fun, rel=1e-6)
     assert best.fun > 0.1
+
+
+@pytest.mark.parametrize(("name", "value"), [("prior_scale", 2.5), ("code_gain", 0.1)])
+def test_coefficients_that_the_model_cannot_have_are_refused(exact, name, value):
+    impossible = dataclasses.replace(exact, **{name: np.full(exact.num_layers, value)})
+    with pytest.raises(sere_jax.ConfigError, match=f"{name}=.*{value}.* must lie between"):
+        impossible.parameters(sere_jax.create_model(exact.config()), jax.random.key(0))
 
 
 def test_an_uncoupled_prior_needs_a_model_that_is_uncoupled(exact):

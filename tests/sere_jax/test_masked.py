@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax.masked import MADE, Degrees, spread_degrees
+from sere_jax.masked import MADE, Degrees, _product, spread_degrees
 
 CASES = {
     "one input": (1, (4,), True, None, False, 1),
@@ -102,6 +102,17 @@ def test_solving_in_one_pass_is_applying_the_network_once_an_input(case):
 def test_impossible_degrees_are_refused(inputs, hidden, message):
     with pytest.raises(ValueError, match=message):
         Degrees(inputs, hidden)
+
+
+def test_the_gradient_of_the_product_is_that_of_automatic_differentiation():
+    x, kernel, cotangent = numbers(2, 3, 5), numbers(5, 2, 4), numbers(2, 3, 2, 4)
+    (value, ours), (expected_value, expected) = (
+        (lambda value, pull_back: (value, pull_back(cotangent)))(*jax.vjp(product, x, kernel))
+        for product in (_product, lambda x, kernel: jnp.tensordot(x, kernel, 1))
+    )
+    np.testing.assert_allclose(value, expected_value, rtol=1e-6)
+    for found, gradient in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(found, gradient, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -27,6 +27,7 @@ from scipy import special, stats
 
 import sere_jax
 import sere_jax.vae
+from sere_jax.bijector import BIJECTORS
 
 EVERYTHING = {"context": 2, "data_context": 2, "couple_data_to_prior": True}
 
@@ -167,6 +168,19 @@ def test_what_is_no_key_is_refused(tiny, name, key, words):
 
     with pytest.raises(TypeError, match=rf"key is {words}.* must be jax\.random\.key\(seed\)"):
         getattr(sere_jax, name)(model, params, x, key)
+
+
+def test_an_old_key_is_the_new_one_of_its_seed(tiny):
+    model, params, x, _ = tiny
+    functions = (
+        functools.partial(sere_jax.elbo, model, params, x),
+        functools.partial(sere_jax.reconstruct, model, params, x),
+        functools.partial(sere_jax.sample, model, params, num=3),
+        functools.partial(sere_jax.interpolate, model, params, x[0], x[1], num=3),
+    )
+    for function in functions:
+        old, new = (function(key=key) for key in (jax.random.PRNGKey(3), jax.random.key(3)))
+        np.testing.assert_array_equal(old, new)
 
 
 def test_no_key_and_too_few_keys_are_refused(tiny):
@@ -362,6 +376,20 @@ def test_kl_is_the_same_for_epsilon_and_for_z(inference):
         rtol=1e-3,
         atol=1e-3,
     )
+
+
+@pytest.mark.parametrize("couple_bijector", [True, False], ids=["coupled", "constant"])
+@pytest.mark.parametrize("name", sorted(BIJECTORS))
+def test_the_inferred_bijectors_make_z_of_epsilon(random_model, name, couple_bijector):
+    model, params = random_model(bijector=name, couple_bijector=couple_bijector)
+    x = all_images(model.config)[::13]
+    out = sere_jax.infer(model, params, x, jax.random.key(0))
+
+    z = jax.vmap(lambda f, epsilon: f.forward(epsilon))(
+        out.bijector, jnp.moveaxis(out.epsilon, 1, 0)
+    )
+
+    np.testing.assert_allclose(jnp.moveaxis(z, 0, 1), out.z, rtol=1e-5, atol=1e-5)
 
 
 def gaussian_kl(shift, covariance, prior_covariance):
