@@ -41,6 +41,7 @@ LONG_MNIST_RUNS = {
 MNIST_LEARNING_CURVES = pathlib.Path("docs/mnist_learning_curves.png")
 LIKELIHOOD_COLUMNS = ("-log p(x), nats", "the paper", "ELBO, nats")
 RUN_FILES = (CONFIG_FILE, RESULTS_FILE)
+LEAST_KL = 0.1  # nats of a layer whose codes say something of the image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,12 @@ class Run:
     def num_values(self) -> int:
         """D, values of an image."""
         return math.prod(self.config["model"]["data_shape"])
+
+    @property
+    def layers_in_use(self) -> str:
+        """How many layers have a KL of at least `LEAST_KL`, of how many."""
+        kl = self.results["kl_per_layer"]
+        return f"{sum(value >= LEAST_KL for value in kl)} of {len(kl)}"
 
     @property
     def link(self) -> str:
@@ -156,12 +163,13 @@ def cases_section(directory: pathlib.Path) -> list[str]:
         "them.) Bits/dim, fewer are better. Where the figures are from:",
         f"[{directory.name}]({directory.as_posix()}/README.md).",
         "",
-        "| run | updates | ELBO after half | ELBO | importance-weighted | parameters | minutes |",
-        "|---|---|---|---|---|---|---|",
+        "| run | updates | ELBO after half | ELBO | importance-weighted | layers in use | parameters "
+        "| minutes |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for case in CASES:
         if not by_case[case]:
-            lines.append(f"| {case} | not run | | | | | |")
+            lines.append(f"| {case} | not run | | | | | | |")
         for run in by_case[case].values():
             results = run.results
             cells = [
@@ -171,6 +179,7 @@ def cases_section(directory: pathlib.Path) -> list[str]:
                 _mean_and_error(_elbo(run)),
                 f"{_mean_and_error(_importance_weighted(run))} "
                 f"(K = {results['num_importance_samples']})",
+                run.layers_in_use,
                 f"{results['num_params']:,}",
                 f"{results['train_seconds'] / 60:.0f}",
             ]
@@ -255,13 +264,13 @@ def flows_section(directory: pathlib.Path) -> list[str]:
         "many updates as take an hour on two idle cores, at 556 ms an update of `sere_maf`, 634 of",
         "`maf10` and 340 of `maf5`. (Minutes in the table: other work ran beside some of them.)",
         "",
-        "| run | log-likelihood or ELBO, nats | importance-weighted, nats | bits/dim | parameters "
-        "| epochs | minutes |",
-        "|---|---|---|---|---|---|---|",
+        "| run | log-likelihood or ELBO, nats | importance-weighted, nats | bits/dim "
+        "| layers in use | parameters | epochs | minutes |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in FLOWS:
         if name not in runs:
-            lines.append(f"| {name} | not run | | | | | |")
+            lines.append(f"| {name} | not run | | | | | | |")
     for run in sorted(runs.values(), key=lambda run: -run.results["elbo"]):
         results = run.results
         is_exact = run.config["model"]["latent_shape"] == [0]
@@ -271,6 +280,7 @@ def flows_section(directory: pathlib.Path) -> list[str]:
             f"{results['elbo']:.1f} ± {results['elbo_stderr']:.1f}",
             "" if is_exact else f"{importance_weighted} (K = {results['num_importance_samples']})",
             f"{results['elbo_bits_per_dim']:.4f}",
+            "" if is_exact else run.layers_in_use,
             f"{results['num_params']:,}",
             f"{results['epoch']:.1f}",
             f"{results['train_seconds'] / 60:.0f}",
@@ -297,9 +307,10 @@ def likelihood_section(
         reference: the run that a column compares the others with, image by image.
     """
     runs = finished_runs(directory)
-    columns = ["run", *LIKELIHOOD_COLUMNS, "parameters", "epochs", "minutes", "commit"]
+    columns = ["run", *LIKELIHOOD_COLUMNS, "layers in use", "parameters", "epochs", "minutes"]
+    columns.append("commit")
     if reference is not None:
-        columns.insert(-4, f"less {reference}'s")
+        columns.insert(-5, f"less {reference}'s")
     lines = [f"## {heading}", "", *introduction, "", *_table_head(columns)]
     for run in _best_first(runs):
         results = run.results
@@ -307,6 +318,7 @@ def likelihood_section(
             run.link,
             *_likelihood_cells(results),
             *([] if reference is None else [_difference(run, runs.get(reference))]),
+            run.layers_in_use,
             f"{results['num_params']:,}",
             f"{results['epoch']:.0f}",
             f"{results['train_seconds'] / 60:.0f}",
@@ -423,7 +435,12 @@ def page() -> str:
         short_runs_section(RESULTS_DIRECTORY / "cifar10_jpeg_short"),
         flows_section(RESULTS_DIRECTORY / "cifar10_jpeg_flows"),
     ]
-    lines = ["# Results", "", "Written by `python -m experiments.results` from `results/`."]
+    lines = [
+        "# Results",
+        "",
+        "Written by `python -m experiments.results` from `results/`. Layers in use are those whose",
+        f"codes have a KL of at least {LEAST_KL} nats, in the mean over the test images.",
+    ]
     for section in sections:
         lines += ["", *section]
     return "\n".join([*lines, ""])

@@ -30,6 +30,7 @@ def keep_run(directory, bits, validation_bits=9.0, seed=0):
     np.savez(directory / "test_elbo_50.npz", elbo=halfway)
     np.savez(directory / "test_images.npz", elbo=elbo, log_likelihood=log_likelihood)
     fields = {"step": 100, "num_importance_samples": 5, "num_params": 1234, "train_seconds": 600.0}
+    fields["kl_per_layer"] = [5.0, 0.2, 0.01]
     (directory / "results.json").write_text(json.dumps(fields))
     (directory / "config.json").write_text('{"model": {"data_shape": [2, 2, 3]}}')
     records = [
@@ -72,7 +73,7 @@ def test_cases_are_compared_at_half_and_at_the_end(tmp_path):
     row = next(line for line in text.split("\n") if line.startswith("| case2 - case3"))
     for value in (0.5, 1.0, 1.1):
         assert f"{value:.3f} ± 0.000 (seeds: {value:.3f}, {value:.3f})" in row
-    assert "| 100 |" in text and "1,234" in text and "(K = 5)" in text and "| 10 |" in text
+    assert "| 100 |" in text and "1,234" in text and "(K = 5) | 2 of 3 | 1,234 | 10 |" in text
 
 
 def test_without_elbos_after_half_these_are_left_out(tmp_path):
@@ -121,8 +122,8 @@ def test_flows_are_listed_best_first_and_bounds_apart_from_exact_values(tmp_path
     not_run, first, second = flows_section(tmp_path)[-3:]
 
     assert not_run.startswith("| maf5 | not run |")
-    assert "| 3000.0 ± 1.5 | 3020.0 ± 1.2 (K = 5) | 4.5000 |" in first
-    assert "| 2500.0 ± 1.5 |  | 4.5000 |" in second
+    assert "| 3000.0 ± 1.5 | 3020.0 ± 1.2 (K = 5) | 4.5000 | 2 of 3 |" in first
+    assert "| 2500.0 ± 1.5 |  | 4.5000 |  | 1,234 |" in second
 
 
 def test_runs_on_mnist_are_listed_best_first_and_missing_ones_named(tmp_path):
@@ -136,7 +137,7 @@ def test_runs_on_mnist_are_listed_best_first_and_missing_ones_named(tmp_path):
 
     first, second, missing = likelihood_section("Heading", [], tmp_path, expected)[-3:]
 
-    cells = "| 81.50 ± 0.25 |  | -90.00 ± 0.50 | 1,234 | 60 | 10 | `0123456` |"
+    cells = "| 81.50 ± 0.25 |  | -90.00 ± 0.50 | 2 of 3 | 1,234 | 60 | 10 | `0123456` |"
     assert first.startswith("| [better](") and first.endswith(cells)
     assert second.startswith("| [worse](") and "| 84.25 ± 0.25 | 83.00 |" in second
     assert missing.startswith("| missing: `b.py:c` | not run | 79.50 |")
