@@ -163,8 +163,8 @@ def cases_section(directory: pathlib.Path) -> list[str]:
         "them.) Bits/dim, fewer are better. Where the figures are from:",
         f"[{directory.name}]({directory.as_posix()}/README.md).",
         "",
-        "| run | updates | ELBO after half | ELBO | importance-weighted | layers in use | parameters "
-        "| minutes |",
+        "| run | updates | ELBO after half | ELBO | importance-weighted | layers in use "
+        "| parameters | minutes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for case in CASES:
