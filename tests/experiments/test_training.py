@@ -42,7 +42,7 @@ def create(optimizer=None, kl_weight=lambda step: 1.0, importance_weighted_from=
         kl_weight=kl_weight,
         num_examples=NUM_EXAMPLES,
         max_value=255,
-        augment=input_pipeline.augmentation(config.dataset, affine_until=AFFINE_UNTIL),
+        augment=input_pipeline.augmentation(config.dataset, AFFINE_UNTIL, max_value=255),
         importance_weighted_from=importance_weighted_from,
     )
     state = replicate(training.init_state(model, optimizer, seed=3))
