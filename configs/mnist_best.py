@@ -3,8 +3,9 @@
     python -m experiments.main --config=configs/mnist_best.py
     python -m experiments.main --config=configs/mnist_best.py:all_blocks
 
-The kept runs are of an earlier version: without contrast, 250 and 180 epochs, two hours of one core
-each. On the test set: -log p(x) of 81.24 nats, ELBO -83.93, and 81.04, -83.55 for `:all_blocks`.
+Expected on the test set: -log p(x) of 81.13 nats, ELBO -83.71, after two and a quarter hours of one
+core. The kept run of `:all_blocks` is of an earlier version, without contrast, of maps of half of
+the images and of 180 epochs: 81.04 and -83.55.
 
 What `configs/mnist_mlp.py` has, and: joint layers in the data layers; small affine maps of most
 training images against overfitting; the importance-weighted bound in the last part; all but 1,000
@@ -15,7 +16,14 @@ from ml_collections import ConfigDict
 
 from configs import base, mnist_mlp
 
-VARIANTS = {"": {}, "all_blocks": {"dataset.random_affine": 0.7, "training.num_epochs": 450}}
+VARIANTS = {
+    "": {},
+    "all_blocks": {
+        "dataset.random_affine": 0.7,
+        "training.num_epochs": 450,
+        "training.importance_weighted_from": "75%",
+    },
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
