@@ -100,7 +100,7 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
         UserError: bad input.
         TrainingDivergedError: too many updates in a row were not finite.
     """
-    # Before anything is written, the lock included.
+    # Checked before anything is written, the lock included.
     experiment = _create_experiment(config, "train", lambda: check_can_hold(workdir, config))
     if is_first_process():
         for doubt in experiment.doubts():
@@ -183,7 +183,7 @@ def report(config: Any, workdir: pathlib.Path, command: str) -> None:
 def _create_experiment(config, mode, check_workdir):
     """`create_experiment` in all processes, which have to agree on what they are about to do.
 
-    Before that, the data set may have to be downloaded, `check_workdir` is called in the first one.
+    The first one calls `check_workdir` before, as the data set may have to be downloaded.
     """
 
     def describe_configuration(ours, expected):
