@@ -7,9 +7,9 @@ Expected on the test set: -log p(x) of 81.13 nats, ELBO -83.71, after two and a 
 core. The kept run of `:all_blocks` is of an earlier version, without contrast, of maps of half of
 the images and of 180 epochs: 81.04 and -83.55.
 
-What `configs/mnist_mlp.py` has, and: joint layers in the data layers; small affine maps of most
-training images against overfitting; the importance-weighted bound in the last part; all but 1,000
-of the 60,000 training images, now that no choice is left to be made on them.
+What `configs/mnist_mlp.py` has, and: joint layers in the data layers; small affine maps of half
+of the training images, or more, against overfitting; the importance-weighted bound at the end; all
+but 1,000 of the 60,000 training images, now that no choice is left to be made on them.
 """
 
 from ml_collections import ConfigDict

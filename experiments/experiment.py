@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 import os
 from typing import Any
@@ -128,8 +127,7 @@ class Experiment:
 
     def doubts(self) -> list[str]:
         """What is allowed but seldom meant, a sentence each."""
-        doubts = self._doubts_about_pixels(), self._doubts_about_best()
-        return list(itertools.chain(*doubts))
+        return [*self._doubts_about_pixels(), *self._doubts_about_best()]
 
     def _doubts_about_pixels(self):
         if data_space_of(self.model.config).from_images is not binarize:

@@ -18,7 +18,7 @@ from sere_jax import vae
 from sere_jax.config import ConfigError, ModelConfig
 from sere_jax.model import LatentVariableModel
 
-BOUNDS = {"prior_scale": (0.0, 2.0), "code_gain": (0.22, 2.21)}
+BOUNDS = {"prior_scale": (0.0, ModelConfig.sigma_max), "code_gain": (0.22, 2.21)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -68,6 +68,9 @@ def test_public_functions_may_be_transformed(random_model):
     np.testing.assert_allclose(jax.vmap(lambda x: elbo(params, x[None]))(x).shape, (3,))
     assert jax.eval_shape(elbo, params, x).shape == ()
     gradient, _ = ravel_pytree(jax.jit(jax.grad(elbo))(params, x))
+    np.testing.assert_allclose(
+        ravel_pytree(jax.grad(elbo)(params, x))[0], gradient, rtol=1e-4, atol=1e-5
+    )
     start, unravel = ravel_pytree(params)
     norm = jnp.linalg.norm(gradient)
 
