@@ -20,21 +20,18 @@ SYSTEMS = {
     "relaxed_bernoulli": (mnist_relaxed_bernoulli, ""),
 }
 BEYOND_THE_PAPER = {
-    name: (mnist_mlp, name)
-    for name in (
-        "all_blocks",
-        "data_to_prior",
-        "data_context10",
-        "data_context2",
-        "context2",
-        "context4",
-        "importance_weighted5",
-        "shared_encoder",
-        "unequal_latents",
-        "carry",
-    )
+    "all_blocks": "data layers and priors see all previous blocks",
+    "data_to_prior": "priors see the previous block",
+    "data_context10": "data layers see all previous blocks",
+    "data_context2": "data layers see the two previous blocks",
+    "context2": "all layers see the two previous codes",
+    "context4": "all layers see the four previous codes",
+    "importance_weighted5": "importance-weighted bound of 5 samples",
+    "shared_encoder": "one encoder, refined from the last layer to the first",
+    "unequal_latents": "20 codes in the first layer to 6 in the last",
+    "carry": "codes are handed on from the start",
 }
-VARIANTS = {"": (mnist_mlp, "")} | SYSTEMS | BEYOND_THE_PAPER
+VARIANTS = {"": (mnist_mlp, "")} | SYSTEMS | {name: (mnist_mlp, name) for name in BEYOND_THE_PAPER}
 
 
 def get_config(variant: str = "") -> ConfigDict:

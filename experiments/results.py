@@ -1,4 +1,4 @@
-"""Writes RESULTS.md, and the README's table, from the finished runs that are kept in results/.
+"""Writes RESULTS.md, and the README's tables, from the finished runs that are kept in results/.
 
     python -m experiments.results
 
@@ -28,8 +28,8 @@ from experiments.report import RESULTS_FILE
 RESULTS_DIRECTORY = pathlib.Path("results")
 PAGE = pathlib.Path("RESULTS.md")
 README = pathlib.Path("README.md")
-TABLE_START = "<!-- written by python -m experiments.results -->\n"
-TABLE_END = "<!-- end of what it writes -->\n"
+TABLES_START = "<!-- written by python -m experiments.results -->\n"
+TABLES_END = "<!-- end of what it writes -->\n"
 
 CASES = ("case1", "case2", "case3")
 FLOWS = ("sere_maf", "maf10", "maf5")
@@ -310,7 +310,7 @@ def likelihood_section(
     columns = ["run", *LIKELIHOOD_COLUMNS, "layers in use", "parameters", "epochs", "minutes"]
     columns.append("commit")
     if reference is not None:
-        columns.insert(-5, f"less {reference}'s")
+        columns.insert(-5, f"difference to {reference}")
     lines = [f"## {heading}", "", *introduction, "", *_table_head(columns)]
     for run in _best_first(runs):
         results = run.results
@@ -391,27 +391,50 @@ def mnist_comparison_section(directory: pathlib.Path) -> list[str]:
     return likelihood_section(heading, introduction, directory, expected, reference="sere_vae")
 
 
-def mnist_table() -> str:
-    """The README's table of finished runs on MNIST, those that aim at the paper's figures first."""
-    lines = _table_head(["run", "epochs", *LIKELIHOOD_COLUMNS])
-    for folder in ("mnist", "mnist_comparison"):
-        for run in _best_first(finished_runs(RESULTS_DIRECTORY / folder)):
-            cells = [run.link, f"{run.results['epoch']:.0f}", *_likelihood_cells(run.results)]
-            lines.append(f"| {' | '.join(cells)} |")
+def mnist_tables() -> str:
+    """The README's tables: long trainings, systems and options at one budget; finished runs."""
+    long_runs = finished_runs(RESULTS_DIRECTORY / "mnist")
+    compared = finished_runs(RESULTS_DIRECTORY / "mnist_comparison")
+    lines = _table_head(["long training", "epochs", *LIKELIHOOD_COLUMNS])
+    for run in _best_first(long_runs):
+        cells = [run.link, f"{run.results['epoch']:.0f}", *_likelihood_cells(run.results)]
+        lines.append(f"| {' | '.join(cells)} |")
+    reference = compared.get("sere_vae")
+    columns = ["system, 60 epochs", *LIKELIHOOD_COLUMNS, "difference to sere_vae", "parameters"]
+    lines += ["", *_table_head(columns)]
+    for run in _best_first(_among(compared, mnist_comparison.SYSTEMS)):
+        cells = [run.link, *_likelihood_cells(run.results), _difference(run, reference)]
+        lines.append(f"| {' | '.join(cells)} | {run.results['num_params']:,} |")
+    columns = [
+        "one option beyond the paper, 60 epochs",
+        "",
+        "-log p(x), nats",
+        "difference to sere_vae",
+    ]
+    lines += ["", *_table_head([*columns, "parameters"])]
+    for run in _best_first(_among(compared, mnist_comparison.BEYOND_THE_PAPER)):
+        nll, _, _ = _likelihood_cells(run.results)
+        description = mnist_comparison.BEYOND_THE_PAPER[run.directory.name]
+        cells = [run.link, description, nll, _difference(run, reference)]
+        lines.append(f"| {' | '.join(cells)} | {run.results['num_params']:,} |")
     return "\n".join([*lines, ""])
 
 
-def with_table(readme: str, table: str) -> str:
-    """The README with the table in its place.
+def _among(runs, names):
+    return {name: run for name, run in runs.items() if name in names}
+
+
+def with_tables(readme: str, tables: str) -> str:
+    """The README with the tables in their place.
 
     Raises:
         ValueError: the lines around that place are not there.
     """
-    if readme.find(TABLE_END) < readme.find(TABLE_START) or TABLE_START not in readme:
-        raise ValueError(f"{README} needs the lines {TABLE_START!r} and, after it, {TABLE_END!r}")
-    before, _, rest = readme.partition(TABLE_START)
-    _, _, after = rest.partition(TABLE_END)
-    return f"{before}{TABLE_START}\n{table}\n{TABLE_END}{after}"
+    if readme.find(TABLES_END) < readme.find(TABLES_START) or TABLES_START not in readme:
+        raise ValueError(f"{README} needs the lines {TABLES_START!r} and, after it, {TABLES_END!r}")
+    before, _, rest = readme.partition(TABLES_START)
+    _, _, after = rest.partition(TABLES_END)
+    return f"{before}{TABLES_START}\n{tables}\n{TABLES_END}{after}"
 
 
 def _last_validation(run):
@@ -460,16 +483,16 @@ def _learning_curves(runs):
 
 
 def main() -> None:
-    """Writes the page and the table, and draws the learning curves if there are any."""
+    """Writes the page and the tables, and draws the learning curves if there are any."""
     runs = finished_runs(RESULTS_DIRECTORY / "mnist_comparison")
     if runs:
         figures.save_learning_curves_of_runs(_learning_curves(runs), MNIST_LEARNING_CURVES)
     with open_atomically(PAGE) as file:
         file.write(page().encode())
-    readme = with_table(README.read_text(), mnist_table())
+    readme = with_tables(README.read_text(), mnist_tables())
     with open_atomically(README) as file:
         file.write(readme.encode())
-    print(f"{PAGE} written, and the table of {README}")
+    print(f"{PAGE} written, and the tables of {README}")
 
 
 if __name__ == "__main__":

@@ -162,10 +162,33 @@ def test_runs_on_mnist_are_compared_image_by_image(tmp_path):
 
     header, _, reference, other, missing = lines[-5:]
     cells = [[cell.strip() for cell in line.split("|")] for line in (header, reference, other)]
-    column = cells[0].index("less sere_vae's")
+    column = cells[0].index("difference to sere_vae")
     assert cells[1][column] == ""
     assert cells[2][column] == f"{(theirs - ours).mean():+.2f} ± {error:.2f}"
     assert header.count("|") == reference.count("|") == missing.count("|")
+
+
+def test_systems_and_options_have_a_table_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS_DIRECTORY", tmp_path)
+    for name, nll in (("sere_vae", 83.0), ("iaf", 84.5), ("context2", 82.25), ("of_ours", 80.0)):
+        run = tmp_path / "mnist_comparison" / name
+        keep_run(run, (7.0, 6.0, nll), seed=0)
+        fields = json.loads((run / "results.json").read_text())
+        fields |= {"nll": nll, "nll_stderr": 0.25, "elbo": -90.0, "elbo_stderr": 0.5}
+        (run / "results.json").write_text(json.dumps(fields | {"paper_nll": None, "epoch": 60.0}))
+
+    _, systems, options = results.mnist_tables().split("\n\n")
+
+    in_nats = NUM_VALUES * math.log(2)  # the same noise in all: the differences are exact
+    (_, _, first, second), (_, _, option) = (
+        table.strip().split("\n") for table in (systems, options)
+    )
+    assert first.startswith("| [sere_vae](") and "| 83.00 ± 0.25 |" in first
+    assert second.startswith("| [iaf](") and f"| {1.5 * in_nats:+.2f} ± 0.00 | 1,234 |" in second
+    assert (
+        option.startswith("| [context2](") and "| all layers see the two previous codes |" in option
+    )
+    assert f"| 82.25 ± 0.25 | {-0.75 * in_nats:+.2f} ± 0.00 |" in option
 
 
 def test_unfinished_runs_do_not_count(tmp_path):
@@ -176,17 +199,17 @@ def test_unfinished_runs_do_not_count(tmp_path):
 
 
 def test_the_page_is_that_of_the_kept_runs():
-    """RESULTS.md is not typed in by hand, nor is the README's table."""
+    """RESULTS.md is not typed in by hand, nor are the README's tables."""
     assert results.page() == results.PAGE.read_text()
     readme = results.README.read_text()
-    assert results.mnist_table() in readme
-    assert results.with_table(readme, results.mnist_table()) == readme
+    assert results.mnist_tables() in readme
+    assert results.with_tables(readme, results.mnist_tables()) == readme
 
 
-def test_a_table_takes_the_place_of_the_one_before():
-    readme = f"above\n{results.TABLE_START}\nold\n{results.TABLE_END}below\n"
-    expected = f"above\n{results.TABLE_START}\nnew\n\n{results.TABLE_END}below\n"
-    assert results.with_table(readme, "new\n") == expected
-    for lost in (results.TABLE_START, results.TABLE_END):
+def test_tables_take_the_place_of_those_before():
+    readme = f"above\n{results.TABLES_START}\nold\n{results.TABLES_END}below\n"
+    expected = f"above\n{results.TABLES_START}\nnew\n\n{results.TABLES_END}below\n"
+    assert results.with_tables(readme, "new\n") == expected
+    for lost in (results.TABLES_START, results.TABLES_END):
         with pytest.raises(ValueError, match="needs the lines"):
-            results.with_table(readme.replace(lost, ""), "new\n")
+            results.with_tables(readme.replace(lost, ""), "new\n")
