@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # sere_jax/config.py has more on each field of the model.
     config.model = model = ConfigDict()
-    model.system = "sere_vae"  # sere_vae, ladder_vae, relaxed_bernoulli_vae
+    model.system = "sere_vae"  # sere_vae, ladder_vae, iaf_vae, relaxed_bernoulli_vae
     model.data_shape = (8, 8, 1)  # height, width, channels
     model.num_layers = 10  # L, also the number of blocks of an image
     model.latent_shape = (10,)  # of a layer's code; (0,): none, a plain flow
@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.data_layer = "bernoulli"
     model.data_scale = 0.0  # standard deviation of gaussian data; 0: learned
     model.num_mixtures = 10  # of discretized logistics
-    model.num_flows = 2  # a layer, of masked_autoregressive_flow
+    model.num_flows = 2  # a layer, of masked_autoregressive_flow; of iaf_vae
     model.flow_hidden_size = 1024  # width of their masked networks
     model.prior = "gaussian"  # gaussian, standard_normal
     model.network = "mlp"  # mlp, resnet, linear

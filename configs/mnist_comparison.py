@@ -16,6 +16,7 @@ SYSTEMS = {
     "ladder_iw10": (mnist_ladder, "iw10"),
     "sere_iaf": (mnist_iaf, "sere_iaf"),
     "iaf": (mnist_iaf, "iaf"),
+    "iaf_vae": (mnist_iaf, "iaf_vae"),
     "dlgm": (mnist_mlp, "dlgm"),
     "relaxed_bernoulli": (mnist_relaxed_bernoulli, ""),
 }

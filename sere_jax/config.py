@@ -7,7 +7,7 @@ from typing import Any
 
 NO_LATENTS = (0,)
 FLOW = "masked_autoregressive_flow"
-OTHER_SYSTEMS = ("ladder_vae", "relaxed_bernoulli_vae")
+OTHER_SYSTEMS = ("ladder_vae", "iaf_vae", "relaxed_bernoulli_vae")
 OF_SERE_VAE = (
     "partition",
     "context",
@@ -46,7 +46,7 @@ class ModelConfig:
         latent_shape: shape of the latent code of one layer: (10,), or (8, 8, 2) for maps; (0,) for
             none at all, which leaves the data layers: a plain flow, say.
         system: `sere_vae`, the hierarchy of the paper; or one that it is compared with,
-            `ladder_vae` or `relaxed_bernoulli_vae`, for which there are no couplings.
+            `ladder_vae`, `iaf_vae` or `relaxed_bernoulli_vae`, for which there are no couplings.
         latent_sizes: how many of the codes of `latent_shape` each layer has; (): all of them.
         partition: how x is cut into L blocks: `raster`, `checkerboard` or `tiles`.
         context: k, every layer sees the codes z_{l-k} .. z_{l-1}; 1 is the paper.
@@ -59,7 +59,8 @@ class ModelConfig:
         data_layer: name of the data layer.
         data_scale: standard deviation of `gaussian` data; 0: learned, pixel by pixel.
         num_mixtures: components of `discretized_logistic_mixture`.
-        num_flows: autoregressive flows of `masked_autoregressive_flow`, in each layer.
+        num_flows: autoregressive flows of `masked_autoregressive_flow`, in each layer, and of the
+            posterior of `iaf_vae`.
         flow_hidden_size: width of their masked networks, which have `num_hidden_layers`.
         prior: `gaussian`, or `standard_normal`: ε_l ~ N(0, I) whatever z_{l-1} is.
         network: family of the neural networks: `mlp`, `resnet`, or `linear` for affine maps.
@@ -273,11 +274,11 @@ class ModelConfig:
                 f"config.model.latent_shape={self.latent_shape} must be a vector such as (30,) "
                 f"with system={self.system!r}"
             )
-        if self.system == "relaxed_bernoulli_vae" and self.num_layers != 1:
+        if self.system != "ladder_vae" and self.num_layers != 1:
             raise ConfigError(
                 f"config.model.num_layers={self.num_layers} must be 1 with system={self.system!r}"
             )
-        if self.system == "relaxed_bernoulli_vae" and self.latent_sizes:
+        if self.system != "ladder_vae" and self.latent_sizes:
             raise ConfigError(
                 f"config.model.latent_sizes={self.latent_sizes} means nothing to "
                 f"system={self.system!r}; leave it at () and set latent_shape"

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from sere_jax.config import ModelConfig
 
@@ -84,6 +85,21 @@ class LatentVariableModel(nn.Module):
     def regenerate(self, z: Any, keys: Array, residual: bool) -> tuple[Array, Array]:
         """Images and their expectations from the codes that `__call__` returns, and keys."""
         raise NotImplementedError
+
+
+@struct.dataclass
+class SampledInference:
+    """What a model without a closed form of the KL infers of a batch x, with one sample."""
+
+    log_likelihood: Array  # [B], log p(x | z)
+    kl: Array  # [B, 1], estimated from this one sample
+    epsilon: Array  # [B, N], what z is a function of
+    z: Array  # [B, N], drawn from q
+
+    @property
+    def elbo(self) -> Array:
+        """log p(x | z) - KL, [B]."""
+        return self.log_likelihood - jnp.sum(self.kl, axis=-1)
 
 
 class WholeImageModel(LatentVariableModel):

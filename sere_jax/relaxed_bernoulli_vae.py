@@ -11,25 +11,16 @@ from sere_jax.config import ModelConfig
 from sere_jax.data_layer import create_data_layer
 from sere_jax.masked import MADE, MaskedNetwork, spread_degrees
 from sere_jax.mlp import flatten
-from sere_jax.model import WholeImageModel
+from sere_jax.model import SampledInference, WholeImageModel
 
 Array = jax.Array
 
 
 @struct.dataclass
-class RelaxedBernoulliInference:
-    """What the model infers of a batch x, with one sample of the codes."""
+class RelaxedBernoulliInference(SampledInference):
+    """What the model infers of a batch x; z lies in (0, 1), and ε are its logits."""
 
-    log_likelihood: Array  # [B], log p(x | z)
-    kl: Array  # [B, 1], estimated from this one sample
-    epsilon: Array  # [B, N], logits of z, drawn from q
-    z: Array  # [B, N], in (0, 1)
     posterior_logits: Array  # [B, N], of each code given those before it
-
-    @property
-    def elbo(self) -> Array:
-        """log p(x | z) - KL, [B]."""
-        return self.log_likelihood - jnp.sum(self.kl, axis=-1)
 
 
 class RelaxedBernoulliVAE(WholeImageModel):

@@ -17,6 +17,7 @@ from flax import struct
 from sere_jax.compilation import jit
 from sere_jax.config import choose, model_config
 from sere_jax.data_layer import data_space_of
+from sere_jax.iaf_vae import InverseAutoregressiveVAE
 from sere_jax.ladder_vae import LadderVAE
 from sere_jax.model import LatentVariableModel
 from sere_jax.relaxed_bernoulli_vae import RelaxedBernoulliVAE
@@ -32,6 +33,7 @@ OF_BLOCKS, OF_DROPOUT = 2**32 - 1, 2**32 - 2
 SYSTEMS: dict[str, type[LatentVariableModel]] = {
     "sere_vae": SeReVAE,
     "ladder_vae": LadderVAE,
+    "iaf_vae": InverseAutoregressiveVAE,
     "relaxed_bernoulli_vae": RelaxedBernoulliVAE,
 }
 

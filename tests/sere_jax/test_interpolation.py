@@ -17,6 +17,7 @@ MODELS = {
     "standard_normal": {"prior": "standard_normal", "bijector": "inverse_autoregressive"},
     "grey": {"data_layer": "gaussian", "data_scale": 0.3},
     "ladder": {"system": "ladder_vae", "latent_shape": (4,), "latent_sizes": (4, 2, 1)},
+    "iaf": {"system": "iaf_vae", "num_layers": 1, "latent_shape": (3,)},
     "relaxed_bernoulli": {
         "system": "relaxed_bernoulli_vae",
         "num_layers": 1,

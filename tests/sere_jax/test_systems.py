@@ -1,4 +1,4 @@
-"""The Ladder VAE, the relaxed Bernoulli VAE, and the forms of the hierarchy beyond the paper."""
+"""The other systems: Ladder, IAF and relaxed Bernoulli VAE; and the hierarchy beyond the paper."""
 
 import dataclasses
 import functools
@@ -28,6 +28,13 @@ SYSTEMS = {
         "latent_sizes": (4, 2, 1),
         "hidden_size": 16,
     },
+    "iaf": {
+        "system": "iaf_vae",
+        "num_layers": 1,
+        "latent_shape": (3,),
+        "num_flows": 2,
+        "hidden_size": 6,
+    },
     "relaxed_bernoulli": {
         "system": "relaxed_bernoulli_vae",
         "num_layers": 1,
@@ -49,10 +56,11 @@ def fitted(request, tiny_config):
     return fit_to_random_distribution(model, num_steps=600, sharpness=4.0)
 
 
-@pytest.fixture(scope="module", params=["ladder", "relaxed_bernoulli"])
+@pytest.fixture(scope="module", params=["ladder", "iaf", "relaxed_bernoulli"])
 def whole_image(request, random_model):
-    """The systems that have no blocks, with random parameters."""
-    return random_model(**SYSTEMS[request.param])
+    """The systems that have no blocks, with random parameters; none of a probability of 0 or 1."""
+    model, params = random_model(**SYSTEMS[request.param])
+    return model, jax.tree.map(lambda leaf: leaf / 2, params)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +155,32 @@ def test_every_posterior_of_a_ladder_sees_the_whole_image(ladder, layer):
         return sere_jax.infer(model, params, x, jax.random.key(0)).posterior_mean[layer]
 
     assert (np.abs(jacobian(x)).max(axis=(0, 1)) > 1e-5).all()
+
+
+def test_the_posterior_of_an_iaf_has_the_density_of_the_map_that_draws_it(random_model):
+    model, params = random_model(**SYSTEMS["iaf"])
+    x = all_images(model.config)[::13]
+    noise = sample_noise(model, jax.random.split(jax.random.key(0), len(x)), 0)
+
+    def infer(x, noise):
+        return model.apply({"params": params}, x[None], noise[None])
+
+    @jax.jit
+    @jax.vmap
+    @functools.partial(jax.jacobian, argnums=(0, 1))
+    def jacobian(x, noise):
+        return infer(x, noise).z[0]
+
+    inferred = jax.vmap(infer)(x, noise)
+    by_x, by_noise = jacobian(x, noise)
+
+    z, epsilon = inferred.z[:, 0], noise[:, 0]
+    _, log_det = np.linalg.slogdet(by_noise.reshape(-1, 3, 3))
+    log_posterior = stats.norm.logpdf(epsilon).sum(-1) - log_det
+    expected = log_posterior - stats.norm.logpdf(z).sum(-1)
+    np.testing.assert_allclose(inferred.kl[:, 0, 0], expected, rtol=1e-4, atol=1e-4)
+    assert (np.abs(by_noise) > 1e-6).any(axis=0).all()  # orders alternate: no code is independent
+    assert (np.abs(by_x) > 1e-6).any(axis=0).all()
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2 / 3])
