@@ -92,11 +92,6 @@ class LadderVAE(WholeImageModel):
         config: the checked configuration.
     """
 
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """(1, ΣN_l)."""
-        return (1, sum(self.config.sizes_of_latents))
-
     def setup(self):
         """Creates both passes and the data layer."""
         config = self.config

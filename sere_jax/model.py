@@ -105,6 +105,11 @@ class SampledInference:
 class WholeImageModel(LatentVariableModel):
     """A model whose one data layer generates the whole image from one code."""
 
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """(1, ΣN_l), N_l codes of layer l."""
+        return (1, sum(self.config.sizes_of_latents))
+
     def decode(self, z: Array, x: Array) -> Array:
         """log p(x | z) [..., B] for z [..., B, latents] and x [B, *data_shape]."""
         return self.data_layer.block_log_prob(self.data_layer(z, None), x, None)

@@ -39,11 +39,6 @@ class RelaxedBernoulliVAE(WholeImageModel):
         config: the checked configuration.
     """
 
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """(1, N)."""
-        return (1, *self.config.latent_shape)
-
     def setup(self):
         """Creates the encoder, the autoregressive network and the data layer."""
         config = self.config
