@@ -175,7 +175,8 @@ class Evaluator:
 def bits_per_dim(nll: float, config: ModelConfig, max_value: int, log_volume: float = 0.0) -> float:
     """Bits per value of an image.
 
-    nll / (D log 2), and log2(max_value + 1) more for a density of dequantized values v in [0, 1].
+    nll / (D log 2), and log2(max_value + 1) more for a density of dequantized values v in [0, 1],
+    of whose images it is an upper bound.
     In the logit space of flows, x = logit(α + (1 - 2α) v), the change of variables comes on top
     (Papamakarios et al. 2017, appendix D; `sere_jax.logit_log_det`): with 256 values,
 

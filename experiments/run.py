@@ -579,7 +579,7 @@ def _save_interpolation(experiment, workdir, params, x):
 
 
 def _save_samples(model, sampling, workdir, params):
-    """Returns the samples and their expectations; the latter are drawn, as in most papers."""
+    """Returns the samples and their expectations, which `samples.png` shows as most papers do."""
     key = jax.random.key(sampling.seed)
     images, expected = (
         np.asarray(sere_jax.sample(model, params, key, sampling.num_images, expected=as_expected))

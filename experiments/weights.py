@@ -32,8 +32,8 @@ def load(workdir: pathlib.Path, template: TrainState, which: str) -> tuple[Any, 
     Args:
         workdir: of a run, or a folder with its `config.json` and exported weights.
         template: a state of the same structure and shapes.
-        which: of the checkpoints "best", of the highest validation ELBO (the last one, if there was
-            no validation), or "last".
+        which: "best", the checkpoint of the highest validation ELBO (the last one, if there was no
+            validation), or "last". Exported weights leave no choice.
 
     Returns:
         Host arrays, and JSON values: `step`, `validation_elbo` in nats or None, `train_seconds`,

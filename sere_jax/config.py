@@ -50,7 +50,8 @@ class ModelConfig:
         latent_sizes: how many of the codes of `latent_shape` each layer has; (): all of them.
         partition: how x is cut into L blocks: `raster`, `checkerboard` or `tiles`.
         context: k, every layer sees the codes z_{l-k} .. z_{l-1}; 1 is the paper.
-        data_context: j, a data layer sees the blocks x_{l-j} .. x_{l-1}; 1 is the paper, L is all.
+        data_context: j, a data layer sees the blocks x_{l-j} .. x_{l-1}, and so do priors with
+            `couple_data_to_prior`; 1 is the paper, L is all.
         couple_prior: prior and posterior layers see the previous codes.
         couple_bijector: bijective layers see the previous codes.
         couple_data: data layers see the previous blocks.
@@ -61,14 +62,16 @@ class ModelConfig:
         num_mixtures: components of `discretized_logistic_mixture`.
         num_flows: autoregressive flows of `masked_autoregressive_flow`, in each layer, and of the
             posterior of `iaf_vae`.
-        flow_hidden_size: width of their masked networks, which have `num_hidden_layers`.
+        flow_hidden_size: width of the masked networks of `masked_autoregressive_flow`, which have
+            `num_hidden_layers`; those of `iaf_vae` and of bijectors have `hidden_size`, and one
+            layer fewer.
         prior: `gaussian`, or `standard_normal`: ε_l ~ N(0, I) whatever z_{l-1} is.
         network: family of the neural networks: `mlp`, `resnet`, or `linear` for affine maps.
         encoder: `independent`, one of each layer's own, as in the paper; or `shared`, one of the
             image that is refined from layer L to layer 1.
         hidden_size: width of their hidden layers, or channels of their maps.
-        num_hidden_layers: number of hidden layers, at least 2; an encoder of the whole image has
-            one more. Of `resnet` all but the first are residual blocks.
+        num_hidden_layers: number of hidden layers, at least 2; an encoder of the whole image of
+            `sere_vae` has one more. Of `resnet` all but the first are residual blocks.
         num_joint_layers: residual hidden layers more that a data layer of `mlp` has where codes and
             previous blocks have met.
         dropout: probability that a hidden unit of the MLPs that read x or its blocks is dropped,
@@ -78,8 +81,8 @@ class ModelConfig:
         sigma_min: lower bound on the prior's scale (0: none but float32's).
         sigma_max: upper bound on the prior's scale.
         carry_start: a in [0, 1), how much of z_{l-1} the rank-one affine bijector first hands on:
-            z_l = a z_{l-1} + √(1 - a²) ε_l, near enough, whose variance is 1 - a^(2l), as z_0 = 0.
-            0: nothing, it has to learn to.
+            z_l = a z_{l-1} + √(1 - a²) ε_l, near enough, whose variance is σ² (1 - a^(2l)), as
+            z_0 = 0, with the prior's scale σ. 0: nothing, it has to learn to.
         prior_temperature: of the `relaxed_bernoulli_vae`.
         posterior_temperature: of the `relaxed_bernoulli_vae`.
         residual_scale_start: what the posterior's scale relative to the prior's, δσ, starts near;

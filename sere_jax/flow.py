@@ -30,8 +30,9 @@ MIN_SLOPE = 0.01
 class MaskedAutoregressive(distrax.Bijector):
     """x_d = m_d + s_d u_d with m_d, s_d functions of x_1 .. x_{d-1} (Papamakarios et al. 2017).
 
-    The inverse takes one application of the network; so does forward, input by input. log s is
-    bounded by `MAX_LOG_SCALE`.
+    The inverse is one application of the network. Forward solves for one input after another, at
+    about the same cost, and applies it once more for the log-determinant. |log s| is at most
+    `MAX_LOG_SCALE`.
 
     Args:
         network: x [..., D] to m and raw scales [..., 2, D].

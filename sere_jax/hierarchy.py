@@ -7,7 +7,9 @@ Three phases, so that only what is sequential is scanned (paper, Figure 1 and Eq
     infer     z_{l-1} -> z_l, the scan over layers
     decode    the data layers and their likelihoods given all codes, for all layers at once
 
-`generate` scans prior, bijector and data layer together, as each block needs the one before.
+`generate` scans prior, bijector and data layer together, as each block needs the one before. What
+the image or its blocks contribute to a layer is an offset of one of its hidden layers
+(`sere_jax.network`).
 """
 
 import functools
@@ -184,7 +186,7 @@ def _push(window, newest, event_ndims):
 class Hierarchy(nn.Module):
     """L layers with stacked parameters (leading axis L), applied by `nn.scan` and `nn.vmap`.
 
-    All arrays of this class have the layers as their first axis.
+    All its arrays but images have the layers as their first axis.
 
     Attributes:
         config: the model's configuration.
@@ -236,7 +238,8 @@ class Hierarchy(nn.Module):
             x: [B, *data_shape].
 
         Returns:
-            Data parameters [L, ..., B, h, w, c], and log p(x_l | z_l, x_{l-1}) in nats [L, ..., B].
+            Data parameters [L, ..., B, h, w, parameters a pixel], and log p(x_l | z_l, x_{l-1}) in
+            nats [L, ..., B].
         """
         blocks = jnp.moveaxis(self.partition.split(x), -4, 0)
         evaluate = self._all_at_once(Layer.evaluate, (0, 0, 0, 0))

@@ -19,7 +19,7 @@ MIN_SCALE = 1e-3
 
 
 @struct.dataclass
-class Evidence:
+class PosteriorInputs:
     """What q knows of a batch x."""
 
     mean: Array  # [B, N], μ
@@ -35,9 +35,12 @@ class InverseAutoregressiveVAE(WholeImageModel):
 
         log q(z | x) = log N(ε; 0, I) - Σ log σ - Σ_t log|det f_t'|
 
-    In the hierarchy the bijective layers are shared with the generative model and do not see x. A
-    single layer that has no other layer to see is then a VAE with a diagonal posterior of ε, whose
-    bijector is a part of the decoder; this is the flow of a posterior.
+    In the hierarchy the bijective layers are shared with the generative model and do not see x.
+    With one layer it is therefore a VAE with a diagonal posterior of ε and a decoder that starts
+    with the flow (`configs/mnist_iaf.py:iaf`); here the flow belongs to q alone.
+
+    Unlike in the original, f_t is z' = (z - m) / s with a bounded log s, not the gated
+    s z + (1 - s) m, and an affine map with constants of each dimension comes before it.
 
     Attributes:
         config: the checked configuration.
@@ -62,13 +65,13 @@ class InverseAutoregressiveVAE(WholeImageModel):
             log_likelihood=self.decode(z, x), kl=-log_ratio[..., None], epsilon=epsilon, z=z
         )
 
-    def observe(self, x: Array) -> Evidence:
+    def observe(self, x: Array) -> PosteriorInputs:
         """What q knows of x [B, *data_shape]."""
         features = nn.elu(self.encoder(self.data_layer.to_network(x), 3))
         mean, raw_scale = jnp.split(self.base(features), 2, axis=-1)
-        return Evidence(mean, MIN_SCALE + jax.nn.softplus(raw_scale), features)
+        return PosteriorInputs(mean, MIN_SCALE + jax.nn.softplus(raw_scale), features)
 
-    def log_weights(self, x: Array, observed: Evidence, noise: Array) -> tuple[Array, Array]:
+    def log_weights(self, x: Array, observed: PosteriorInputs, noise: Array) -> tuple[Array, Array]:
         """See the base class; noise is [S, B, 1, N]."""
         z, log_ratio = self._sample_posterior(observed, jnp.squeeze(noise, -2))
         return self.decode(z, x), log_ratio

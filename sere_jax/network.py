@@ -2,7 +2,7 @@
 
 Every layer of the hierarchy reads a window of codes (sequential) and features of the observed
 image (known in advance). A family keeps the two apart: its features module turns an image into an
-offset, computed once an image, outside the scan over layers and outside the loop over importance
+offset, computed once per image, outside the scan over layers and outside the loop over importance
 samples; its network module adds the offset to a hidden layer of the codes.
 """
 

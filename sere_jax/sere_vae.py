@@ -21,13 +21,13 @@ class Inference:
     log_likelihood: Array  # [B], log p(x | z)
     kl: Array  # [B, L], closed form
     epsilon: Array  # [B, L, *latent_shape], drawn from q
-    z: Array  # [B, L, *latent_shape], f_l(epsilon_l)
+    z: Array  # [B, L, *latent_shape], f_l(epsilon_l), 0 at codes that a layer does not have
     prior_mean: Array  # [B, L, *latent_shape], μ
     prior_scale: Array  # [B, L, *latent_shape], σ
     residual_mean: Array  # [B, L, *latent_shape], δμ
     residual_scale: Array  # [B, L, *latent_shape], δσ
-    data_parameters: Any  # [B, L, h, w, c], γ of the data layers; of flows, `FlowParameters`
-    bijector: Any  # distrax bijectors f_l, stacked over layers for jax.vmap
+    data_parameters: Any  # [B, L, h, w, parameters a pixel], γ; of flows, `FlowParameters`
+    bijector: Any  # distrax bijectors f_l, layers first [L, B, ...], for jax.vmap over L
 
     @property
     def posterior_mean(self) -> Array:

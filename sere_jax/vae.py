@@ -1,7 +1,7 @@
 """Bounds, likelihood and sampling of all models: the public functions (paper, section 3).
 
 The public functions take a model from `create_model`, its parameters and a key. A key is one PRNG
-key, or [B] keys, one an example, so that an example's noise does not depend on its batch.
+key, or [B] keys, one per example, so that an example's noise does not depend on its batch.
 All densities are in nats.
 """
 
@@ -126,7 +126,13 @@ def to_pixels(model: LatentVariableModel, x: Array) -> Array:
 
 
 def infer(model: LatentVariableModel, params: Params, x: Array, key: Array) -> Any:
-    """Everything the model infers of x [B, *data_shape] with one sample of the codes."""
+    """Everything the model infers of x [B, *data_shape] with one sample of the codes.
+
+    Returns:
+        An `Inference`; of other systems than the SeRe-VAE a `LadderInference`, `SampledInference`
+        or `RelaxedBernoulliInference`. All have `log_likelihood` [B], which is log p(x | z), `kl`
+        [B, layers], `elbo` [B], and the codes `epsilon` and `z`.
+    """
     x = check_images(model, x)
     return _infer(model, params, x, key)
 
@@ -156,7 +162,7 @@ def log_likelihood(
     """Importance-weighted estimate of log p(x) (Burda et al. 2016, Eq. 8).
 
     log 1/K Σ_k p(x, z_k) / q(z_k | x), a lower bound in expectation that rises with K. The encoders
-    run once an image and the samples are streamed, so that memory does not grow with K. Without
+    run once per image and the samples are streamed, so that memory does not grow with K. Without
     latents (a plain flow) log p(x) is exact, whatever K and the key are.
 
     Args:
@@ -296,9 +302,9 @@ def interpolate(
         [num, *data_shape] in data space, as `reconstruct` with `expected=True` returns them.
 
     Raises:
-        ValueError: an image has the wrong shape, or `num` is below 2.
+        ValueError: an image has the wrong shape or values, or `num` is below 2.
     """
-    ends = [check_images(model, jnp.expand_dims(x, 0)) for x in (x_start, x_end)]
+    ends = [check_images(model, x[None]) for x in (x_start, x_end)]
     _check_count("num", num, at_least=2)
     (key,) = example_keys(key, 1)
     return _interpolate(model, params, jnp.concatenate(ends), key, num)
@@ -458,7 +464,7 @@ def _check_count(name, count, at_least=1):
 
 
 def example_keys(key: Array, num_examples: int) -> Array:
-    """[B] keys: `key` itself if it holds one an example, else folded with the example's index.
+    """[B] keys: `key` itself if it holds one per example, else folded with the example's index.
 
     The single key may be an old one of two uint32, from `jax.random.PRNGKey`.
 

@@ -87,6 +87,8 @@ def test_a_path_to_noise_of_no_length_arrives():
         ({"num": 2.0}, TypeError, "num=2.0 must be an integer of at least 2"),
         ({"x_end": np.zeros((1, 2, 3, 1))}, ValueError, "x has the shape .1, 1, 2, 3, 1."),
         ({"x_start": np.zeros((3, 2, 1))}, ValueError, "x has the shape .1, 3, 2, 1."),
+        ({"x_end": np.full((2, 3, 1), 255, np.uint8)}, ValueError, "x holds the value 255"),
+        ({"x_start": np.full((2, 3, 1), 0.25)}, ValueError, "0.25, which is no whole number"),
         ({"key": 0}, TypeError, "key is int"),
     ],
 )
