@@ -16,12 +16,31 @@ from ml_collections import ConfigDict
 
 from configs import base, mnist_mlp
 
+ALL_BLOCKS = {
+    "dataset.random_affine": 0.7,
+    "training.num_epochs": 450,
+    "training.importance_weighted_from": "75%",
+}
+CONTINUED = {
+    "seed": 1,
+    "dataset.random_affine": 0.7,
+    "dataset.random_affine_until": "80%",
+    "training.importance_weighted_from": "0%",
+    "training.kl_weight_start": 1.0,
+    "training.learning_rate": 1e-3,
+}
 VARIANTS = {
     "": {},
-    "all_blocks": {
-        "dataset.random_affine": 0.7,
-        "training.num_epochs": 450,
-        "training.importance_weighted_from": "75%",
+    "all_blocks": ALL_BLOCKS,
+    "continued": {
+        **CONTINUED,
+        "training.num_epochs": 85,
+        "training.initial_weights": "runs/mnist_best",
+    },
+    "all_blocks_continued": {
+        **CONTINUED,
+        "training.num_epochs": 75,
+        "training.initial_weights": "runs/mnist_best_all_blocks",
     },
 }
 
@@ -29,7 +48,8 @@ VARIANTS = {
 def get_config(variant: str = "") -> ConfigDict:
     """The MLP SeRe-VAE of the paper, or the one whose layers see all previous blocks."""
     overrides = base.choose_variant(variant, VARIANTS)
-    config = mnist_mlp.get_config(variant)
+    model = "all_blocks" if variant.startswith("all_blocks") else ""
+    config = mnist_mlp.get_config(model)
     config.dataset.validation_size = 1000.0
     config.dataset.random_affine = 0.5
     config.dataset.random_affine_until = "90%"
