@@ -154,6 +154,15 @@ def test_a_workdir_of_another_configuration_is_refused_and_left_alone(finished):
     assert_same_bits(before, saved_arrays(finished))
 
 
+@pytest.fixture
+def heeded_ctrl_c():
+    """Shells let what they start in the background ignore Ctrl-C, and its children inherit that."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("heeded_ctrl_c")
 def test_ctrl_c_in_an_evaluation_is_one_line(finished):
     samples = finished / "samples.png"
     samples.unlink(missing_ok=True)
