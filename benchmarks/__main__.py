@@ -21,10 +21,6 @@ def main() -> None:
     arguments = parser.parse_args()
     host_memory.keep_freed_memory()  # as the command does, before anything is allocated
 
-    from experiments import xla
-
-    xla.avoid_faulty_fusions()
-
     import jax
 
     from benchmarks import harness, profiling, suite

@@ -22,7 +22,6 @@ from benchmarks import production
 from benchmarks.harness import Benchmark, Step, Target, constant
 from benchmarks.processes import ROOT
 from configs import cifar_checkerboard, cifar_maf, mnist_mlp
-from experiments import xla
 
 NUM_DEVICES = 4
 CONFIGS = {
@@ -93,7 +92,6 @@ def main() -> None:
     parser.add_argument("--config", required=True, choices=CONFIGS)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    xla.avoid_faulty_fusions()
     config = CONFIGS[arguments.config](arguments.quick)
     print(count_all_reduces(production.compile_train_step(config).as_text() or ""))
 

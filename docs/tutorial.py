@@ -17,10 +17,9 @@ import optax
 
 import sere_jax
 from configs import digits
-from experiments import figures, run, trained, xla
+from experiments import figures, run, trained
 from experiments.datasets import load_dataset
 
-xla.avoid_faulty_fusions()  # before JAX computes anything: see sere_jax/compilation.py
 folder = pathlib.Path(os.environ.get("TUTORIAL_DIR") or tempfile.mkdtemp())
 folder.mkdir(parents=True, exist_ok=True)
 print("writing to", folder)

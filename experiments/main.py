@@ -69,10 +69,6 @@ def main(_: list[str]) -> None:
 
     host_memory.keep_freed_memory()
 
-    from experiments import xla
-
-    xla.avoid_faulty_fusions()
-
     from experiments.errors import (
         TrainingDivergedError,
         UserError,

@@ -1,6 +1,7 @@
 """The one place that knows how work is spread over devices."""
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.errors import UserError
+from sere_jax import compilation
 
 DEVICES = "devices"
 
@@ -27,7 +29,15 @@ def parallelize(function: Callable, *, donate: Sequence[int] = (), num_arguments
         function: a pure function of `num_arguments` positional arguments.
         donate: arguments whose memory the outputs may reuse.
         num_arguments: how many arguments `function` takes.
+
+    Raises:
+        UserError: programs that are compiled in this process compute wrong sums.
     """
+    if compilation.is_faulty():
+        raise UserError(
+            f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')!r} lets this version of jaxlib compute "
+            f"wrong sums; set XLA_FLAGS={compilation.FLAG}, or leave it unset"
+        )
 
     def with_marker(_, *arguments):
         return function(*arguments)

@@ -17,7 +17,7 @@ import optax
 from absl import app, flags, logging
 
 import sere_jax
-from experiments import figures, xla
+from experiments import figures
 from sere_jax.linear_gaussian import LinearGaussian
 
 Array = jax.Array
@@ -207,7 +207,6 @@ def main(argv: list[str]) -> None:
     """Trains both posteriors, prints their gaps and draws the figure."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    xla.avoid_faulty_fusions()
     exact = example_model()
     steps = tuple(int(step) for step in np.unique(np.geomspace(1, NUM_STEPS, 40).astype(int)))
     gaps = compare(exact, train_both(exact, steps), steps, _FIGURE.value)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import pathlib
 import subprocess
 from collections.abc import Iterator
@@ -115,7 +116,11 @@ def check_same_configuration(subject: str, recorded: Any, config: Any) -> None:
 
 
 def git_commit() -> str:
-    """The commit of this code, with '-dirty' if files but kept results differ, or 'unknown'."""
+    """The commit of this code, with '-dirty' if files but kept results differ.
+
+    Where there is no repository, the environment variable GIT_COMMIT, or 'unknown'.
+    """
+    unknown = os.environ.get("GIT_COMMIT", "unknown")
     root = pathlib.Path(__file__).resolve().parent.parent
 
     def git(*arguments):
@@ -130,8 +135,8 @@ def git_commit() -> str:
     try:
         # Installed into somebody else's repository, HEAD would be that repository's.
         if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return "unknown"
+            return unknown
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return unknown

@@ -5,6 +5,7 @@ params = sere_jax.init(model, jax.random.key(0))
 sere_jax.log_likelihood(model, params, x, jax.random.key(1), num_samples=1000)
 """
 
+from sere_jax import compilation
 from sere_jax.config import ConfigError, ModelConfig
 from sere_jax.logit import inverse_logit_transform, logit_log_det, logit_transform
 from sere_jax.model import LatentVariableModel
@@ -23,6 +24,8 @@ from sere_jax.vae import (
     to_data_space,
     to_pixels,
 )
+
+compilation.set_flag()
 
 __all__ = [
     "ConfigError",

@@ -1,68 +1,164 @@
-"""`jax.jit` without a fusion of XLA that computes wrong sums on CPUs.
+"""`jax.jit` that computes right sums on CPUs.
 
-From jaxlib 0.10.2 on XLA hands sums over a few hundred values or more to another library, together
-with the elementwise operations before them, and confuses some of these:
+From jaxlib 0.10.2 on XLA hands reductions over a few hundred values or more to another library,
+together with the elementwise operations before them, and confuses some of these:
 
     jax.jit(lambda x: jnp.sum(jnp.expm1(x) + jnp.expm1(2 * x), axis=-1))
 
-is wrong in the first digit (likewise log and log1p; see also github.com/jax-ml/jax/issues/39103).
-The public functions are compiled without that fusion. Functions of one's own that contain them are
-not: set the environment variable XLA_FLAGS to `FLAG` before JAX starts, as `experiments.main` does.
+is wrong in the first digit (likewise log and log1p, and maxima; see also
+github.com/jax-ml/jax/issues/39103). Three steps keep results right, none of which looks at version
+numbers:
+
+1. Importing `sere_jax` adds `FLAG` to the environment variable XLA_FLAGS, if this jaxlib knows it.
+   It takes reductions from that library, and leaves it matrix products and convolutions. XLA reads
+   the variable once, when it compiles first: import `sere_jax` before JAX computes anything, and
+   all code of the process is right.
+2. Before the first result a small program is compiled and compared with float64. Where it is wrong,
+   say because XLA has read its flags before, the public functions are compiled with an option of
+   their own, and code of yours that is compiled around them warns once.
+3. If no option makes the small program right, the public functions raise.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+import mmap
+import os
+import pathlib
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jaxlib
+import numpy as np
 
 _OPTION = "xla_cpu_experimental_ynn_fusion_type"
-_FAULTY = (0, 10, 2), (0, 12)  # from, before: other versions may not know the option
-FLAG = f"--{_OPTION}="
+FLAG = f"--{_OPTION}=-reduce"
+# The same as an option of one program, and, should that not do, nothing at all to that library.
+_VALUES = ("LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION", "")
+_surroundings = threading.local()
+
+
+def set_flag() -> None:
+    """Adds `FLAG` to XLA_FLAGS, unless the option is set there or this jaxlib does not know it."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _OPTION not in flags and _is_known():
+        os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
 
 
 def is_faulty() -> bool:
-    """Whether this version of jaxlib has that fusion."""
-    version = tuple(int(part) for part in jaxlib.__version__.split(".")[:3] if part.isdigit())
-    return _FAULTY[0] <= version < _FAULTY[1]
+    """Whether what `jax.jit` compiles in this process is wrong; it compiles one small program."""
+    return not _is_right(())
 
 
 def jit(
     function: Callable[..., Any] | None = None, *, optimize: bool = True, **kwargs: Any
 ) -> Callable[..., Any]:
-    """`jax.jit`, as a decorator with or without arguments.
+    """`jax.jit` with right sums, as a decorator with or without arguments.
 
     Args:
         function: to compile.
         optimize: whether that pays; without, compiling on CPUs takes less than half the time.
         **kwargs: of `jax.jit`.
+
+    Raises:
+        RuntimeError: at the call; this version of jaxlib is wrong whatever its options are.
     """
     if function is None:
         return functools.partial(jit, optimize=optimize, **kwargs)
     inner = jax.jit(function, **kwargs)
-    if optimize and not is_faulty():
-        return inner
 
     @functools.cache
     def outer():
-        return jax.jit(function, compiler_options=_compiler_options(optimize), **kwargs)
+        options = dict(_right_options())
+        if not optimize and jax.default_backend() == "cpu":
+            options["xla_backend_optimization_level"] = 0
+        return jax.jit(function, compiler_options=options, **kwargs) if options else inner
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         # Inside other transformations, where constants or arguments are traced, JAX allows none.
         leaves = [jnp.zeros(()), *jax.tree.leaves((args, kwargs))]
-        is_nested = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-        return (inner if is_nested else outer())(*args, **kwargs)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            if not getattr(_surroundings, "are_right", False):
+                _warn_if_faulty()
+            return inner(*args, **kwargs)
+        compiled = outer()
+        with right_surroundings():
+            return compiled(*args, **kwargs)
 
     return call
 
 
-def _compiler_options(optimize):
-    options: dict[str, Any] = {}
+@functools.cache
+def _is_known() -> bool:
+    """Whether XLA accepts the option, which aborts the process if it does not know it."""
+    name = b"\0" + _OPTION.encode() + b"\0"
+    for path in pathlib.Path(jaxlib.__file__).parent.iterdir():
+        if path.suffix not in (".so", ".dylib", ".pyd", ".dll") or not path.stat().st_size:
+            continue
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            if content.find(name) >= 0:
+                return True
+    return False
+
+
+@functools.cache
+def _right_options() -> tuple[tuple[str, Any], ...]:
+    """The compiler options, as few as possible, with which the probe is right."""
+    choices: list[tuple[tuple[str, Any], ...]] = [()]
+    choices += [((_OPTION, value),) for value in _VALUES]
+    for options in choices:
+        if _is_right(options):
+            return options
+    raise RuntimeError(
+        f"jaxlib {jaxlib.__version__} computes wrong sums on this machine, and no option of XLA "
+        "that is known avoids it; install another version of jax and jaxlib"
+    )
+
+
+@functools.cache
+def _warn_if_faulty() -> None:
     if is_faulty():
-        options[_OPTION] = ""
-    if not optimize and jax.default_backend() == "cpu":
-        options["xla_backend_optimization_level"] = 0
-    return options
+        warnings.warn(
+            f"sums that are compiled around sere_jax are wrong with jaxlib {jaxlib.__version__}: "
+            "import sere_jax before JAX computes anything, or set the environment variable "
+            f"XLA_FLAGS={FLAG}, or compile with sere_jax.compilation.jit instead of jax.jit",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+@functools.cache
+def _is_right(options: tuple[tuple[str, Any], ...]) -> bool:
+    """Whether reductions of elementwise functions equal those in float64."""
+    x = np.linspace(0.1, 2.0, 4096, dtype=np.float32)
+
+    # One reduction: what several of them share, constants say, XLA computes apart.
+    def probe(library, x):
+        functions = (library.expm1, library.log, library.log1p)
+        return library.sum(sum(f(x) + f((i + 2) * x) for i, f in enumerate(functions)), axis=-1)
+
+    # Compiled ahead of its call, it also runs while another function is being traced.
+    lowered = jax.jit(functools.partial(probe, jnp)).lower(jax.ShapeDtypeStruct(x.shape, x.dtype))
+    try:
+        found = lowered.compile(compiler_options=dict(options))(x)
+    except jax.errors.JaxRuntimeError:  # a version that does not know the option
+        return False
+    return np.allclose(found, probe(np, x.astype(np.float64)), rtol=1e-4)
+
+
+@contextlib.contextmanager
+def right_surroundings() -> Iterator[None]:
+    """Code in it is traced for a program that is compiled with the right options."""
+    before = getattr(_surroundings, "are_right", False)
+    _surroundings.are_right = True
+    try:
+        yield
+    finally:
+        _surroundings.are_right = before

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sere_jax.compilation import jit
+from sere_jax.compilation import jit, right_surroundings
 from sere_jax.config import choose, model_config
 from sere_jax.data_layer import data_space_of
 from sere_jax.iaf_vae import InverseAutoregressiveVAE
@@ -50,7 +50,8 @@ def create_model(config: Any) -> LatentVariableModel:
     checked = model_config(config)
     model = choose("system", checked.system, SYSTEMS)(checked)
     # An abstract trace runs every constructor, so that all choices are checked here.
-    jax.eval_shape(functools.partial(init, model), jax.random.key(0))
+    with right_surroundings():  # nothing is computed
+        jax.eval_shape(functools.partial(init, model), jax.random.key(0))
     return model
 
 

@@ -3,9 +3,7 @@
 import jax
 import pytest
 
-from experiments import xla
-
-xla.avoid_faulty_fusions()
+import sere_jax  # noqa: F401 (its import sets XLA's flag, before anything compiles)
 
 
 @pytest.fixture(scope="module")
