@@ -18,13 +18,26 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from experiments.errors import UserError
+from experiments.paths import check_name
 from experiments.training import TrainState
 
 METRIC = "elbo"
 CHECKSUM = "checksum"
+
+
+class _Folder(type(epath.Path())):  # type: ignore[misc]
+    """A folder for orbax that may be called anything.
+
+    Orbax merges the arrays that it finds with `glob`, and etils takes the folder's own path for a
+    part of the pattern: in `lr[1e-3]` it would find none, and lose them without a word.
+    """
+
+    def glob(self, pattern: str) -> Iterator["_Folder"]:
+        return (self / path.name for path in pathlib.Path(self).glob(pattern))
 
 
 class Checkpoints:
@@ -42,6 +55,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 2, read_only: bool = False):
+        check_name(workdir)
         self.directory = (workdir / "checkpoints").absolute()
         if read_only and not self.directory.is_dir():
             raise UserError(f"there is no checkpoint in {workdir}; train first (--mode=train)")
@@ -63,7 +77,7 @@ class Checkpoints:
         )
         with _no_warnings():  # that what is opened for reading is read only
             self._manager = ocp.CheckpointManager(
-                self.directory,
+                _Folder(self.directory),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policy,
                     best_fn=lambda metrics: metrics[METRIC],

@@ -33,6 +33,7 @@ from experiments.metrics import (
 )
 from experiments.multihost import is_first_process, on_every_process, on_first_process
 from experiments.parallel import replicate
+from experiments.paths import check_name
 from experiments.report import RESULTS_FILE, write_report
 from experiments.workdir import (
     check_can_hold,
@@ -101,7 +102,11 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
         TrainingDivergedError: too many updates in a row were not finite.
     """
     # Checked before anything is written, the lock included.
-    experiment = _create_experiment(config, "train", lambda: check_can_hold(workdir, config))
+    def check_workdir():
+        check_name(workdir)
+        check_can_hold(workdir, config)
+
+    experiment = _create_experiment(config, "train", check_workdir)
     if is_first_process():
         for doubt in experiment.doubts():
             print(f"note: {doubt}", file=sys.stderr)
@@ -448,7 +453,7 @@ def _is_evaluated(experiment, workdir, checkpoints):
     if not path.exists():
         return False
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_bytes())
         step = weights.choose_step(checkpoints, evaluation.checkpoint)
         return results["evaluation"] == evaluation.to_dict() and results["step"] == step
     except (ValueError, TypeError, KeyError):  # damaged: evaluated anew
