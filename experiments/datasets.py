@@ -118,6 +118,12 @@ def load_dataset(dataset_config: ml_collections.ConfigDict) -> Dataset:
             f"config.dataset.name={name!r} is not a name; allowed are {', '.join(DATASETS)} and "
             "the image data sets of TensorFlow Datasets, for example mnist"
         )
+    path = dataset_config.get("path", "")
+    if path and (name in ("digits", "photos") or name not in DATASETS):
+        raise UserError(
+            f"config.dataset.path={path!r} means nothing to {name!r}; set it to '', or choose "
+            "config.dataset.name=npz"
+        )
     dataset = DATASETS.get(name, _load_tfds)(dataset_config)
     _check_arrays(dataset)
     num_train_examples = dataset_config.get("num_train_examples", 0)

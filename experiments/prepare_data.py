@@ -92,6 +92,8 @@ def find_builder(
     try:
         return tfds.builder(name, data_dir=directory)
     except tfds.core.DatasetNotFoundError as error:
+        if os.path.exists(name):
+            raise _is_a_path(name) from error
         raise UserError(
             f"no data set is called {name!r}, neither in TensorFlow Datasets nor prepared in "
             f"{directory}; {_nearest_names(name, directory, list(embedded))}"
@@ -99,8 +101,6 @@ def find_builder(
     except Exception as error:
         # An unparsable name is a ValueError, an unknown version an AssertionError, a missing
         # package of a "namespace:" an ImportError, and so on.
-        if os.path.exists(name):
-            raise _is_a_path(name) from error
         raise UserError(
             f"the data set {name!r} cannot be opened in {directory} ({_summary(error)}); "
             "a name is NAME[/CONFIG][:VERSION], for example mnist or emnist/letters:3.1.0; if it "
