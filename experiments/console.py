@@ -22,7 +22,7 @@ def make_robust() -> None:
 
 def _robust(stream, descriptor):
     if stream is None:  # closed by `>&-`
-        return open(os.devnull, "w")  # noqa: SIM115
+        return open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(_Output(descriptor, "w", closefd=False)),

@@ -138,8 +138,8 @@ class Experiment:
         return [
             f"data: {len(dataset.train)} images of {dataset.name!r} to train, "
             f"{len(dataset.validation)} to validate, {len(self.test_images())} to test, {shape}",
-            f"model: {self.model.config.system}, {params:,} parameters; {self.total_steps} steps of "
-            f"{training.batch_size} images, {epochs:.4g} epochs",
+            f"model: {self.model.config.system}, {params:,} parameters; {self.total_steps} steps "
+            f"of {training.batch_size} images, {epochs:.4g} epochs",
             f"memory of each of {num_devices()} devices ({jax.default_backend()}): {images:.3g} MB "
             f"of images, {state:.3g} MB of weights, averages, gradients and optimizer; and what a "
             "step computes on the way",

@@ -23,11 +23,11 @@ def local_path(path: str | os.PathLike[str], name: str) -> pathlib.Path:
             f"{name}={text} is an address; name a folder of this machine, into which you mount or "
             "copy what is there"
         )
-    try:
-        return pathlib.Path(text).expanduser()
-    except RuntimeError as error:
+    expanded = os.path.expanduser(text)  # pathlib's would take ./~ for ~
+    if expanded.startswith("~"):
         user = text.partition("/")[0]
-        raise UserError(f"{name}={text}: {user} is no known home; write the whole path") from error
+        raise UserError(f"{name}={text}: {user} is no known home; write the whole path")
+    return pathlib.Path(expanded)
 
 
 def check_name(workdir: pathlib.Path) -> None:

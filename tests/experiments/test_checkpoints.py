@@ -61,6 +61,29 @@ def test_the_best_is_remembered_across_relaunches(tmp_path):
         assert checkpoints.best_step() == 1
 
 
+PATTERNS = ["lr[1e-3]", "[", "]", "a*b", "**", "a?b", "{a,b}", "!a", "#a?b%20"]
+OTHERS = ["~", "$HOME", "-x", "a b ", "'q\"", "ünï ☃", "new\nline", "a:b", "file:", "gs"]
+
+
+@pytest.mark.parametrize("name", [*PATTERNS, *OTHERS])
+def test_a_workdir_may_be_called_anything(name, tmp_path):
+    workdir = tmp_path / name / name
+    save_all(workdir, {1: -3.0, 2: -2.0, 3: -5.0, 4: -4.0})
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 3, 4], 2)
+        for step in (2, 4):
+            assert_is_state_at(step, checkpoints.restore(state_at(0), step))
+    with Checkpoints(workdir) as checkpoints:
+        assert_is_state_at(4, checkpoints.restore_latest(state_at(0)))
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_name_that_tensorstore_takes_for_another_is_refused(read_only, tmp_path):
+    with pytest.raises(UserError, match="has a backslash"):
+        Checkpoints(tmp_path / "a\\b", read_only=read_only)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_new_folder_has_nothing_to_resume(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore_latest(state_at(0)) is None

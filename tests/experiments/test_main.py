@@ -121,6 +121,9 @@ def test_all_but_training_needs_no_configuration_but_the_workdir_s(finished, tmp
     assert f"there is no run in {missing}; train first" in refusal(missing, "--mode=evaluate")
     assert "give it, or the --workdir of a run" in refusal("--mode=report")
     assert "try --config=configs/digits.py" in refusal(workdir)
+    overridden = "--config.training.num_epochs=300"
+    assert f"give both: --config=configs/digits.py {overridden}\n" in refusal(workdir, overridden)
+    assert "--config.training.num_epochs sets a field of it" in refusal(missing, overridden)
 
 
 def test_sigterm_saves_and_exits_cleanly_and_another_number_of_devices_resumes(finished, tmp_path):
