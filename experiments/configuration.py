@@ -32,11 +32,11 @@ Rule = tuple[str, Callable[[Any], bool]]
 POSITIVE_INT: Rule = ("an integer from 1 to 2^31 - 1", lambda v: _is_int(v) and v >= 1)
 NATURAL: Rule = ("an integer from 0 to 2^31 - 1", lambda v: _is_int(v) and v >= 0)
 POSITIVE: Rule = (
-    "a number above 0, at least 2^-126 in float32",
+    "a number above 0, of at least 2^-126",
     lambda v: _is_number(v) and v >= SMALLEST,
 )
 NOT_NEGATIVE: Rule = (
-    "0, or a number above it, at least 2^-126 in float32",
+    "a number of at least 0, and if above 0 of at least 2^-126",
     lambda v: v == 0 and _is_number(v) or POSITIVE[1](v),
 )
 FRACTION: Rule = ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
