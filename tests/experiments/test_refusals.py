@@ -73,7 +73,9 @@ TRAINING = {
     "learning_rate=1e300": ["learning_rate=1e+300 must be a number above 0"],
     "max_gradient_norm=inf": ["max_gradient_norm=inf must be a number"],
     "learning_rate=1e-40": ["learning_rate=1e-40 must be a number above 0, of at least 2^-126"],
-    "max_gradient_norm=1e-40": ["max_gradient_norm=1e-40 must be a number of at least 0, and if above 0"],
+    "max_gradient_norm=1e-40": [
+        "max_gradient_norm=1e-40 must be a number of at least 0, and if above 0"
+    ],
     "initial_weights=gs://b/run": ["initial_weights='gs://b/run'", "is an address"],
     "initial_weights=~/absent": ["initial_weights='~/absent'", "there is no run in"],
     "ema_decay=1": ["ema_decay=1.0 must be a number from 0 to below 1"],
