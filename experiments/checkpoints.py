@@ -27,6 +27,8 @@ from experiments.training import TrainState
 
 METRIC = "elbo"
 CHECKSUM = "checksum"
+# What the system refuses though the checkpoint may be whole.
+_NO_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class _Folder(type(epath.Path())):  # type: ignore[misc]
@@ -163,6 +165,7 @@ class Checkpoints:
 
         Raises:
             UserError: it cannot be read.
+            OSError: the system refuses to read it, whole or not.
         """
         try:
             restored = self._manager.restore(
@@ -173,6 +176,9 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
+            number = _error_code(error)
+            if number in _NO_DAMAGE:
+                raise OSError(number, os.strerror(number), str(self.directory)) from error
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise UserError(
                 f"checkpoint {self.directory / str(step)} cannot be restored: {reason}; "
@@ -275,9 +281,8 @@ class Checkpoints:
             message = str(error)
             if not re.match(r"[A-Z_]+: ", message):  # not the status of a file operation
                 raise
-            code = re.search(r"os_error_code='(\d+)'", message)
             missing = message.startswith("NOT_FOUND")
-            number = int(code[1]) if code else errno.ENOENT if missing else errno.EIO
+            number = _error_code(error) or (errno.ENOENT if missing else errno.EIO)
             raise OSError(number, os.strerror(number), str(self.directory)) from error
 
     def close(self) -> None:
@@ -290,6 +295,12 @@ class Checkpoints:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _error_code(error: Exception) -> int | None:
+    """The system's, of an OSError or of a ValueError of tensorstore that stands for one."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(code[1]) if code else getattr(error, "errno", None)
 
 
 def _checksum(

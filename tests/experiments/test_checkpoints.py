@@ -1,5 +1,6 @@
 """What is saved comes back to the bit; the latest few and the best stay; damage is survived."""
 
+import errno
 import resource
 import shutil
 import time
@@ -175,6 +176,26 @@ def test_a_checkpoint_that_is_half_deleted_does_not_matter(tmp_path):
         checkpoints.save(state_at(4), {"train_seconds": 4.0}, -0.5)
         checkpoints.wait()
         assert checkpoints.steps() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(errno.EACCES, "denied"), ValueError("UNKNOWN: [os_error_code='24'] open")],
+)
+def test_what_the_system_does_not_let_be_read_is_not_taken_for_damaged(
+    error, tmp_path, monkeypatch
+):
+    save_all(tmp_path, {1: -3.0, 2: -2.0})
+
+    def refuse(*args, **kwargs):
+        raise error
+
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", refuse)
+        with pytest.raises(OSError, match="Permission denied|Too many open files"):
+            checkpoints.restore_latest(state_at(0))
+        assert checkpoints.steps() == [1, 2]
+    assert not list(tmp_path.glob("damaged-*"))
 
 
 def test_where_all_checkpoints_were_set_aside_nothing_starts_over(tmp_path):
