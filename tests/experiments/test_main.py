@@ -57,6 +57,8 @@ def test_a_run_leaves_all_that_it_promises(finished):
     assert results["nll"] == pytest.approx(-images["log_likelihood"].mean())
     assert results["elbo"] == pytest.approx(images["elbo"].mean())
     assert len(images["elbo"]) == 30
+    assert np.all(images["elbo"] <= images["log_likelihood"])
+    assert results["nll"] < -results["elbo"]
     assert results["command"].startswith("python -m experiments.main --config=configs/digits.py")
     assert results["evaluation_command"] == results["command"]
     assert results["evaluation_git_commit"] == results["git_commit"] != ""
