@@ -18,13 +18,28 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from experiments.errors import UserError
+from experiments.paths import check_name
 from experiments.training import TrainState
 
 METRIC = "elbo"
 CHECKSUM = "checksum"
+# What the system refuses though the checkpoint may be whole.
+_NO_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class _Folder(type(epath.Path())):  # type: ignore[misc]
+    """A folder for orbax that may be called anything.
+
+    Orbax merges the arrays that it finds with `glob`, and etils takes the folder's own path for a
+    part of the pattern: in `lr[1e-3]` it would find none, and lose them without a word.
+    """
+
+    def glob(self, pattern: str) -> Iterator["_Folder"]:
+        return (self / path.name for path in pathlib.Path(self).glob(pattern))
 
 
 class Checkpoints:
@@ -42,6 +57,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 2, read_only: bool = False):
+        check_name(workdir)
         self.directory = (workdir / "checkpoints").absolute()
         if read_only and not self.directory.is_dir():
             raise UserError(f"there is no checkpoint in {workdir}; train first (--mode=train)")
@@ -63,7 +79,7 @@ class Checkpoints:
         )
         with _no_warnings():  # that what is opened for reading is read only
             self._manager = ocp.CheckpointManager(
-                self.directory,
+                _Folder(self.directory),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policy,
                     best_fn=lambda metrics: metrics[METRIC],
@@ -149,6 +165,7 @@ class Checkpoints:
 
         Raises:
             UserError: it cannot be read.
+            OSError: the system refuses to read it, whole or not.
         """
         try:
             restored = self._manager.restore(
@@ -159,6 +176,9 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
+            number = _error_code(error)
+            if number in _NO_DAMAGE:
+                raise OSError(number, os.strerror(number), str(self.directory)) from error
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise UserError(
                 f"checkpoint {self.directory / str(step)} cannot be restored: {reason}; "
@@ -261,9 +281,8 @@ class Checkpoints:
             message = str(error)
             if not re.match(r"[A-Z_]+: ", message):  # not the status of a file operation
                 raise
-            code = re.search(r"os_error_code='(\d+)'", message)
             missing = message.startswith("NOT_FOUND")
-            number = int(code[1]) if code else errno.ENOENT if missing else errno.EIO
+            number = _error_code(error) or (errno.ENOENT if missing else errno.EIO)
             raise OSError(number, os.strerror(number), str(self.directory)) from error
 
     def close(self) -> None:
@@ -276,6 +295,12 @@ class Checkpoints:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _error_code(error: Exception) -> int | None:
+    """The system's, of an OSError or of a ValueError of tensorstore that stands for one."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(code[1]) if code else getattr(error, "errno", None)
 
 
 def _checksum(

@@ -5,8 +5,10 @@ ml_collections and absl find the mistakes; here they are told in terms of the co
 
 import ast
 import contextlib
+import json
 import pathlib
 import re
+import shlex
 import traceback
 from collections import Counter
 from typing import Any
@@ -15,7 +17,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import recorded
-from experiments.errors import nearest
+from experiments.errors import UserError, nearest
+from experiments.paths import local_path
 
 _TYPES: dict[type, str] = {
     bool: "True or False",
@@ -47,7 +50,7 @@ def parse(argv: list[str]) -> list[str]:
     Raises:
         CommandLineError: anything is wrong; a configuration file may raise whatever it likes.
     """
-    argv = _with_recorded_configuration(argv)
+    argv = _with_configuration(argv)
     try:
         remaining = flags.FLAGS(argv)
         if flags.FLAGS["config"].present:
@@ -59,15 +62,35 @@ def parse(argv: list[str]) -> list[str]:
     return remaining
 
 
-def _with_recorded_configuration(argv):
-    mode, workdir = _flag("mode", argv), _flag("workdir", argv)
-    if _flag("config", argv) or not (workdir or "").strip() or mode in (None, "train"):
-        return argv
+def _with_configuration(argv):
+    """With the home folder in place of `~`, which shells leave after `=`, or the recorded one."""
+    config, mode, workdir = (_flag(name, argv) for name in ("config", "mode", "workdir"))
     try:
-        recorded.get_config(workdir)
-    except ValueError as error:
+        if config:
+            written = {f"{dashes}config={config}" for dashes in ("-", "--")}
+            expanded = f"--config={local_path(config, '--config')}" if config[0] == "~" else None
+            return [expanded or a if a in written else a for a in argv]
+        if not (workdir or "").strip() or mode in (None, "train"):
+            for path, value in _overrides(argv):
+                raise CommandLineError(
+                    f"--config is missing, and --config.{path} sets a field of it; give both: "
+                    f"{_config_of(workdir)} --config.{path}={value}"
+                )
+            return argv
+        workdir = local_path(workdir, "--workdir")
+        recorded.get_config(str(workdir))
+    except (ValueError, UserError) as error:
         raise CommandLineError(str(error)) from error
     return [argv[0], f"--config={_RECORDED}:{workdir}", *argv[1:]]
+
+
+def _config_of(workdir):
+    """The argument --config=... that the run in `workdir` was trained with, or an example."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, UserError):
+        results = json.loads((local_path(workdir, "--workdir") / "results.json").read_bytes())
+        if config := _flag("config", shlex.split(results["command"])[2:]):
+            return f"--config={config}"
+    return "--config=configs/digits.py"
 
 
 def _check_loaded(argv):

@@ -25,14 +25,25 @@ def _is_seed(value):
 
 LARGEST = 2**31
 INFINITY = 2.0**128  # of float32
+SMALLEST = 2.0**-126  # above 0
+NEAREST_TO_ONE = 1 - 2.0**-24  # below 1
 
 Rule = tuple[str, Callable[[Any], bool]]
 POSITIVE_INT: Rule = ("an integer from 1 to 2^31 - 1", lambda v: _is_int(v) and v >= 1)
 NATURAL: Rule = ("an integer from 0 to 2^31 - 1", lambda v: _is_int(v) and v >= 0)
-POSITIVE: Rule = ("a number above 0", lambda v: _is_number(v) and v > 0)
-NOT_NEGATIVE: Rule = ("a number of at least 0", lambda v: _is_number(v) and v >= 0)
+POSITIVE: Rule = (
+    "a number above 0, of at least 2^-126",
+    lambda v: _is_number(v) and v >= SMALLEST,
+)
+NOT_NEGATIVE: Rule = (
+    "a number of at least 0, and if above 0 of at least 2^-126",
+    lambda v: v == 0 and _is_number(v) or POSITIVE[1](v),
+)
 FRACTION: Rule = ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
-BELOW_ONE: Rule = ("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
+BELOW_ONE: Rule = (
+    "a number from 0 to below 1, at most 1 - 2^-24 in float32",
+    lambda v: _is_number(v) and 0 <= v <= NEAREST_TO_ONE,
+)
 BOOLEAN: Rule = ("True or False", lambda v: isinstance(v, bool))
 SEED: Rule = ("an integer from 0 to 2^32 - 1", _is_seed)
 TEXT: Rule = ("a text", lambda v: isinstance(v, str))

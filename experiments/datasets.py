@@ -23,6 +23,7 @@ import numpy as np
 
 from experiments import prepare_data
 from experiments.errors import UserError
+from experiments.paths import local_path
 
 # The digits were collected on forms, one after the other in the file; a form begins here.
 _FIRST_TEST_DIGIT = 1415
@@ -116,6 +117,12 @@ def load_dataset(dataset_config: ml_collections.ConfigDict) -> Dataset:
         raise UserError(
             f"config.dataset.name={name!r} is not a name; allowed are {', '.join(DATASETS)} and "
             "the image data sets of TensorFlow Datasets, for example mnist"
+        )
+    path = dataset_config.get("path", "")
+    if path and (name in ("digits", "photos") or name not in DATASETS):
+        raise UserError(
+            f"config.dataset.path={path!r} means nothing to {name!r}; set it to '', or choose "
+            "config.dataset.name=npz"
         )
     dataset = DATASETS.get(name, _load_tfds)(dataset_config)
     _check_arrays(dataset)
@@ -275,9 +282,9 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
     """Returns the arrays `train` and, where they exist, `validation` and `test`."""
     expected = "write it by numpy.savez(path, train=images, test=images)"
     try:
-        npz_file = pathlib.Path(path).expanduser()
+        npz_file = local_path(path, "config.dataset.path")
         is_file = npz_file.is_file()
-    except (OSError, RuntimeError, ValueError):  # Too long a name, no such home, a null byte.
+    except (OSError, ValueError):  # Too long a name, a null byte.
         is_file = False
     if not path or not is_file:
         raise UserError(
@@ -451,7 +458,7 @@ def _decode_split(builder: Any, split: str, feature: str) -> np.ndarray:
         raise UserError(
             f"the data set {builder.name!r} in {builder.data_path} is stored as "
             f"{builder.info.file_format}, which only TensorFlow reads; prepare it in another "
-            f"directory, as array_record: {prepare_data.preparation_command(builder)}"
+            f"directory, as array_record: {prepare_data.preparation_command(builder, 'DIR')}"
         ) from error
     except MemoryError as error:
         raise UserError(
@@ -461,8 +468,8 @@ def _decode_split(builder: Any, split: str, feature: str) -> np.ndarray:
     except Exception as error:  # Damaged files raise whatever the C++ reader or Pillow does.
         raise UserError(
             f"the data set {builder.name!r} in {builder.data_path} cannot be read "
-            f"({type(error).__name__}); delete this directory and prepare it again: "
-            f"{prepare_data.preparation_command(builder)}"
+            f"({type(error).__name__}); prepare it again in another directory DIR and name that by "
+            f"config.dataset.data_dir: {prepare_data.preparation_command(builder, 'DIR')}"
         ) from error
     return images
 
@@ -482,10 +489,10 @@ def _varying_shapes(
 
 def _cache_file(builder: Any, split: str) -> pathlib.Path:
     """One file for each split of each prepared data set."""
-    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache_home = local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
     source = hashlib.sha256(os.fsencode(builder.data_path)).hexdigest()[:16]
     full_name = re.sub(r"[^\w.]+", "-", f"{builder.info.full_name}-{split}")
-    return pathlib.Path(cache_home).expanduser() / "sere_jax" / f"{full_name}-{source}.npz"
+    return cache_home / "sere_jax" / f"{full_name}-{source}.npz"
 
 
 def _identity(builder: Any, split: str, feature: str) -> str:

@@ -13,6 +13,7 @@ import sere_jax
 from experiments.parallel import DEVICES, num_devices, parallelize
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import data_space_of
+from sere_jax.vae import likelihood_and_elbo
 
 Array = jax.Array
 Progress = Callable[[int, float], None]
@@ -82,9 +83,7 @@ class Evaluator:
 
         def log_likelihood(params, images, indices):
             x, keys = self._batch(images, indices)
-            return all_devices(
-                sere_jax.log_likelihood(model, params, x, keys, num_importance_samples)
-            )
+            return all_devices(likelihood_and_elbo(model, params, x, keys, num_importance_samples))
 
         self._elbo_terms = parallelize(elbo_terms, num_arguments=3)
         self._log_likelihood = parallelize(log_likelihood, num_arguments=3)
@@ -150,26 +149,31 @@ class Evaluator:
 
     def log_likelihood(
         self, params: Any, images: Array, progress: Progress | None = None
-    ) -> np.ndarray:
-        """Importance-weighted log p(x) in nats of each of the images, [num] float64.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Importance-weighted log p(x) of each of the images, and the ELBO of the same samples.
 
         Args:
             params: parameters (averaged ones, as a rule).
             images: [num, h, w, c] uint8, on the devices.
             progress: called after each batch with the number of its images and the mean so far.
+
+        Returns:
+            [num] and [num] nats, float64; of no image is the ELBO above log p(x).
         """
         parts = []
         done = 0
         total = 0.0
-        for indices in _batches(len(images), self._batch_size * num_devices()):
+        batch_size = min(self._batch_size, -(-len(images) // num_devices()))
+        for indices in _batches(len(images), batch_size * num_devices()):
             batch = self._log_likelihood(params, images, indices)
-            part = np.asarray(batch, np.float64)[: len(images) - done]
-            done += len(part)
-            total += float(part.sum())
+            part = np.asarray(batch, np.float64)[:, : len(images) - done]
+            done += part.shape[1]
+            total += float(part[0].sum())
             parts.append(part)
             if progress is not None:
-                progress(len(part), total / done)
-        return np.concatenate(parts)
+                progress(part.shape[1], total / done)
+        log_likelihood, elbo = np.concatenate(parts, axis=1)
+        return log_likelihood, elbo
 
 
 def bits_per_dim(nll: float, config: ModelConfig, max_value: int, log_volume: float = 0.0) -> float:

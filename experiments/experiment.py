@@ -125,9 +125,45 @@ class Experiment:
         """The same of what is done every so often: at least 1."""
         return max(self.duration_in_steps(section, field), 1)
 
+    def summary(self) -> list[str]:
+        """What a training is about to do, in three lines."""
+        dataset, training = self.dataset, self.config.training
+        parts = [dataset.train, dataset.validation]
+        if self.config.evaluation.test_elbo_every:
+            parts.append(self.test_images())
+        params = count_parameters(self.state_template().params)
+        images, state = (size / 1e6 for size in (sum(p.nbytes for p in parts), 20 * params))
+        shape = "x".join(map(str, dataset.image_shape))
+        epochs = self.total_steps / self.steps_per_epoch
+        return [
+            f"data: {len(dataset.train)} images of {dataset.name!r} to train, "
+            f"{len(dataset.validation)} to validate, {len(self.test_images())} to test, {shape}",
+            f"model: {self.model.config.system}, {params:,} parameters; {self.total_steps} steps "
+            f"of {training.batch_size} images, {epochs:.4g} epochs",
+            f"memory of each of {num_devices()} devices ({jax.default_backend()}): {images:.3g} MB "
+            f"of images, {state:.3g} MB of weights, averages, gradients and optimizer; and what a "
+            "step computes on the way",
+        ]
+
     def doubts(self) -> list[str]:
         """What is allowed but seldom meant, a sentence each."""
-        return [*self._doubts_about_pixels(), *self._doubts_about_best()]
+        return [
+            *self._doubts_about_pixels(),
+            *self._doubts_about_durations(),
+            *self._doubts_about_best(),
+        ]
+
+    def _doubts_about_durations(self):
+        for field, outcome in {
+            "kl_warmup": "the KL never gets its full weight",
+            "importance_weighted_from": "only the ELBO is trained",
+        }.items():
+            steps = self.duration_in_steps("training", field)
+            if steps > 0 and steps >= self.total_steps:
+                yield (
+                    f"config.training.{field}={self.config.training[field]!r} is no shorter than "
+                    f"the training of {self.total_steps} steps: {outcome}"
+                )
 
     def _doubts_about_pixels(self):
         if data_space_of(self.model.config).from_images is not binarize:
@@ -201,6 +237,12 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
             f"config.model.data_layer={config.model.data_layer!r} models the values 0 to "
             f"{max_value}, the images of {config.dataset.name!r} have 0 to {dataset.max_value}; "
             "choose 'bernoulli' or 'gaussian'"
+        )
+    num_examples = config.evaluation.num_examples
+    if num_examples > len(dataset.test):
+        raise UserError(
+            f"config.evaluation.num_examples={num_examples} exceeds the {len(dataset.test)} test "
+            f"images of {config.dataset.name!r}; choose at most {len(dataset.test)}, or 0 for all"
         )
     if batch_size > len(dataset.train):
         raise UserError(

@@ -17,8 +17,9 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import command_line
-from experiments.errors import DIVERGED, INTERRUPTED, USER_ERROR
+from experiments import command_line, console
+from experiments.errors import DIVERGED, INTERRUPTED, USER_ERROR, UserError
+from experiments.paths import local_path
 
 _MODES = ("train", "evaluate", "sample", "report", "export")
 
@@ -69,9 +70,12 @@ def main(_: list[str]) -> None:
 
     host_memory.keep_freed_memory()
 
+    import jax
+
+    jax.config.update("jax_enable_x64", False)  # whatever the environment says
+
     from experiments.errors import (
         TrainingDivergedError,
-        UserError,
         exit_with,
         explain_system_error,
         silence_repeated_errors,
@@ -80,7 +84,7 @@ def main(_: list[str]) -> None:
 
     logging.set_verbosity(logging.WARNING)
     silence_repeated_errors()
-    workdir = pathlib.Path(_WORKDIR.value or default_workdir(_config_argument()))
+    workdir = _workdir()
     command = shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
     try:
         if _is_one_of_several():
@@ -137,7 +141,17 @@ def parse_flags(argv: list[str]) -> list[str]:
             f"{default_workdir(_config_argument())}",
             USER_ERROR,
         )
+    try:
+        _workdir()
+    except UserError as error:
+        _fail(str(error), USER_ERROR)
     return argv
+
+
+def _workdir() -> pathlib.Path:
+    if _WORKDIR.value is None:
+        return default_workdir(_config_argument())
+    return local_path(_WORKDIR.value, "--workdir")
 
 
 def _process_flags() -> tuple[str | None, int | None, int | None]:
@@ -159,4 +173,5 @@ def _fail(message: str, exit_code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    console.make_robust()
     app.run(main, flags_parser=parse_flags)

@@ -16,6 +16,7 @@ import os
 import pathlib
 import queue
 import re
+import shlex
 import struct
 import sys
 import tarfile
@@ -28,7 +29,9 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
+from experiments import console
 from experiments.errors import UserError
+from experiments.paths import local_path
 
 EMBEDDED_DATASETS = ("digits", "photos", "npz")
 _PROBE_SECONDS = 3.0
@@ -52,7 +55,8 @@ class PreparationImpossibleError(UserError):
 def resolve_data_dir(data_dir: str = "") -> pathlib.Path:
     """Returns `data_dir`, else TFDS_DATA_DIR, else TFDS' own default directory."""
     directory = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return pathlib.Path(directory).expanduser().absolute()
+    name = "data_dir" if data_dir else "TFDS_DATA_DIR"
+    return local_path(directory, name).absolute()
 
 
 @contextlib.contextmanager
@@ -83,9 +87,13 @@ def find_builder(
     import tensorflow_datasets as tfds
 
     directory = resolve_data_dir(data_dir)
+    if re.match(r"[./~]|.*(://|\\\\)", name):
+        raise _is_a_path(name)
     try:
         return tfds.builder(name, data_dir=directory)
     except tfds.core.DatasetNotFoundError as error:
+        if os.path.exists(name):
+            raise _is_a_path(name) from error
         raise UserError(
             f"no data set is called {name!r}, neither in TensorFlow Datasets nor prepared in "
             f"{directory}; {_nearest_names(name, directory, list(embedded))}"
@@ -96,7 +104,7 @@ def find_builder(
         raise UserError(
             f"the data set {name!r} cannot be opened in {directory} ({_summary(error)}); "
             "a name is NAME[/CONFIG][:VERSION], for example mnist or emnist/letters:3.1.0; if it "
-            "is right, its directory is damaged: delete it and prepare it again"
+            "is right, what lies there is damaged: prepare it again in another data_dir"
         ) from error
 
 
@@ -119,18 +127,19 @@ def is_prepared(builder: Any) -> bool:
     if lost or not files_of_splits:
         raise UserError(
             f"the data set {builder.name!r} in {directory} is damaged "
-            f"({', '.join(lost[:3]) or 'its splits'} missing); delete this directory and prepare "
-            f"it again: {preparation_command(builder)}"
+            f"({', '.join(lost[:3]) or 'its splits'} missing); prepare it again in another "
+            f"directory DIR and name that as data_dir: {preparation_command(builder, 'DIR')}"
         )
     return True
 
 
-def preparation_command(builder: Any) -> str:
-    """Returns the shell command that prepares a builder's data set where it is looked for."""
+def preparation_command(builder: Any, data_dir: str = "") -> str:
+    """The shell command that prepares a builder's data set in `data_dir`, or where it belongs."""
+    data_dir = data_dir or shlex.quote(str(builder.data_dir_root))
     name = "/".join(filter(None, [builder.name, builder.builder_config_name]))
     return (
         f"python -m experiments.prepare_data --dataset={name} "
-        f"--data_dir={builder.data_dir_root} [--manual_dir=DIR]"
+        f"--data_dir={data_dir} [--manual_dir=DIR]"
     )
 
 
@@ -159,12 +168,12 @@ def prepare(name: str, data_dir: str = "", manual_dir: str | None = None) -> pat
     builder = find_builder(name, data_dir)
     if is_prepared(builder):
         return pathlib.Path(builder.data_path)
-    if manual_dir is not None and not pathlib.Path(manual_dir).expanduser().is_dir():
+    source = None if manual_dir is None else local_path(manual_dir, "--manual_dir")
+    if source is not None and not source.is_dir():
         raise UserError(
             f"--manual_dir={manual_dir} is not a directory; name the one that holds the files "
             f"downloaded for {builder.name!r}, or leave it out to download them"
         )
-    source = pathlib.Path(manual_dir).expanduser() if manual_dir is not None else None
     try:
         # TFDS prints to stdout, which belongs to the results of the program.
         with contextlib.redirect_stdout(sys.stderr):
@@ -457,6 +466,15 @@ def _tensorflow_free_builder(official: Any) -> Any:
 # ----------------------------------------------------------------------------------- messages
 
 
+def _is_a_path(name: str) -> UserError:
+    return UserError(
+        f"the data set {name!r} is a path, and data sets are chosen by name; save images of your "
+        "own in one file by numpy.savez('FILE.npz', train=images) and give "
+        "--config.dataset.name=npz --config.dataset.path=FILE.npz, or load them as "
+        "examples/dataset.py does"
+    )
+
+
 def _nearest_names(name: str, directory: pathlib.Path, embedded: list[str]) -> str:
     import difflib
 
@@ -526,4 +544,5 @@ def run() -> None:
 
 
 if __name__ == "__main__":
+    console.make_robust()
     run()

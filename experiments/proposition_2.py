@@ -8,6 +8,7 @@ and a mean-field one for the same generative model.
 
 import functools
 import os
+import sys
 from typing import Any
 
 import jax
@@ -17,7 +18,9 @@ import optax
 from absl import app, flags, logging
 
 import sere_jax
-from experiments import figures
+from experiments import console, figures
+from experiments.errors import USER_ERROR, UserError
+from experiments.paths import local_path
 from sere_jax.linear_gaussian import LinearGaussian
 
 Array = jax.Array
@@ -207,9 +210,17 @@ def main(argv: list[str]) -> None:
     """Trains both posteriors, prints their gaps and draws the figure."""
     del argv
     logging.set_verbosity(logging.WARNING)
+    try:
+        figure = local_path(_FIGURE.value, "--figure")
+        if not figure.parent.is_dir():
+            raise UserError(f"--figure={figure}: there is no folder {figure.parent}; create it")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    jax.config.update("jax_enable_x64", False)  # whatever the environment says
     exact = example_model()
     steps = tuple(int(step) for step in np.unique(np.geomspace(1, NUM_STEPS, 40).astype(int)))
-    gaps = compare(exact, train_both(exact, steps), steps, _FIGURE.value)
+    gaps = compare(exact, train_both(exact, steps), steps, figure)
     for name, values in gaps.items():
         print(f"{name}: log p(x) - ELBO = {values[-1]:.5f} nats")
     print(f"the least gap of a mean-field posterior: {exact.mean_field_gap():.5f} nats")
@@ -218,4 +229,5 @@ def main(argv: list[str]) -> None:
 _FIGURE = flags.DEFINE_string("figure", "proposition_2.png", "PNG file to write.")
 
 if __name__ == "__main__":
+    console.make_robust()
     app.run(main)

@@ -37,7 +37,7 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"there is no run in --workdir={workdir}; train first (--mode=train)")
     try:
-        recorded = json.loads(path.read_text())
+        recorded = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not JSON ({error}); choose another --workdir") from error
     if not isinstance(recorded, dict):

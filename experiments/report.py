@@ -69,7 +69,7 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     )
     path = workdir / REPORT_FILE
     with open_atomically(path) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="backslashreplace"))
     return path
 
 
@@ -282,7 +282,7 @@ def _read_json_object(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore or delete it.") from error
+        raise UserError(f"{path} is not valid JSON ({error}); restore it.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
     return content

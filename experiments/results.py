@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from configs import mnist_comparison, mnist_mlp, mnist_resnet
-from experiments import figures
+from experiments import console, figures
 from experiments.evaluation import standard_error
 from experiments.metrics import open_atomically, read_metrics
 from experiments.recorded import CONFIG_FILE
@@ -53,12 +53,12 @@ class Run:
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
         """The run's configuration."""
-        return json.loads((self.directory / CONFIG_FILE).read_text())
+        return json.loads((self.directory / CONFIG_FILE).read_bytes())
 
     @functools.cached_property
     def results(self) -> Mapping[str, Any]:
         """Its `results.json`."""
-        return json.loads((self.directory / RESULTS_FILE).read_text())
+        return json.loads((self.directory / RESULTS_FILE).read_bytes())
 
     @functools.cached_property
     def metrics(self) -> Sequence[Mapping[str, Any]]:
@@ -489,11 +489,12 @@ def main() -> None:
         figures.save_learning_curves_of_runs(_learning_curves(runs), MNIST_LEARNING_CURVES)
     with open_atomically(PAGE) as file:
         file.write(page().encode())
-    readme = with_tables(README.read_text(), mnist_tables())
+    readme = with_tables(README.read_text("utf-8"), mnist_tables())
     with open_atomically(README) as file:
         file.write(readme.encode())
     print(f"{PAGE} written, and the tables of {README}")
 
 
 if __name__ == "__main__":
+    console.make_robust()
     main()

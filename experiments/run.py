@@ -33,6 +33,7 @@ from experiments.metrics import (
 )
 from experiments.multihost import is_first_process, on_every_process, on_first_process
 from experiments.parallel import replicate
+from experiments.paths import check_name
 from experiments.report import RESULTS_FILE, write_report
 from experiments.workdir import (
     check_can_hold,
@@ -100,8 +101,13 @@ def train(config: Any, workdir: pathlib.Path, command: str) -> None:
         UserError: bad input.
         TrainingDivergedError: too many updates in a row were not finite.
     """
+
     # Checked before anything is written, the lock included.
-    experiment = _create_experiment(config, "train", lambda: check_can_hold(workdir, config))
+    def check_workdir():
+        check_name(workdir)
+        check_can_hold(workdir, config)
+
+    experiment = _create_experiment(config, "train", check_workdir)
     if is_first_process():
         for doubt in experiment.doubts():
             print(f"note: {doubt}", file=sys.stderr)
@@ -219,6 +225,9 @@ def _train_to_the_end(experiment: Experiment, workdir, checkpoints, command) -> 
     step = int(state.step)
     if step >= experiment.total_steps:
         return True
+    if is_first_process():
+        for line in experiment.summary():
+            print(line, file=sys.stderr)
     dispatch = experiment.create_train_dispatch()
     state = replicate(state)
     images = replicate(experiment.dataset.train)
@@ -448,7 +457,7 @@ def _is_evaluated(experiment, workdir, checkpoints):
     if not path.exists():
         return False
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_bytes())
         step = weights.choose_step(checkpoints, evaluation.checkpoint)
         return results["evaluation"] == evaluation.to_dict() and results["step"] == step
     except (ValueError, TypeError, KeyError):  # damaged: evaluated anew
@@ -479,10 +488,12 @@ def _evaluate(experiment, workdir, command):
             bar.update(num_images)
             bar.set_postfix_str(f"log p(x) {mean:.2f}", refresh=False)
 
-        log_likelihood = experiment.evaluator.log_likelihood(params, images, advance)
+        likelihood = experiment.evaluator.log_likelihood(params, images, advance)
+    kl_per_layer = elbo.means()["kl_per_layer"]
+    num_params = count_parameters(averages)
     on_first_process(
         lambda: _save_results(
-            experiment, workdir, command, count_parameters(averages), about, elbo, log_likelihood
+            experiment, workdir, command, num_params, about, kl_per_layer, *likelihood
         )
     )
 
@@ -499,19 +510,20 @@ def _tell_of_other_images(experiment, workdir, about):
         )
 
 
-def _save_results(experiment, workdir, command, num_params, about, elbo, log_likelihood):
+def _save_results(
+    experiment, workdir, command, num_params, about, kl_per_layer, log_likelihood, elbos
+):
     config = experiment.config
-    terms = elbo.means()
-    nll = -float(log_likelihood.mean())
+    nll, elbo = -float(log_likelihood.mean()), float(elbos.mean())
     commit = git_commit()
     results = {
         "nll": nll,
         "nll_stderr": standard_error(log_likelihood),
-        "elbo": terms["elbo"],
-        "elbo_stderr": terms["elbo_stderr"],
+        "elbo": elbo,
+        "elbo_stderr": standard_error(elbos),
         "bits_per_dim": experiment.bits_per_dim(nll, "test"),
-        "elbo_bits_per_dim": experiment.bits_per_dim(-terms["elbo"], "test"),
-        "kl_per_layer": terms["kl_per_layer"],
+        "elbo_bits_per_dim": experiment.bits_per_dim(-elbo, "test"),
+        "kl_per_layer": kl_per_layer,
         "num_importance_samples": config.evaluation.num_importance_samples,
         "num_examples": len(log_likelihood),
         "step": about["step"],
@@ -529,14 +541,14 @@ def _save_results(experiment, workdir, command, num_params, about, elbo, log_lik
         "evaluation_command": command,
     }
     with open_atomically(workdir / "test_images.npz") as file:
-        np.savez_compressed(file, elbo=elbo.per_image, log_likelihood=log_likelihood)
+        np.savez_compressed(file, elbo=elbos, log_likelihood=log_likelihood)
     write_json_atomically(workdir / RESULTS_FILE, results)
     _save_curves(workdir)
     write_report(workdir)
     print(
         f"test: -log p(x) {nll:.2f} ± {results['nll_stderr']:.2f} nats "
         f"(K = {results['num_importance_samples']}, {len(log_likelihood)} images), "
-        f"ELBO {terms['elbo']:.2f} nats, {results['bits_per_dim']:.4f} bits/dim; "
+        f"ELBO {elbo:.2f} nats, {results['bits_per_dim']:.4f} bits/dim; "
         f"report in {workdir / 'report.html'}"
     )
 

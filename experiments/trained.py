@@ -15,6 +15,7 @@ import optax
 import sere_jax
 from experiments import recorded, schedules, training, weights
 from experiments.errors import UserError
+from experiments.paths import local_path
 
 
 def load(
@@ -38,7 +39,7 @@ def load(
     """
     if checkpoint not in (None, "best", "last"):
         raise ValueError(f"checkpoint={checkpoint!r} must be 'best' or 'last'")
-    workdir = pathlib.Path(workdir)
+    workdir = local_path(workdir, "workdir")
     try:
         config = recorded.get_config(str(workdir))
     except ValueError as error:

@@ -124,13 +124,10 @@ def git_commit() -> str:
     root = pathlib.Path(__file__).resolve().parent.parent
 
     def git(*arguments):
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
+        output = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, check=True, timeout=10
+        ).stdout
+        return os.fsdecode(output).strip()
 
     try:
         # Installed into somebody else's repository, HEAD would be that repository's.

@@ -129,12 +129,16 @@ class SplineCoupling(nn.Module):
         num_outputs = size * (3 * NUM_BINS + 1)
         zeros = nn.initializers.zeros_init()
         kernels = (
-            self.param(f"{name}_kernel", head_initializer(1.0), (size, self.hidden_size)),
-            self.param(f"{name}_head", head_initializer(0.1), (self.hidden_size, num_outputs)),
+            self.param(
+                f"{name}_kernel", head_initializer(1.0), (size, self.hidden_size), jnp.float32
+            ),
+            self.param(
+                f"{name}_head", head_initializer(0.1), (self.hidden_size, num_outputs), jnp.float32
+            ),
         )
         biases = (
-            self.param(f"{name}_bias", zeros, (self.hidden_size,)),
-            self.param(f"{name}_head_bias", zeros, (num_outputs,)),
+            self.param(f"{name}_bias", zeros, (self.hidden_size,), jnp.float32),
+            self.param(f"{name}_head_bias", zeros, (num_outputs,), jnp.float32),
         )
         offset = None
         if condition is not None:
@@ -212,12 +216,12 @@ class ActivationNorm(nn.Module):
 
         def start_mean(key, shape):
             del key
-            return jnp.zeros(shape) if x is None else jnp.mean(x, axis=0)
+            return jnp.zeros(shape, jnp.float32) if x is None else jnp.mean(x, axis=0)
 
         def start_log_scale(key, shape):
             del key
             if x is None:
-                return jnp.zeros(shape)
+                return jnp.zeros(shape, jnp.float32)
             deviation = jnp.std(x, axis=0)
             return jnp.where(deviation > MIN_DEVIATION, jnp.log(deviation), 0.0)
 

@@ -67,13 +67,17 @@ def init(model: LatentVariableModel, key: Array, x: Array | None = None) -> Para
     Raises:
         ValueError: x has the wrong shape.
     """
-    x = jnp.zeros((1, *model.config.data_shape)) if x is None else check_images(model, x)
+    x = (
+        jnp.zeros((1, *model.config.data_shape), jnp.float32)
+        if x is None
+        else check_images(model, x)
+    )
     return _init(model, key, x)
 
 
 @jit(static_argnums=0, optimize=False)
 def _init(model, key, x):
-    noise = jnp.zeros((len(x), *model.noise_shape))
+    noise = jnp.zeros((len(x), *model.noise_shape), jnp.float32)
     return model.init(key, x, noise)["params"]
 
 
@@ -179,6 +183,19 @@ def log_likelihood(
     Raises:
         ValueError: x has the wrong shape, or K is below 1.
     """
+    return likelihood_and_elbo(model, params, x, key, num_samples)[0]
+
+
+def likelihood_and_elbo(
+    model: LatentVariableModel, params: Params, x: Array, key: Array, num_samples: int = 1000
+) -> tuple[Array, Array]:
+    """`log_likelihood`, and the ELBO of the same samples: the mean of log p(x, z_k) / q(z_k | x).
+
+    So of each image the ELBO is at most the likelihood, however few the samples are.
+
+    Returns:
+        [B] and [B] nats.
+    """
     x = check_images(model, x)
     _check_count("num_samples", num_samples)
     num_samples = num_samples if model.config.has_latents else 1
@@ -192,16 +209,21 @@ def _log_likelihood(model, params, x, key, num_samples):
     chunk = min(num_samples, SAMPLES_AT_ONCE)
     num_chunks = math.ceil(num_samples / chunk)
 
-    def add_chunk(total, index):
+    def add_chunk(carry, index):
+        total, elbo = carry
         samples = index * chunk + jnp.arange(chunk)
         noise = jax.vmap(lambda sample: sample_noise(model, keys, sample))(samples)
         log_likelihood, ratio = _apply(model, params, x, observed, noise, method="log_weights")
-        log_weights = jnp.where(samples[:, None] < num_samples, log_likelihood + ratio, -jnp.inf)
-        return jnp.logaddexp(total, jax.nn.logsumexp(log_weights, axis=0)), None
+        log_weights, is_one = log_likelihood + ratio, samples[:, None] < num_samples
+        elbo += jnp.sum(jnp.where(is_one, log_weights / num_samples, 0.0), axis=0)
+        log_weights = jnp.where(is_one, log_weights, -jnp.inf)
+        return (jnp.logaddexp(total, jax.nn.logsumexp(log_weights, axis=0)), elbo), None
 
-    start = jnp.full(x.shape[0], -jnp.inf)
-    total, _ = jax.lax.scan(add_chunk, start, jnp.arange(num_chunks))
-    return total - math.log(num_samples)
+    nothing = jnp.zeros(x.shape[0], jnp.float32)
+    start = (nothing - jnp.inf, nothing)
+    (total, elbo), _ = jax.lax.scan(add_chunk, start, jnp.arange(num_chunks))
+    total -= math.log(num_samples)
+    return total, jnp.minimum(elbo, total)  # but for rounding it is
 
 
 def sample(
@@ -315,7 +337,8 @@ def interpolate(
 def _interpolate(model, params, ends, key, num):
     inference = _infer(model, params, ends, jnp.stack([key, key]))
     start, end = _apply(model, params, inference, method="prior_noise")
-    noise = jax.vmap(lambda part: _on_great_circle(start, end, part))(jnp.linspace(0.0, 1.0, num))
+    parts = jnp.linspace(0.0, 1.0, num, dtype=jnp.float32)
+    noise = jax.vmap(lambda part: _on_great_circle(start, end, part))(parts)
     keys = _block_keys(model, jnp.broadcast_to(key, (num,)))
     return _apply(model, params, noise, keys, method="generate")[1]
 
@@ -436,6 +459,8 @@ def check_images(model: LatentVariableModel, x: Array) -> Array:
         for value in x[x != np.round(x)][:1]:
             raise ValueError(f"x holds the value {value}, which is no whole number; {way_out}")
     x = jnp.asarray(x)
+    if x.dtype == jnp.float64:  # with jax_enable_x64
+        x = x.astype(jnp.float32)
     _check_shape("x", x, model)
     return x
 
@@ -491,9 +516,11 @@ def sample_noise(model: LatentVariableModel, keys: Array, sample: Array | int) -
     sample_keys = jax.vmap(lambda key: jax.random.fold_in(key, sample))(keys)
 
     def draw(layer):
-        return jax.vmap(
-            lambda key: jax.random.normal(jax.random.fold_in(key, layer), model.noise_shape[1:])
-        )(sample_keys)
+        def draw_one(key):
+            key = jax.random.fold_in(key, layer)
+            return jax.random.normal(key, model.noise_shape[1:], jnp.float32)
+
+        return jax.vmap(draw_one)(sample_keys)
 
     # Layer by layer: XLA's time to compile one draw for all layers grows with their number.
     return jnp.moveaxis(jax.lax.map(draw, jnp.arange(model.noise_shape[0])), 0, 1)

@@ -35,11 +35,11 @@ def command(*arguments, config="configs/digits.py"):
     return [sys.executable, "-m", "experiments.main", *chosen, *arguments]
 
 
-def launch(*arguments, devices=1, config="configs/digits.py", check=True):
+def launch(*arguments, devices=1, config="configs/digits.py", check=True, variables=None):
     finished = subprocess.run(
         command(*arguments, config=config),
         cwd=ROOT,
-        env=environment(devices),
+        env=environment(devices) | (variables or {}),
         capture_output=True,
         text=True,
         timeout=300,

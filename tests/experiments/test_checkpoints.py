@@ -1,5 +1,6 @@
 """What is saved comes back to the bit; the latest few and the best stay; damage is survived."""
 
+import errno
 import resource
 import shutil
 import time
@@ -59,6 +60,29 @@ def test_the_best_is_remembered_across_relaunches(tmp_path):
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.steps() == [1, 3, 4]
         assert checkpoints.best_step() == 1
+
+
+PATTERNS = ["lr[1e-3]", "[", "]", "a*b", "**", "a?b", "{a,b}", "!a", "#a?b%20"]
+OTHERS = ["~", "$HOME", "-x", "a b ", "'q\"", "ünï ☃", "new\nline", "a:b", "file:", "gs"]
+
+
+@pytest.mark.parametrize("name", [*PATTERNS, *OTHERS])
+def test_a_workdir_may_be_called_anything(name, tmp_path):
+    workdir = tmp_path / name / name
+    save_all(workdir, {1: -3.0, 2: -2.0, 3: -5.0, 4: -4.0})
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 3, 4], 2)
+        for step in (2, 4):
+            assert_is_state_at(step, checkpoints.restore(state_at(0), step))
+    with Checkpoints(workdir) as checkpoints:
+        assert_is_state_at(4, checkpoints.restore_latest(state_at(0)))
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_name_that_tensorstore_takes_for_another_is_refused(read_only, tmp_path):
+    with pytest.raises(UserError, match="has a backslash"):
+        Checkpoints(tmp_path / "a\\b", read_only=read_only)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_new_folder_has_nothing_to_resume(tmp_path):
@@ -152,6 +176,26 @@ def test_a_checkpoint_that_is_half_deleted_does_not_matter(tmp_path):
         checkpoints.save(state_at(4), {"train_seconds": 4.0}, -0.5)
         checkpoints.wait()
         assert checkpoints.steps() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(errno.EACCES, "denied"), ValueError("UNKNOWN: [os_error_code='24'] open")],
+)
+def test_what_the_system_does_not_let_be_read_is_not_taken_for_damaged(
+    error, tmp_path, monkeypatch
+):
+    save_all(tmp_path, {1: -3.0, 2: -2.0})
+
+    def refuse(*args, **kwargs):
+        raise error
+
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", refuse)
+        with pytest.raises(OSError, match="Permission denied|Too many open files"):
+            checkpoints.restore_latest(state_at(0))
+        assert checkpoints.steps() == [1, 2]
+    assert not list(tmp_path.glob("damaged-*"))
 
 
 def test_where_all_checkpoints_were_set_aside_nothing_starts_over(tmp_path):

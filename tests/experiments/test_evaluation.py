@@ -57,14 +57,24 @@ def test_elbo_is_the_mean_over_all_images(model, params, images, monkeypatch):
 def test_likelihood_of_each_image_does_not_depend_on_the_batches(model, params, images, batch_size):
     ours = evaluator(model, batch_size)
     seen = []
-    values = ours.log_likelihood(params, images, lambda num, mean: seen.append((num, mean)))
+    values, elbo = ours.log_likelihood(params, images, lambda num, mean: seen.append((num, mean)))
     x, keys = ours.to_data_space(images, jnp.arange(7))
     expected = sere_jax.log_likelihood(model, params, x, keys, num_samples=5)
     np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert np.all(elbo <= values)
+    # The weights of single samples from K and K - 1 of them.
+    bounds = [k * np.exp(_log_likelihood(model, params, x, keys, k)) for k in range(6)]
+    np.testing.assert_allclose(elbo, np.log(np.diff(bounds, axis=0)).mean(axis=0), rtol=1e-4)
     done = np.cumsum([num for num, _ in seen])
     assert done[-1] == 7
     so_far = [values[:num].mean() for num in done]
     np.testing.assert_allclose([mean for _, mean in seen], so_far)
+
+
+def _log_likelihood(model, params, x, keys, num_samples):
+    if num_samples == 0:
+        return np.zeros(len(x))
+    return np.float64(sere_jax.log_likelihood(model, params, x, keys, num_samples))
 
 
 def test_standard_error_is_that_of_the_mean():

@@ -1,9 +1,10 @@
 """What follows from a configuration."""
 
+import jax
 import pytest
 
 from configs import cifar_checkerboard, digits
-from experiments.experiment import create_experiment
+from experiments.experiment import count_parameters, create_experiment
 
 
 @pytest.mark.parametrize("data_layer", ["bernoulli", "gaussian", "discretized_logistic_mixture"])
@@ -55,3 +56,39 @@ def test_who_saves_few_of_the_evaluated_steps_is_told(evaluate_every, checkpoint
 
 def test_digits_are_binarized_without_a_word():
     assert create_experiment(digits.get_config()).doubts() == []
+
+
+@pytest.mark.parametrize(
+    ("field", "outcome"),
+    [("kl_warmup", "never gets its full weight"), ("importance_weighted_from", "only the ELBO")],
+)
+@pytest.mark.parametrize(("duration", "told"), [("100%", 1), ("31 epochs", 1), ("99%", 0)])
+def test_who_asks_for_what_comes_after_the_end_is_told(field, outcome, duration, told):
+    config = digits.get_config()
+    config.training.update(num_epochs=30, num_train_samples=5)
+    config.training[field] = duration
+    config.evaluation.checkpoint = "last"
+
+    doubts = create_experiment(config).doubts()
+
+    assert len(doubts) == told
+    assert all(f"config.training.{field}='{duration}'" in doubt for doubt in doubts)
+    assert all(outcome in doubt for doubt in doubts)
+
+
+def test_a_training_is_told_in_three_lines():
+    config = digits.get_config()
+    config.dataset.num_train_examples = 1000
+    config.training.update(batch_size=100, num_steps=25)
+    config.evaluation.update(num_examples=30, test_elbo_every="50%")
+    experiment = create_experiment(config)
+
+    data, model, memory = experiment.summary()
+
+    assert data == "data: 1000 images of 'digits' to train, 142 to validate, 30 to test, 8x8x1"
+    num_params = count_parameters(experiment.init_state().params)
+    assert f"{num_params:,} parameters; 25 steps of 100 images, 2.5 epochs" in model
+    state = experiment.init_state()
+    arrays = sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.params)))  # and gradients
+    images = 1172 * 64
+    assert f"{images / 1e6:.3g} MB of images, {arrays / 1e6:.3g} MB of weights" in memory

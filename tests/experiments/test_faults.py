@@ -20,6 +20,7 @@ from command_line import (
     TINY,
     assert_same_bits,
     last_step,
+    launch,
     logged,
     saved_arrays,
     start,
@@ -86,6 +87,19 @@ def assert_ended_as_if_nothing_had_happened(workdir, uninterrupted):
     assert nll in (workdir / "report.html").read_text()
     left = [path.name for path in (*workdir.glob(".*.tmp"), *unfinished_checkpoints(workdir))]
     assert not left
+
+
+# ----------------------------------------------------------------------- an unusual environment
+
+
+def test_neither_names_nor_the_environment_change_a_run(uninterrupted, tmp_path):
+    variables = {"HOME": str(tmp_path), "PYTHONIOENCODING": "ascii", "JAX_ENABLE_X64": "1"}
+    name = "lr[1e-3]* ünï\n'q\"#?"
+    finished = train(f"~/{name}", variables=variables)
+    assert finished.stdout.startswith("test: -log p(x) ") and r" \xb1 " in finished.stdout
+    assert_ended_as_if_nothing_had_happened(tmp_path / name, uninterrupted)
+    launch(f"--workdir=~/{name}", "--mode=export", config=None, variables=variables)
+    assert (tmp_path / name / "weights.npz").exists()
 
 
 # --------------------------------------------------------------------------------------- SIGKILL
@@ -205,7 +219,8 @@ def test_a_full_disk_stops_the_run_with_one_line_and_loses_nothing(uninterrupted
 def error_lines(stderr):
     """The lines of an error, all but those of progress bars; a traceback would be among them."""
     lines = [line.rpartition("\r")[2] for line in stderr.splitlines()]
-    return [line for line in lines if line and not re.match(r"[\w -]+: +\d+%\|", line)]
+    other = re.compile(r"[\w -]+: +\d+%\||data: \d+ images|model: \w+, |memory of each of \d+ dev")
+    return [line for line in lines if line and not other.match(line)]
 
 
 # ------------------------------------------------------------------ a workdir that has changed

@@ -57,6 +57,8 @@ def test_a_run_leaves_all_that_it_promises(finished):
     assert results["nll"] == pytest.approx(-images["log_likelihood"].mean())
     assert results["elbo"] == pytest.approx(images["elbo"].mean())
     assert len(images["elbo"]) == 30
+    assert np.all(images["elbo"] <= images["log_likelihood"])
+    assert results["nll"] < -results["elbo"]
     assert results["command"].startswith("python -m experiments.main --config=configs/digits.py")
     assert results["evaluation_command"] == results["command"]
     assert results["evaluation_git_commit"] == results["git_commit"] != ""
@@ -121,6 +123,9 @@ def test_all_but_training_needs_no_configuration_but_the_workdir_s(finished, tmp
     assert f"there is no run in {missing}; train first" in refusal(missing, "--mode=evaluate")
     assert "give it, or the --workdir of a run" in refusal("--mode=report")
     assert "try --config=configs/digits.py" in refusal(workdir)
+    overridden = "--config.training.num_epochs=300"
+    assert f"give both: --config=configs/digits.py {overridden}\n" in refusal(workdir, overridden)
+    assert "--config.training.num_epochs sets a field of it" in refusal(missing, overridden)
 
 
 def test_sigterm_saves_and_exits_cleanly_and_another_number_of_devices_resumes(finished, tmp_path):

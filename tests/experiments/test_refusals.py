@@ -72,7 +72,14 @@ TRAINING = {
     "learning_rate=nan": ["learning_rate=nan must be a number above 0"],
     "learning_rate=1e300": ["learning_rate=1e+300 must be a number above 0"],
     "max_gradient_norm=inf": ["max_gradient_norm=inf must be a number"],
+    "learning_rate=1e-40": ["learning_rate=1e-40 must be a number above 0, of at least 2^-126"],
+    "max_gradient_norm=1e-40": [
+        "max_gradient_norm=1e-40 must be a number of at least 0, and if above 0"
+    ],
+    "initial_weights=gs://b/run": ["initial_weights='gs://b/run'", "is an address"],
+    "initial_weights=~/absent": ["initial_weights='~/absent'", "there is no run in"],
     "ema_decay=1": ["ema_decay=1.0 must be a number from 0 to below 1"],
+    "ema_decay=0.99999999": ["ema_decay=0.99999999 must be a number from 0 to below 1, at most"],
     "warmup=soon": ["warmup='soon' must be a duration: '500 steps'"],
     "warmup=5": ["warmup='5' must be a duration: '500 steps'"],
     "warmup=1e999_epochs": ["warmup='1e999_epochs' must be a duration"],
@@ -96,8 +103,22 @@ DATASET = {
     ],
     "name=imdb_reviews data_dir={files}/no": ["'imdb_reviews' has no features", "npz"],
     "name=words data_dir={files}": ["'words' has no features that are uint8 images"],
-    "name=damaged data_dir={files}": ["{files}/damaged/1.0.0 cannot be read", "delete this"],
-    "name=lost data_dir={files}": ["{files}/lost/1.0.0 is damaged", "delete this"],
+    "name=damaged data_dir={files}": [
+        "{files}/damaged/1.0.0 cannot be read",
+        "again in another directory DIR",
+        "--dataset=damaged --data_dir=DIR",
+    ],
+    "name=lost data_dir={files}": ["{files}/lost/1.0.0 is damaged", "again in another directory"],
+    "name={files}": ["'{files}' is a path", "numpy.savez", "examples/dataset.py"],
+    "name=./photos": ["'./photos' is a path", "config.dataset.name=npz"],
+    "name=~/photos": ["'~/photos' is a path"],
+    "name=configs": ["'configs' is a path"],
+    "name=gs://bucket/mnist": ["'gs://bucket/mnist' is a path"],
+    "name=mnist data_dir=gs://bucket": ["data_dir=gs://bucket is an address"],
+    "name=mnist data_dir=~nobody.here/x": ["data_dir=~nobody.here/x: ~nobody.here is no known"],
+    "path=x.npz": ["path='x.npz' means nothing to 'digits'", "name=npz"],
+    "affine_contrast=0": ["affine_contrast=0.0 must be a number above 0"],
+    "affine_contrast=inf": ["affine_contrast=inf must be a number above 0"],
     "name=photos": ["data_shape=(8, 8, 1) does not fit the images of 'photos'", "(32, 32, 3)"],
     "name=photos image_size=97": ["image_size=97", "1 to 96"],
     "validation_size=0": ["validation_size=0.0 must be a number of examples above 0"],
@@ -108,7 +129,9 @@ DATASET = {
 }
 NPZ = {
     "absent.npz": ["{files}/absent.npz' is not a file"],
-    "~nobody/x.npz": ["'~nobody/x.npz' is not a file"],
+    "~/x.npz": ["'~/x.npz' is not a file"],
+    "~nobody.here/x.npz": ["~nobody.here is no known home"],
+    "s3://bucket/x.npz": ["config.dataset.path=s3://bucket/x.npz is an address"],
     "x" * 300: ["is not a file"],
     "{files}": ["{files}' is not a file"],
     "text.npz": ["text.npz is not a readable .npz file", "no zip archive", "numpy.savez"],
@@ -146,6 +169,7 @@ CONFIGS = {
     "configs": ["--config=configs: is a directory"],
     "": ["no such file", "configs/base.py, configs/cifar_cases.py"],
     "ünï.py": ["--config=ünï.py: there is no such file"],
+    "~nobody.here/x.py": ["--config=~nobody.here/x.py: ~nobody.here is no known home"],
     "{files}/syntax.py": ["raised SyntaxError in line 1", "mend it"],
     "{files}/import_error.py": ["raised ModuleNotFoundError in line 1", "nonexistent"],
     "{files}/raises.py": ["raised RuntimeError in line 2 (the sky is falling)"],
@@ -163,6 +187,8 @@ COMMANDS = {
     "--config.seed=-1": ["config.seed=-1 must be an integer from 0"],
     "--config.evaluation.num_importance_samples=5000000000": ["=5000000000 must be an integer"],
     "--config.evaluation.checkpoint=first": ["must be one of best, last"],
+    "--config.evaluation.num_examples=383": ["=383 exceeds the 382 test images of 'digits'"],
+    "--config.seed=4294967296": ["config.seed=4294967296 must be an integer from 0 to 2^32 - 1"],
     "--config.sampling.num_images=0": ["num_images=0 must be an integer from 1"],
     "--config.paper.nll=good": ["nll=good must be a number"],
     "--config.training.batch_size=30": ["batch_size=30 (over all devices)", "4 devices; choose 28"],
@@ -178,6 +204,9 @@ COMMANDS = {
     "--config.model.num_epochs=4": ["has no field", "mean '--config.training.num_epochs'?"],
     "extra": ["unexpected arguments extra", "--help"],
     "--workdir=": ["--workdir='' has no name"],
+    "--workdir=gs://bucket/run": ["--workdir=gs://bucket/run is an address; name a folder"],
+    "--workdir=~nobody.here/run": ["--workdir=~nobody.here/run: ~nobody.here is no known home"],
+    "--workdir=a\\b": ["--workdir=a\\b has a backslash", "choose another name"],
     "--workdir=/dev/null/x": ["--workdir=/dev/null/x cannot be written to"],
     "--workdir=" + "x" * 300: ["cannot be written to (File name too long)"],
     "--workdir={files}/other_run": ["another configuration (a: 1 -> '(missing)'"],
@@ -191,7 +220,7 @@ def all_cases():
         for overrides, words in cases.items():
             yield [f"--config.{section}.{override}" for override in overrides.split(" ")], words
     for path, words in NPZ.items():
-        path = path if path[0] in "{~" else f"{{files}}/{path}"
+        path = path if path[0] in "{~" or "://" in path else f"{{files}}/{path}"
         yield ["--config.dataset.name=npz", f"--config.dataset.path={path}"], words
     for config, words in CONFIGS.items():
         yield [f"--config={config}"], words

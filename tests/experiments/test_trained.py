@@ -60,3 +60,15 @@ def test_what_is_no_workdir_is_refused(tmp_path):
         trained.load(tmp_path)
     with pytest.raises(ValueError, match="checkpoint='newest' must be 'best' or 'last'"):
         trained.load(tmp_path, checkpoint="newest")
+
+
+def test_with_x64_a_checkpoint_comes_as_it_was_saved(uninterrupted):
+    expected = trained.load(uninterrupted)[1]
+    jax.config.update("jax_enable_x64", True)
+    try:
+        params = trained.load(uninterrupted)[1]
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    for leaf, other in zip(*map(jax.tree.leaves, (params, expected)), strict=True):
+        assert leaf.dtype == np.float32
+        np.testing.assert_array_equal(leaf, other)

@@ -272,6 +272,10 @@ def test_log_likelihood_averages_the_weights_whatever_the_chunks(
     log_weights = sum(weights)[:num_samples]
     expected = special.logsumexp(log_weights, axis=0) - np.log(num_samples)
     np.testing.assert_allclose(log_likelihood, expected, rtol=1e-4, atol=1e-3)
+    again, elbo = sere_jax.vae.likelihood_and_elbo(*tiny, num_samples=num_samples)
+    np.testing.assert_array_equal(again, log_likelihood)
+    np.testing.assert_allclose(elbo, log_weights.mean(axis=0), rtol=1e-4, atol=1e-3)
+    assert np.all(elbo <= log_likelihood)
 
 
 @pytest.mark.parametrize("kl_weight", [1.0, 0.3])
