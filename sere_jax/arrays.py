@@ -39,14 +39,14 @@ def as_array(name: str, values: Any) -> Any:
 
     Raises:
         TypeError: they are no real numbers.
-        ValueError: they are a list whose parts differ in shape.
+        ValueError: they are a list whose parts differ in shape or type.
     """
     parts = jax.tree.leaves(values) if isinstance(values, list | tuple) else [values]
     try:
         is_on_device = any(isinstance(part, Array) for part in parts)
         array = jnp.asarray(values) if is_on_device else np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"{name} is no array: its parts differ in shape") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no array: its parts differ in shape or type") from error
     if not any(jnp.issubdtype(array.dtype, kind) for kind in REAL):
         raise TypeError(
             f"{name} holds values of type {array.dtype}; the model expects real numbers"
@@ -114,7 +114,8 @@ def as_key(key: Any) -> Array:
     key = _native(key) if isinstance(key, np.ndarray) else key
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not (is_typed and len(shape) <= 1 or dtype == np.uint32 and shape in ((2,), (4,))):
+    is_raw = dtype == np.uint32 and shape in ((2,), (4,))
+    if not (is_raw or is_typed and key.ndim <= 1):
         got = type(key).__name__ if dtype is None else f"{dtype} of shape {shape}"
         raise TypeError(f"key is {got}; it must be jax.random.key(seed), or one key an example")
     if is_typed and jax.random.key_impl(key) not in ("rbg", "unsafe_rbg"):

@@ -128,11 +128,11 @@ class ModelConfig:
     posterior_temperature: float = 2 / 3
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = python_value(getattr(self, field.name))
-            if field.name in ("data_shape", "latent_shape", "latent_sizes"):
+        for field in [field.name for field in dataclasses.fields(self)]:
+            value = python_value(getattr(self, field))
+            if field in ("data_shape", "latent_shape", "latent_sizes"):
                 value = python_value(tuple(value) if isinstance(value, Iterable) else (value,))
-            object.__setattr__(self, field.name, value)
+            object.__setattr__(self, field, value)
         _require_positive_ints("data_shape", self.data_shape, length=3)
         if self.latent_shape != NO_LATENTS:
             _require_positive_ints("latent_shape", self.latent_shape)
