@@ -1,5 +1,7 @@
 """From uint8 images to x and back to pictures."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,7 +179,7 @@ def test_impossible_values_are_refused_by_all_functions(random_model, data_layer
                 assert np.isfinite(function(x)).all()  # an expectation may be that
                 continue
             for given in (x, x.astype(">f8"), x.tolist()):
-                with pytest.raises(ValueError, match=f"x holds the value {value:.5}"):
+                with pytest.raises(ValueError, match=re.escape(f"x holds the value {value}")):
                     function(given)
 
 
