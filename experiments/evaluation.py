@@ -11,6 +11,7 @@ import numpy as np
 
 import sere_jax
 from experiments.parallel import DEVICES, num_devices, parallelize
+from sere_jax.arrays import as_key
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import data_space_of
 from sere_jax.vae import likelihood_and_elbo
@@ -98,7 +99,8 @@ class Evaluator:
         Returns:
             x [B, h, w, c] in data space, and [B] keys for the model's noise.
         """
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(DATA_SEED), i))(indices)
+        data_key = as_key(jax.random.key(DATA_SEED))
+        keys = jax.vmap(lambda i: jax.random.fold_in(data_key, i))(indices)
         data_keys, model_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         x = sere_jax.to_data_space(self._model, images[indices], data_keys, self._max_value)
         return x, model_keys

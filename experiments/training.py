@@ -12,6 +12,7 @@ from flax import struct
 import sere_jax
 from experiments import input_pipeline
 from experiments.parallel import DEVICES, mean_over_devices, num_devices, parallelize
+from sere_jax.arrays import as_key
 
 Array = jax.Array
 
@@ -57,7 +58,7 @@ def init_state(
     x: Array | None = None,
 ) -> TrainState:
     """The state before the first step; `x`, see `sere_jax.init`."""
-    key = jax.random.key(seed)
+    key = as_key(jax.random.key(seed))
     params = sere_jax.init(model, jax.random.fold_in(key, 0), x)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
@@ -132,7 +133,7 @@ def create_train_dispatch(
         places = jax.lax.axis_index(DEVICES) * device_batch + jnp.arange(device_batch)
         start = state.step % steps_per_epoch * batch_size
         chosen = images[order[start + places]]
-        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        step_key = jax.random.fold_in(as_key(state.key), state.step)
         keys = jax.vmap(lambda place: jax.random.split(jax.random.fold_in(step_key, place), 3))(
             places
         )
@@ -188,7 +189,7 @@ def create_train_dispatch(
         return state, _accumulate(metrics, means, norm, clip < 1.0, proceed)
 
     def dispatch(state, images, num_steps):
-        order_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 2**32 - 1)
+        order_key = jax.random.fold_in(as_key(state.key), 2**32 - 1)
         order = input_pipeline.epoch_order(order_key, state.step // steps_per_epoch, num_examples)
 
         def body(_, carry):

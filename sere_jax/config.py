@@ -40,6 +40,8 @@ class ConfigError(ValueError):
 class ModelConfig:
     """What `config.model` of an experiment says, checked and hashable.
 
+    Numbers and shapes may be NumPy's; they become Python's.
+
     Attributes:
         data_shape: (height, width, channels) of one image.
         num_layers: L, the number of blocks of x and of latent layers.
@@ -126,9 +128,10 @@ class ModelConfig:
     posterior_temperature: float = 2 / 3
 
     def __post_init__(self):
-        for field in ("data_shape", "latent_shape", "latent_sizes"):
-            value = getattr(self, field)
-            value = tuple(value) if isinstance(value, Iterable) else (value,)
+        for field in [field.name for field in dataclasses.fields(self)]:
+            value = python_value(getattr(self, field))
+            if field in ("data_shape", "latent_shape", "latent_sizes"):
+                value = python_value(tuple(value) if isinstance(value, Iterable) else (value,))
             object.__setattr__(self, field, value)
         _require_positive_ints("data_shape", self.data_shape, length=3)
         if self.latent_shape != NO_LATENTS:
@@ -350,6 +353,13 @@ def model_config(config: Any) -> ModelConfig:
         if name not in fields:
             raise ConfigError(f"config.model.{name} is missing; it has no default")
     return ModelConfig(**fields)
+
+
+def python_value(value: Any) -> Any:
+    """Numbers of NumPy and JAX as Python's; arrays, lists and tuples of them as tuples."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(python_value, value)) if isinstance(value, list | tuple) else value
 
 
 def choose(field: str, name: str, choices: Mapping[str, Any]) -> Any:

@@ -70,7 +70,7 @@ class MaskedAutoregressive(distrax.Bijector):
         return parameters[..., 0, :], _log_scale(parameters[..., 1, :])
 
     def _flatten(self, x):
-        return x.reshape(*x.shape[: x.ndim - self.event_ndims_in], -1)
+        return flatten(x, self.event_ndims_in)
 
 
 def _log_scale(raw):
@@ -88,12 +88,12 @@ class CouplingNetwork:
 
     def __call__(self, x: Array) -> Array:
         """x [..., *event_shape] to [..., *event_shape, P]."""
-        batch_shape = x.shape[: x.ndim - len(self.event_shape)]
-        hidden = x.reshape(*batch_shape, -1) @ self.kernels[0] + self.biases[0]
+        hidden = flatten(x, len(self.event_shape)) @ self.kernels[0] + self.biases[0]
         if self.offset is not None:
             hidden = hidden + self.offset
         parameters = nn.elu(hidden) @ self.kernels[1] + self.biases[1]
-        return parameters.reshape(*parameters.shape[:-1], *self.event_shape, -1)
+        num_parameters = parameters.shape[-1] // math.prod(self.event_shape)
+        return parameters.reshape(*parameters.shape[:-1], *self.event_shape, num_parameters)
 
 
 class SplineCoupling(nn.Module):

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from sere_jax import vae
+from sere_jax.arrays import as_array, check_values
 from sere_jax.config import ConfigError, ModelConfig
 from sere_jax.model import LatentVariableModel
 
@@ -48,6 +49,28 @@ class LinearGaussian:
     data_slope: np.ndarray
     block_slope: np.ndarray
     data_scale: float
+
+    def __post_init__(self):
+        """Takes arrays of any byte order, and lists.
+
+        Raises:
+            TypeError: a coefficient is no real number.
+            ValueError: its shape is not the one above, or it is not finite.
+        """
+        num_layers, size = np.shape(self.data_shift) if np.ndim(self.data_shift) == 2 else (0, 0)
+        shapes = {
+            "data_shift": (num_layers, size),
+            "data_slope": (num_layers, size),
+            "block_slope": (num_layers, size, size),
+            "data_scale": (),
+        }
+        for field in dataclasses.fields(self):
+            value = np.asarray(as_array(field.name, getattr(self, field.name)))
+            shape = shapes.get(field.name, (num_layers,))
+            if value.shape != shape:
+                raise ValueError(f"{field.name} has the shape {value.shape}; it must be {shape}")
+            check_values(field.name, value, None, "coefficients are finite")
+            object.__setattr__(self, field.name, value if shape else value.item())
 
     @property
     def num_layers(self) -> int:
@@ -93,17 +116,25 @@ class LinearGaussian:
         return mean[:, 0], loadings, noise @ noise.T
 
     def log_prob(self, x: np.ndarray) -> np.ndarray:
-        """Exact log p(x) in nats, [...], of x [..., L, D]."""
+        """Exact log p(x) in nats, [...], of x [..., L, D].
+
+        Raises:
+            ValueError: x has another shape, or is not finite.
+        """
         mean, loadings, noise = self.moments()
         covariance = loadings @ loadings.T + noise
-        deviation = np.asarray(x, np.float64).reshape(*x.shape[:-2], -1) - mean
+        deviation = self._blocks(x) - mean
         distance = np.sum(deviation @ np.linalg.inv(covariance) * deviation, axis=-1)
         return -0.5 * (distance + np.linalg.slogdet(2 * np.pi * covariance)[1])
 
     def posterior(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Exact p(e | x): mean [..., L] for x [..., L, D], and precision [L, L]."""
+        """Exact p(e | x): mean [..., L] for x [..., L, D], and precision [L, L].
+
+        Raises:
+            ValueError: x has another shape, or is not finite.
+        """
         mean, loadings, noise = self.moments()
-        deviation = np.asarray(x, np.float64).reshape(*x.shape[:-2], -1) - mean
+        deviation = self._blocks(x) - mean
         weights = np.linalg.solve(noise, loadings)
         precision = np.eye(self.num_layers) + loadings.T @ weights
         return deviation @ weights @ np.linalg.inv(precision), precision
@@ -116,6 +147,16 @@ class LinearGaussian:
         """
         _, precision = self.posterior(np.zeros_like(self.data_shift))
         return 0.5 * float(np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])
+
+    def _blocks(self, x):
+        """x [..., L, D] to [..., LD], float64."""
+        x = np.asarray(as_array("x", x), np.float64)
+        if x.shape[-2:] != self.data_shift.shape:
+            raise ValueError(
+                f"x has the shape {x.shape}; it must be (..., L, D) = {self.data_shift.shape}"
+            )
+        check_values("x", x, None, "data are finite")
+        return x.reshape(*x.shape[:-2], self.data_shift.size)
 
     def config(self, *, couple_prior: bool = True) -> ModelConfig:
         """The configuration of a `SeReVAE` that this is an instance of."""

@@ -177,4 +177,6 @@ class LinearNetwork(MLPNetwork):
 
 def flatten(inputs: Array, event_ndims: int) -> Array:
     """[..., *event] to [..., size of the event]."""
-    return inputs.reshape(*inputs.shape[: inputs.ndim - event_ndims], -1)
+    batch_ndims = inputs.ndim - event_ndims
+    # Of an empty batch -1 would be unknown.
+    return inputs.reshape(*inputs.shape[:batch_ndims], math.prod(inputs.shape[batch_ndims:]))

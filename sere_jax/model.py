@@ -2,14 +2,21 @@
 
 from typing import Any
 
+import distrax
 import jax
 import jax.numpy as jnp
+import yaml  # type: ignore[import-untyped]
 from flax import linen as nn
 from flax import struct
 
 from sere_jax.config import ModelConfig
 
 Array = jax.Array
+
+# Flax's `tabulate` writes what modules return as YAML, which knows no bijectors.
+yaml.SafeDumper.add_multi_representer(
+    distrax.Bijector, lambda dumper, bijector: dumper.represent_str(type(bijector).__name__)
+)
 
 
 class LatentVariableModel(nn.Module):

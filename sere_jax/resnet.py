@@ -204,7 +204,7 @@ def space_to_depth(images: Array, grid: tuple[int, int]) -> Array:
         )
     cells = images.reshape(*batch_shape, rows, height // rows, columns, width // columns, channels)
     cells = jnp.moveaxis(cells, -4, -3)
-    return cells.reshape(*batch_shape, rows, columns, -1)
+    return flatten(cells, 3)
 
 
 def _codes_are_maps(config):
@@ -223,5 +223,4 @@ def _codes_are_maps(config):
 
 def _window_to_channels(window, event_ndims):
     """[..., k, h, w, c] to [..., h, w, k * c]."""
-    window = jnp.moveaxis(window, -event_ndims, -2)
-    return window.reshape(*window.shape[:-2], -1)
+    return flatten(jnp.moveaxis(window, -event_ndims, -2), 2)

@@ -1,8 +1,9 @@
 """Bounds, likelihood and sampling of all models: the public functions (paper, section 3).
 
 The public functions take a model from `create_model`, its parameters and a key. A key is one PRNG
-key, or [B] keys, one per example, so that an example's noise does not depend on its batch.
-All densities are in nats.
+key, or [B] keys, one per example, so that an example's noise does not depend on its batch, whatever
+`jax_default_prng_impl` is. A batch may be empty. Images are arrays of any real type, or lists; all
+is computed in float32, with parameters of fewer bits too. All densities are in nats.
 """
 
 import functools
@@ -14,8 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from sere_jax.arrays import (
+    as_array,
+    as_floats,
+    as_key,
+    as_parameters,
+    check_values,
+    public,
+)
 from sere_jax.compilation import jit, right_surroundings
-from sere_jax.config import choose, model_config
+from sere_jax.config import choose, model_config, python_value
 from sere_jax.data_layer import data_space_of
 from sere_jax.iaf_vae import InverseAutoregressiveVAE
 from sere_jax.ladder_vae import LadderVAE
@@ -38,6 +47,7 @@ SYSTEMS: dict[str, type[LatentVariableModel]] = {
 }
 
 
+@public
 def create_model(config: Any) -> LatentVariableModel:
     """The model of an experiment's configuration.
 
@@ -55,6 +65,7 @@ def create_model(config: Any) -> LatentVariableModel:
     return model
 
 
+@public
 def init(model: LatentVariableModel, key: Array, x: Array | None = None) -> Params:
     """Random parameters; those of the layers are stacked along a leading axis of length L.
 
@@ -65,13 +76,17 @@ def init(model: LatentVariableModel, key: Array, x: Array | None = None) -> Para
             starts; without it, and with a single image, it starts as the identity.
 
     Raises:
-        ValueError: x has the wrong shape.
+        ValueError: x has the wrong shape or holds no image, or there is more than one key.
     """
-    x = (
-        jnp.zeros((1, *model.config.data_shape), jnp.float32)
-        if x is None
-        else check_images(model, x)
-    )
+    if x is None:
+        x = jnp.zeros((1, *model.config.data_shape), jnp.float32)
+    else:
+        x = check_images(model, x)
+    if not len(x):
+        raise ValueError(f"x has the shape {x.shape}, no image to start from; leave x out")
+    key = as_key(key)
+    if key.ndim:
+        raise ValueError(f"key holds {len(key)} keys; init takes a single one")
     return _init(model, key, x)
 
 
@@ -81,6 +96,7 @@ def _init(model, key, x):
     return model.init(key, x, noise)["params"]
 
 
+@public
 def to_data_space(
     model: LatentVariableModel, images: Array, key: Array, max_value: int = 255
 ) -> Array:
@@ -93,30 +109,35 @@ def to_data_space(
         model: from `create_model`.
         images: [B, *data_shape] uint8 in 0..max_value.
         key: one PRNG key, or [B] keys.
-        max_value: the value of white.
+        max_value: the value of white, 1 to 255.
 
     Returns:
         [B, *data_shape] in data space.
 
     Raises:
-        TypeError: the images are not uint8.
+        TypeError: the images are not uint8, or `max_value` is no integer.
         ValueError: they have the wrong shape or values above `max_value`, or the data layer models
             images of another `max_value`.
     """
     space = data_space_of(model.config)
-    dtype = getattr(images, "dtype", type(images).__name__)
-    if dtype != np.uint8:
+    max_value = _checked_count("max_value", max_value, at_most=255)
+    array = as_array("images", images)
+    if array.dtype != np.uint8:
+        dtype = getattr(images, "dtype", type(images).__name__)
         raise TypeError(f"images are {dtype}; they must be uint8, 0 to max_value={max_value}")
+    images = array
     _check_shape("images", images, model)
-    _check_values("images", images, (0, max_value), "give max_value, or the images scaled to it")
+    check_values("images", images, (0, max_value), "give max_value, or the images scaled to it")
     if space.max_value not in (None, max_value):
         raise ValueError(
             f"max_value={max_value} must be {space.max_value} for data_layer="
             f"{model.config.data_layer!r}"
         )
-    return space.from_images(jnp.asarray(images), example_keys(key, len(images)), max_value)
+    keys = example_keys(as_key(key), len(images))
+    return space.from_images(jnp.asarray(images), keys, max_value)
 
 
+@public
 def to_pixels(model: LatentVariableModel, x: Array) -> Array:
     """x in data space, or expectations of it, as grey levels or colours in [0, 1], for pictures.
 
@@ -126,10 +147,15 @@ def to_pixels(model: LatentVariableModel, x: Array) -> Array:
 
     Returns:
         [B, *data_shape] in [0, 1].
+
+    Raises:
+        ValueError: x has the wrong shape or values outside of the data space.
     """
+    x = check_images(model, x, is_expected=True)
     return data_space_of(model.config).to_pixels(x)
 
 
+@public
 def infer(model: LatentVariableModel, params: Params, x: Array, key: Array) -> Any:
     """Everything the model infers of x [B, *data_shape] with one sample of the codes.
 
@@ -139,7 +165,7 @@ def infer(model: LatentVariableModel, params: Params, x: Array, key: Array) -> A
         [B, layers], `elbo` [B], and the codes `epsilon` and `z`.
     """
     x = check_images(model, x)
-    return _infer(model, params, x, key)
+    return _infer(model, as_parameters(params), x, as_key(key))
 
 
 @jit(static_argnums=0)
@@ -148,10 +174,11 @@ def _infer(model, params, x, key):
     return _apply(model, params, x, noise)
 
 
+@public
 def elbo(model: LatentVariableModel, params: Params, x: Array, key: Array) -> Array:
     """Evidence lower bound log p(x | z) - KL with one sample of z, [B] nats (paper, Eq. 9)."""
     x = check_images(model, x)
-    return _elbo(model, params, x, key)
+    return _elbo(model, as_parameters(params), x, as_key(key))
 
 
 @jit(static_argnums=0)
@@ -161,6 +188,7 @@ def _elbo(model, params, x, key):
     return log_likelihood - jnp.sum(kl, axis=-1)
 
 
+@public
 def log_likelihood(
     model: LatentVariableModel, params: Params, x: Array, key: Array, num_samples: int = 1000
 ) -> Array:
@@ -186,6 +214,7 @@ def log_likelihood(
     return likelihood_and_elbo(model, params, x, key, num_samples)[0]
 
 
+@public
 def likelihood_and_elbo(
     model: LatentVariableModel, params: Params, x: Array, key: Array, num_samples: int = 1000
 ) -> tuple[Array, Array]:
@@ -197,9 +226,9 @@ def likelihood_and_elbo(
         [B] and [B] nats.
     """
     x = check_images(model, x)
-    _check_count("num_samples", num_samples)
+    num_samples = _checked_count("num_samples", num_samples)
     num_samples = num_samples if model.config.has_latents else 1
-    return _log_likelihood(model, params, x, key, num_samples)
+    return _log_likelihood(model, as_parameters(params), x, as_key(key), num_samples)
 
 
 @jit(static_argnums=(0, 4))
@@ -226,6 +255,7 @@ def _log_likelihood(model, params, x, key, num_samples):
     return total, jnp.minimum(elbo, total)  # but for rounding it is
 
 
+@public
 def sample(
     model: LatentVariableModel, params: Params, key: Array, num: int, *, expected: bool = False
 ) -> Array:
@@ -243,8 +273,9 @@ def sample(
     Returns:
         [num, *data_shape] in data space.
     """
-    _check_count("num", num)
-    return _sample(model, params, example_keys(key, num))[int(expected)]
+    num = _checked_count("num", num)
+    keys = example_keys(as_key(key), num)
+    return _sample(model, as_parameters(params), keys)[int(expected)]
 
 
 @jit(static_argnums=0)
@@ -253,6 +284,7 @@ def _sample(model, params, keys):
     return _apply(model, params, noise, _block_keys(model, keys), method="generate")
 
 
+@public
 def reconstruct(
     model: LatentVariableModel,
     params: Params,
@@ -284,7 +316,8 @@ def reconstruct(
     x = check_images(model, x)
     if not (residual or model.config.has_latents):
         raise ValueError("residual=False leaves nothing of a model without codes; set it to True")
-    return _reconstruct(model, params, x, key, residual)[int(expected)]
+    images = _reconstruct(model, as_parameters(params), x, as_key(key), bool(residual))
+    return images[int(expected)]
 
 
 @jit(static_argnums=(0, 4))
@@ -294,6 +327,7 @@ def _reconstruct(model, params, x, key, residual):
     return _apply(model, params, z, _block_keys(model, keys), residual, method="regenerate")
 
 
+@public
 def interpolate(
     model: LatentVariableModel,
     params: Params,
@@ -327,10 +361,10 @@ def interpolate(
     Raises:
         ValueError: an image has the wrong shape or values, or `num` is below 2.
     """
-    ends = [check_images(model, x[None]) for x in (x_start, x_end)]
-    _check_count("num", num, at_least=2)
-    (key,) = example_keys(key, 1)
-    return _interpolate(model, params, jnp.concatenate(ends), key, num)
+    ends = [check_images(model, as_array("x", x)[None]) for x in (x_start, x_end)]
+    num = _checked_count("num", num, at_least=2)
+    (key,) = example_keys(as_key(key), 1)
+    return _interpolate(model, as_parameters(params), jnp.concatenate(ends), key, num)
 
 
 @jit(static_argnums=(0, 4))
@@ -366,6 +400,7 @@ class Objective:
     kl: Array  # [B], unweighted; in closed form for one sample, if there is one, else Monte Carlo
 
 
+@public
 def objective(
     model: LatentVariableModel,
     params: Params,
@@ -393,9 +428,9 @@ def objective(
     Raises:
         ValueError: x has the wrong shape, or S is below 1.
     """
-    x = check_images(model, x)
-    _check_count("num_samples", num_samples)
-    keys = example_keys(key, x.shape[0])
+    x, params = check_images(model, x), as_parameters(params)
+    num_samples = _checked_count("num_samples", num_samples)
+    keys = example_keys(as_key(key), x.shape[0])
     if num_samples == 1 or not model.config.has_latents:
 
         def elbo_terms(x, noise, rngs):
@@ -439,28 +474,25 @@ def _with_dropout(model, terms, x, noise, keys, axis):
     return jax.vmap(terms_of_one, in_axes=(0, axis, 0), out_axes=axis)(x, noise, keys)
 
 
-def check_images(model: LatentVariableModel, x: Array) -> Array:
-    """x as an array.
+def check_images(model: LatentVariableModel, x: Any, *, is_expected: bool = False) -> Array:
+    """x as an array of floats; values are looked at where `check_values` does.
 
-    Only values of NumPy arrays are looked at: under `jit` there are none yet, and for those on a
-    device every call would wait.
+    Args:
+        model: from `create_model`.
+        x: what users pass.
+        is_expected: whether x may be an expectation, which is seldom a whole number.
 
     Raises:
         TypeError: it does not hold real numbers.
         ValueError: its shape is not [B, *data_shape], or values lie outside of the data space.
     """
-    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
-    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
-        raise TypeError(f"x holds values of type {dtype}; the model expects real numbers")
+    x = as_array("x", x)
     space, way_out = data_space_of(model.config), "sere_jax.to_data_space makes x of uint8 images"
-    if space.limits is not None:
-        _check_values("x", x, space.limits, way_out)
-    if space.is_discrete and isinstance(x, np.ndarray):
+    check_values("x", x, space.limits, way_out)
+    if space.is_discrete and not is_expected and isinstance(x, np.ndarray):
         for value in x[x != np.round(x)][:1]:
             raise ValueError(f"x holds the value {value}, which is no whole number; {way_out}")
-    x = jnp.asarray(x)
-    if x.dtype == jnp.float64:  # with jax_enable_x64
-        x = x.astype(jnp.float32)
+    x = jnp.asarray(as_floats("x", x), jnp.float32)
     _check_shape("x", x, model)
     return x
 
@@ -473,41 +505,27 @@ def _check_shape(name, x, model):
         )
 
 
-def _check_values(name, x, limits, way_out):
-    if not isinstance(x, np.ndarray) or not x.size:
-        return
-    low, high = limits
-    for value in (x.min(), x.max()):
-        if not low <= value <= high:  # nan too
-            raise ValueError(f"{name} holds the value {value}, outside {low} to {high}; {way_out}")
-
-
-def _check_count(name, count, at_least=1):
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
+def _checked_count(name, count, at_least=1, at_most=None):
+    count = count if isinstance(count, jax.core.Tracer) else python_value(count)
+    if isinstance(count, bool) or not isinstance(count, int):
         raise TypeError(f"{name}={count!r} must be an integer of at least {at_least}")
     if count < at_least:
         raise ValueError(f"{name}={count} must be at least {at_least}")
+    if at_most is not None and count > at_most:
+        raise ValueError(f"{name}={count} must be at most {at_most}")
+    return count
 
 
 def example_keys(key: Array, num_examples: int) -> Array:
     """[B] keys: `key` itself if it holds one per example, else folded with the example's index.
 
-    The single key may be an old one of two uint32, from `jax.random.PRNGKey`.
-
     Raises:
-        TypeError: it is no PRNG key.
         ValueError: it holds another number of keys than one or `num_examples`.
     """
-    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
-    is_new_style = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not (is_new_style and ndim in (0, 1)) and not (dtype == jnp.uint32 and ndim == 1):
-        got = type(key).__name__ if dtype is None else f"{dtype} of shape {key.shape}"
-        raise TypeError(f"key is {got}; it must be jax.random.key(seed), or one key an example")
-    if is_new_style and ndim == 1:
+    if key.ndim == 1:
         if key.shape != (num_examples,):
             raise ValueError(f"key holds {key.shape[0]} keys for {num_examples} examples")
         return key
-    key = key if is_new_style else jax.random.wrap_key_data(key)
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_examples))
 
 

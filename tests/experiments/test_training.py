@@ -97,6 +97,17 @@ def test_how_updates_are_cut_into_dispatches_changes_no_bit():
     assert_same_bits(one, other)
 
 
+def test_the_kind_of_key_that_jax_is_set_to_changes_no_bit():
+    def trained():
+        _, *arguments = create(random_affine=0.5)
+        return run(*arguments, (3,))
+
+    expected = trained()
+    for impl in ("rbg", "unsafe_rbg"):
+        with jax.default_prng_impl(impl):
+            assert_same_bits(trained(), expected)
+
+
 def test_images_are_augmented_until_the_step_that_says_so():
     def ends(random_affine):
         _, dispatch, state, images = create(random_affine=random_affine)

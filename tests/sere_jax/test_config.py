@@ -1,8 +1,11 @@
 """Every impossible model is refused by name before anything is compiled."""
 
+import dataclasses
+import json
 import math
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -150,3 +153,59 @@ def test_lists_tuples_and_config_dicts_give_the_same_model(config):
     assert hash(model) == hash(sere_jax.create_model({"model": TINY}))
     assert model.config.data_shape == (2, 3, 1)
     assert model.config.latent_shape == (2,)
+
+
+OF_NUMPY = {
+    "data_shape": np.array([2, 3, 1]),
+    "num_layers": np.int64(3),
+    "latent_shape": [np.prod((1, 2))],
+    "latent_sizes": np.array([2, 1, 1], ">i4"),
+    "hidden_size": np.array(8),
+    "sigma_min": np.float32(0.25),
+    "carry_start": jnp.float32(0.5),
+    "couple_prior": np.bool_(False),
+    "system": np.str_("sere_vae"),
+}
+OF_PYTHON = {
+    "data_shape": (2, 3, 1),
+    "num_layers": 3,
+    "latent_shape": (2,),
+    "latent_sizes": (2, 1, 1),
+    "hidden_size": 8,
+    "sigma_min": 0.25,
+    "carry_start": 0.5,
+    "couple_prior": False,
+    "system": "sere_vae",
+}
+
+
+@pytest.mark.parametrize("wrap", [dict, ml_collections.ConfigDict, ml_collections.FrozenConfigDict])
+def test_numbers_of_numpy_become_those_of_python(wrap):
+    config = sere_jax.create_model({"model": wrap(OF_NUMPY)}).config
+    expected = sere_jax.ModelConfig(**OF_PYTHON)
+
+    assert config == expected
+    assert hash(config) == hash(expected)
+    assert json.dumps(dataclasses.asdict(config)) == json.dumps(dataclasses.asdict(expected))
+    assert config == sere_jax.ModelConfig(**OF_NUMPY)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("data_shape", np.array([2.0, 3.0, 1.0]), "integers"),
+        ("data_shape", np.array([[2, 3, 1]]), "3 entries"),
+        ("num_layers", np.float64(3), "integers"),
+        ("num_layers", np.bool_(True), "integers"),
+        ("num_layers", np.array([3]), "integers"),
+        ("couple_prior", np.int64(1), "True or False"),
+        ("sigma_min", np.float32(np.nan), "sigma_min=nan"),
+        ("sigma_min", np.complex64(0.1), "must be a number"),
+        ("sigma_min", np.bool_(True), "must be a number"),
+    ],
+    ids=str,
+)
+def test_numbers_of_numpy_are_refused_as_those_of_python_are(field, value, words):
+    with pytest.raises(sere_jax.ConfigError, match=words) as refusal:
+        sere_jax.ModelConfig(**{**TINY, field: value})
+    assert field in str(refusal.value)

@@ -1,5 +1,7 @@
 """From uint8 images to x and back to pictures."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,6 +105,10 @@ def test_an_image_has_the_same_x_in_every_batch_with_its_own_key_and_under_jit(t
             ValueError,
             "images holds the value 17, outside 0 to 16; give max_value",
         ),
+        (uint8_images(5, 2, 3, 1), {"max_value": 0}, ValueError, "max_value=0 must be at least 1"),
+        (uint8_images(5, 2, 3, 1), {"max_value": 256}, ValueError, "max_value=256 .* at most 255"),
+        (uint8_images(5, 2, 3, 1), {"max_value": 1.0}, TypeError, "max_value=1.0 .* an integer"),
+        (uint8_images(5, 2, 3, 1), {"max_value": True}, TypeError, "max_value=True .* an integer"),
         (
             uint8_images(5, 2, 3, 1, high=17),
             {"max_value": 16},
@@ -142,3 +148,65 @@ def test_a_gaussian_data_layer_takes_any_real_number(random_model):
     x = np.linspace(-3, 4, 6, dtype=np.float32).reshape(1, 2, 3, 1)
     assert np.isfinite(sere_jax.elbo(model, params, x, jax.random.key(0))).all()
     np.testing.assert_array_equal(sere_jax.to_pixels(model, x), x.clip(0, 1))
+
+
+IMPOSSIBLE = [
+    ("bernoulli", (np.nan, np.inf, 0.5, 2.0)),
+    ("gaussian", (np.nan, np.inf, -np.inf, 1e300)),
+    ("discretized_logistic_mixture", (np.nan, -1.0, 0.5, 256.0)),
+    ("masked_autoregressive_flow", (np.nan, np.inf)),
+]
+
+
+@pytest.mark.parametrize(("data_layer", "values"), IMPOSSIBLE, ids=lambda value: str(value))
+def test_impossible_values_are_refused_by_all_functions(random_model, data_layer, values):
+    model, params = random_model(data_layer=data_layer)
+    good, key = np.zeros((2, 2, 3, 1)), jax.random.key(0)
+    functions = [
+        lambda x: sere_jax.init(model, key, x),
+        lambda x: sere_jax.to_pixels(model, x),
+        lambda x: sere_jax.interpolate(model, params, good[0], x[1], key, 3),
+        lambda x: sere_jax.interpolate(model, params, x[1], good[0], key, 3),
+    ]
+    for name in ("infer", "elbo", "log_likelihood", "reconstruct", "objective"):
+        function = getattr(sere_jax, name)
+        functions.append(lambda x, function=function: function(model, params, x, key))
+    for value in values:
+        x = good.copy()
+        x[1, 0, 2] = value
+        for index, function in enumerate(functions):
+            if index == 1 and value == 0.5:
+                assert np.isfinite(function(x)).all()  # an expectation may be that
+                continue
+            for given in (x, x.astype(">f8"), x.tolist()):
+                with pytest.raises(ValueError, match=re.escape(f"x holds the value {value}")):
+                    function(given)
+
+
+def test_pictures_of_another_shape_are_refused(random_model):
+    model, _ = random_model()
+    with pytest.raises(ValueError, match=r"x has the shape \(2, 3, 1\)"):
+        sere_jax.to_pixels(model, np.zeros((2, 3, 1)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1.1, 255.0])
+def test_pixels_outside_of_the_unit_interval_have_no_logits(value):
+    with pytest.raises(ValueError, match=f"pixels holds the value {value}"):
+        sere_jax.logit_transform(np.array([0.5, value]))
+
+
+@pytest.mark.parametrize("function", [sere_jax.inverse_logit_transform, sere_jax.logit_log_det])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_refused(function, value):
+    with pytest.raises(ValueError, match=f"x holds the value {value}"):
+        function([0.0, value])
+
+
+def test_logits_and_pixels_may_be_lists_of_any_byte_order():
+    pixels = np.array([[0.0, 0.25], [0.5, 1.0]], np.float32)
+    x = sere_jax.logit_transform(pixels)
+    for given in (pixels.astype(">f4"), pixels.tolist(), list(pixels), jnp.asarray(pixels)):
+        np.testing.assert_allclose(sere_jax.logit_transform(given), x, rtol=1e-6, atol=1e-7)
+    for function in (sere_jax.inverse_logit_transform, sere_jax.logit_log_det):
+        for given in (np.asarray(x).astype(">f4"), list(x)):
+            np.testing.assert_allclose(function(given), function(x), rtol=1e-6)

@@ -121,3 +121,40 @@ def test_an_uncoupled_prior_needs_a_model_that_is_uncoupled(exact):
     model = sere_jax.create_model(exact.config(couple_prior=False))
     with pytest.raises(sere_jax.ConfigError, match="with_uncoupled_prior"):
         exact.parameters(model, jax.random.key(0))
+
+
+@pytest.mark.parametrize("convert", [np.ndarray.tolist, lambda a: a.astype(">f8")], ids=str)
+def test_coefficients_and_data_are_what_they_hold(exact, convert):
+    fields = dataclasses.asdict(exact)
+    data_scale = np.float64(fields.pop("data_scale"))
+    same = LinearGaussian(**{k: convert(v) for k, v in fields.items()}, data_scale=data_scale)
+    x = np.random.default_rng(1).normal(size=(5, NUM_LAYERS, BLOCK_SIZE))
+
+    np.testing.assert_array_equal(same.log_prob(convert(x)), exact.log_prob(x))
+    np.testing.assert_array_equal(same.posterior(convert(x))[0], exact.posterior(x)[0])
+    assert same.log_prob(x[:0]).shape == (0,)
+    assert same.config() == exact.config()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("prior_shift", np.zeros(3), r"prior_shift has the shape \(3,\); it must be \(4,\)"),
+        ("data_scale", np.ones(1), r"data_scale has the shape \(1,\)"),
+        ("data_slope", np.full((4, 2), np.nan), "data_slope holds the value nan"),
+        ("data_scale", np.inf, "data_scale holds the value inf"),
+    ],
+)
+def test_impossible_coefficients_are_refused(exact, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(exact, **{field: value})
+
+
+def test_impossible_data_are_refused(exact):
+    for function in (exact.log_prob, exact.posterior):
+        with pytest.raises(ValueError, match="x holds the value nan"):
+            function(np.full((4, 2), np.nan))
+        with pytest.raises(ValueError, match=r"x has the shape \(2, 4\)"):
+            function(np.zeros((2, 4)))
+        with pytest.raises(TypeError, match="x holds values of type complex128"):
+            function(np.zeros((4, 2), complex))

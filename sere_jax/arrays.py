@@ -1,0 +1,134 @@
+"""What users pass to the public functions, arrays, parameters and keys, made uniform once."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+REAL = (jnp.bool_, jnp.integer, jnp.floating)
+
+
+def public(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Lets a function broadcast and promote types, whatever JAX is set to.
+
+    `jax_numpy_rank_promotion` and `jax_numpy_dtype_promotion` find mistakes in a user's own code;
+    what this library, Flax and distrax broadcast is no mistake.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def as_array(name: str, values: Any) -> Any:
+    """Real numbers as an array of JAX if they are on a device or traced, else one of NumPy.
+
+    Args:
+        name: what an error calls them.
+        values: an array in any byte order, what NumPy makes one of, or a list of arrays.
+
+    Raises:
+        TypeError: they are no real numbers.
+        ValueError: they are a list whose parts differ in shape or type.
+    """
+    parts = jax.tree.leaves(values) if isinstance(values, list | tuple) else [values]
+    try:
+        is_on_device = any(isinstance(part, Array) for part in parts)
+        array = jnp.asarray(values) if is_on_device else np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no array: its parts differ in shape or type") from error
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in REAL):
+        raise TypeError(
+            f"{name} holds values of type {array.dtype}; the model expects real numbers"
+        )
+    return _native(array)
+
+
+def as_floats(name: str, values: Any) -> Any:
+    """`as_array`, with all but float32 and float64 as float32."""
+    array = as_array(name, values)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+
+
+def check_values(name: str, array: Any, limits: tuple[float, float] | None, way_out: str) -> None:
+    """Refuses values that are not finite or not within limits.
+
+    Only values of NumPy arrays are looked at: under `jit` there are none yet, and for those on a
+    device every call would wait.
+
+    Args:
+        name: what an error calls the array.
+        array: from `as_array`.
+        limits: least and largest value; None: those of float32.
+        way_out: the end of the error.
+
+    Raises:
+        ValueError: there is such a value.
+    """
+    if not isinstance(array, np.ndarray) or not array.size:
+        return
+    low, high = limits or (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
+    allowed = f"outside {low} to {high}" if limits else "which is not finite in float32"
+    for value in (array.min(), array.max()):
+        if not low <= float(value) <= high:  # nan too
+            raise ValueError(f"{name} holds the value {value}, {allowed}; {way_out}")
+
+
+def as_parameters(params: Any) -> Any:
+    """Parameters of fewer than 32 bits as float32, in which everything is computed.
+
+    Raises:
+        TypeError: a parameter is no array of real numbers.
+    """
+
+    def convert(leaf):
+        array = as_array("params", leaf)
+        is_short = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+        return array.astype(np.float32) if is_short else array
+
+    return jax.tree.map(convert, params, is_leaf=lambda node: isinstance(node, list))
+
+
+def as_key(key: Any) -> Array:
+    """A key, or [B] keys, as keys of `threefry2x32`.
+
+    With `rbg` and `unsafe_rbg`, what an example draws would depend on the keys of the others. Both
+    make a key of a seed by repeating that of threefry, so that the same seed gives the same draws.
+
+    Args:
+        key: from `jax.random.key`, or an old one of two or four uint32, from `jax.random.PRNGKey`.
+
+    Raises:
+        TypeError: it is no PRNG key.
+    """
+    key = _native(key) if isinstance(key, np.ndarray) else key
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    is_raw = dtype == np.uint32 and shape in ((2,), (4,))
+    if not (is_raw or is_typed and key.ndim <= 1):
+        got = type(key).__name__ if dtype is None else f"{dtype} of shape {shape}"
+        raise TypeError(f"key is {got}; it must be jax.random.key(seed), or one key an example")
+    if is_typed and jax.random.key_impl(key) not in ("rbg", "unsafe_rbg"):
+        return key
+    data = jax.random.key_data(key) if is_typed else key
+    if data.shape[-1] == 4:
+        first, second = data[..., :2], data[..., 2:]
+        data = first ^ (first ^ second) * np.uint32(0x9E3779B9)  # odd: no bit of either is lost
+    return jax.random.wrap_key_data(data, impl="threefry2x32")
+
+
+def _native(array):
+    dtype = array.dtype
+    if not isinstance(array, np.ndarray) or dtype.isnative:
+        return array
+    return array.astype(dtype.newbyteorder("="))
