@@ -1,13 +1,13 @@
 """Launches the command as its users do, and reads what a run has written."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
-import tempfile
 import time
 
 import numpy as np
@@ -27,7 +27,7 @@ TINY = (
     "--config.evaluation.test_elbo_every=50%",
     "--config.sampling.num_images=9",
 )
-COMPILATION_CACHE = tempfile.TemporaryDirectory()  # the launches compile the same programs
+SHARED_FOLDER = "SERE_JAX_TESTS_FOLDER"  # variable that names the session's folder
 
 
 def command(*arguments, config="configs/digits.py"):
@@ -72,9 +72,21 @@ def environment(devices=1):
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": COMPILATION_CACHE.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        # Launches share compiled programs; one that a killed launch left half is compiled anew.
+        "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache:UserWarning",
     }
+
+
+def shared_folder():
+    return pathlib.Path(os.environ[SHARED_FOLDER])
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Holds the lock of that name, which all workers of the session see."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def train(workdir, *arguments, **options):

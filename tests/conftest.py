@@ -1,9 +1,55 @@
 """Fixtures of all tests."""
 
+import ctypes
+import gc
+import os
+import pathlib
+import resource
+import tempfile
+
 import jax
 import pytest
+from command_line import SHARED_FOLDER
 
 import sere_jax  # noqa: F401 (its import sets XLA's flag, before anything compiles)
+
+
+PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+LARGE = 1e9  # bytes
+
+
+def pytest_configure(config):
+    """Makes the folder that all processes of the session share; xdist's workers inherit it.
+
+    Compiled programs are kept there, so that no two processes, and no two files of tests, compile
+    the same one.
+    """
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory(prefix="sere_jax_tests_")
+        config.add_cleanup(folder.cleanup)
+        os.environ[SHARED_FOLDER] = folder.name
+        os.environ.setdefault(PROGRAMS, f"{folder.name}/programs")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update(PROGRAMS.lower(), os.environ[PROGRAMS])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Frees compiled programs after each file, which would add up to gigabytes."""
+    result = yield
+    if nextitem is None or nextitem.path != item.path or resident_memory() > LARGE:
+        jax.clear_caches()
+        gc.collect()  # what refers to itself, as models do
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc would keep it
+            trim(0)
+    return result
+
+
+def resident_memory():
+    """Bytes of this process; 0 where that is not known."""
+    statm = pathlib.Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else 0
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from command_line import ROOT, environment
 
+pytestmark = pytest.mark.slow
+
 SHORT = (
     "--config.model.hidden_size=8 --config.training.num_steps=2 --config.sampling.num_images=4 "
     "--config.evaluation.num_importance_samples=2 --config.evaluation.num_examples=10"

@@ -4,7 +4,10 @@ import re
 import subprocess
 import sys
 
+import pytest
 from command_line import ROOT, environment
+
+pytestmark = pytest.mark.slow
 
 TUTORIAL = ROOT / "docs" / "tutorial.py"
 

@@ -128,6 +128,7 @@ CONTENDERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("benchmark_name", "name"), CONTENDERS)
 def test_the_steps_of_contenders_run(quick_compilation, monkeypatch, benchmark_name, name):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in processes that steps start

@@ -8,6 +8,8 @@ from benchmarks import profiling
 from benchmarks.harness import Benchmark
 from benchmarks.production import until_ready
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 7
 
 

@@ -14,7 +14,7 @@ from sere_jax.config import model_config
 
 torch = pytest.importorskip("torch")
 pytorch = pytest.importorskip("benchmarks.pytorch")
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 
 def parameter_counts(model, torch_model):

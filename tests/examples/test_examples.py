@@ -223,6 +223,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bijector", "data_layer", "dataset", "all_at_once"])
 def test_the_command_trains_with_each_and_its_model_can_be_loaded(entered, tmp_path, name):
     config = f"examples/{name}.py"

@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from command_line import train
+from command_line import locked, shared_folder, train
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The workdir of a tiny run that nothing interrupted; not to be changed."""
-    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    train(workdir)
+def uninterrupted() -> pathlib.Path:
+    """The workdir of a tiny run that nothing interrupted, for all workers; not to be changed."""
+    workdir = shared_folder() / "uninterrupted"
+    with locked(shared_folder() / "uninterrupted.lock"):
+        if not (workdir / "report.html").exists():
+            train(workdir)
     return workdir
 
 

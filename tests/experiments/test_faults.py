@@ -34,6 +34,8 @@ from experiments import run
 from experiments.errors import UserError
 from experiments.workdir import record_configuration
 
+pytestmark = pytest.mark.slow
+
 NUM_KILLS = 20
 SEED = 0
 needs_prlimit = pytest.mark.skipif(

@@ -18,6 +18,8 @@ from command_line import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(uninterrupted, tmp_path_factory):

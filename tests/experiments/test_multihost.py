@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from command_line import ROOT, command, environment, last_step, logged, saved_arrays, wait_until
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS = 120
 TINY = (
     "--config.model.num_layers=4",

@@ -12,7 +12,7 @@ import sere_jax
 from experiments import trained
 from experiments.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])

@@ -243,6 +243,7 @@ def run_on_one_device(quick_compilation):
     return run(dispatch, state, images, [3, 3, 3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [2, 4])
 def test_several_devices_compute_the_run_of_one(run_on_one_device, num_devices, tmp_path):
     state, metrics = run_on_one_device

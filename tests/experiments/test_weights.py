@@ -14,7 +14,7 @@ import sere_jax
 from experiments import recorded, trained, weights
 from experiments.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 KEPT = sorted((ROOT / "results").glob(f"**/{weights.WEIGHTS_FILE}"))
 

@@ -214,6 +214,7 @@ def test_rank_one_affine_is_accurate_up_to_the_bounds_of_its_parameters(drawn):
     assert result["forward_log_det"].shape == batch_shape
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(sorted(BIJECTORS)),
     event_shape=event_shapes,

@@ -262,6 +262,7 @@ def test_nothing_is_reconstructed_from_neither_codes_nor_blocks(random_model):
         )
 
 
+@pytest.mark.slow
 def test_a_model_of_conditional_flows_integrates_to_one(tiny_config):
     """With codes from the prior, importance weighting has no bias in p(x), only noise."""
     model, params = moderate_model(
@@ -283,6 +284,7 @@ def test_a_model_of_conditional_flows_integrates_to_one(tiny_config):
     np.testing.assert_allclose(masses, 1.0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_init_reads_a_batch_of_data_for_the_normalization_of_flows_alone(tiny_config):
     x = 3.0 + random_values(50, 2, 3, 1)
     model = sere_jax.create_model(tiny_config(**FLOW))

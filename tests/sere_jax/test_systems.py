@@ -73,6 +73,7 @@ def relaxed_bernoulli(random_model):
     return random_model(**SYSTEMS["relaxed_bernoulli"])
 
 
+@pytest.mark.slow
 def test_probabilities_sum_to_one_and_are_those_of_samples(fitted):
     model, params = fitted
     likelihoods = estimate_likelihoods(model, params)
@@ -80,6 +81,7 @@ def test_probabilities_sum_to_one_and_are_those_of_samples(fitted):
     assert_normalized_and_sampled(model, params, likelihoods, largest_error=0.06)
 
 
+@pytest.mark.slow
 def test_the_kl_is_the_expectation_of_the_log_density_ratio(fitted):
     model, params = fitted
     x = all_images(model.config)[::9]

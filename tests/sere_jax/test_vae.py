@@ -448,6 +448,7 @@ def gaussian_kl(shift, covariance, prior_covariance):
                 **EVERYTHING,
             },
             id="residual networks on maps",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -459,6 +460,7 @@ def test_probabilities_of_all_images_sum_to_one_and_are_those_of_samples(random_
     assert_normalized_and_sampled(model, params, likelihoods, largest_error=0.08)
 
 
+@pytest.mark.slow
 def test_probabilities_sum_to_one_under_a_fitted_posterior(fitted):
     """The same probabilities as from samples of the prior."""
     model, params = fitted
