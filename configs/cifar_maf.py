@@ -39,6 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.bijector = "spline_coupling"
     model.num_flows = 2
     model.flow_hidden_size = 1024
+    model.flow_direct_connections = True
     model.hidden_size = 200
     training = config.training
     training.batch_size = 100
