@@ -297,30 +297,29 @@ class Whitening(nn.Module):
             x: [..., D], read by `init` alone. None, or a single x: the bijector is the identity.
             mask: [D], 0 where x is padding, which stays as it is.
         """
-        names = ("mean", "kernel", "log_scale")
-        regression: tuple[Array | None, ...] = (None,) * len(names)
         num_conditions = 0 if condition is None else condition.shape[-1]
-        shapes = ((self.size,), (num_conditions + self.size, self.size), (self.size,))
+        regression: tuple[Array, ...] | None = None
         if x is not None and x.size > self.size:
-            x = x.reshape(-1, self.size)
+            data = x.reshape(-1, self.size)
             if condition is not None:
-                condition_of_x = condition.reshape(-1, num_conditions)
-                x = jnp.concatenate([condition_of_x, x], axis=-1)
-            regression = autoregression(x, self.size)
+                data = jnp.concatenate([condition.reshape(-1, num_conditions), data], axis=-1)
+            mean, kernel, log_scale = autoregression(data, self.size)
+            regression = (mean, kernel[num_conditions:], log_scale, kernel[:num_conditions])
 
-        def start(value):
-            return lambda key, shape: jnp.zeros(shape) if value is None else value
+        def constant(index, name, shape):
+            def start(key):
+                del key
+                return jnp.zeros(shape) if regression is None else regression[index]
 
-        mean, kernel, log_scale = (
-            jax.lax.stop_gradient(self.param(name, start(value), shape))
-            for name, value, shape in zip(names, regression, shapes, strict=True)
-        )
-        mean, kernel, log_scale = (masked(value, mask) for value in (mean, kernel, log_scale))
+            return masked(jax.lax.stop_gradient(self.param(name, start)), mask)
+
+        mean = constant(0, "mean", (self.size,))
+        kernel = constant(1, "kernel", (self.size, self.size))
+        log_scale = constant(2, "log_scale", (self.size,))
         if condition is not None:
-            given = jnp.matmul(condition, kernel[:num_conditions], precision="highest")
-            mean = mean + given
-        own = kernel[len(kernel) - self.size :]
-        return AffineAutoregressive(jnp.triu(own, 1), mean, log_scale)
+            of_condition = constant(3, "condition_kernel", (num_conditions, self.size))
+            mean = mean + jnp.matmul(condition, of_condition, precision="highest")
+        return AffineAutoregressive(jnp.triu(kernel, 1), mean, log_scale)
 
 
 def autoregression(x: Array, num_outputs: int) -> tuple[Array, Array, Array]:
