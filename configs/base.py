@@ -61,6 +61,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.num_mixtures = 10  # of discretized logistics
     model.num_flows = 2  # a layer, of masked_autoregressive_flow; of iaf_vae
     model.flow_hidden_size = 1024  # width of masked networks of masked_autoregressive_flow
+    model.flow_direct_connections = False  # they are linear in what they see besides
     model.prior = "gaussian"  # gaussian, standard_normal
     model.network = "mlp"  # mlp, resnet, linear
     model.encoder = "independent"  # independent, shared

@@ -24,6 +24,9 @@ from sere_jax.data_layer import data_space_of
 from sere_jax.data_space import binarize
 
 NUM_VOLUME_IMAGES = 5000
+NUM_WHITENED_IMAGES = (
+    50_000  # that flows with direct connections start from, or as many as there are
+)
 MANY_GREY_PIXELS = 0.5  # photographs have 0.8, digits of 8 x 8 pixels 0.35
 
 
@@ -55,10 +58,13 @@ class Experiment:
         )
 
     def init_state(self) -> training.TrainState:
-        """The state before the first step; flows normalize activations by the first images."""
+        """The state before the first step; flows start from the first images."""
         x = None
         if self.model.config.has_flows:
-            images = jnp.asarray(self.dataset.train[: self.config.training.batch_size])
+            num_images = self.config.training.batch_size
+            if self.model.config.flow_direct_connections:
+                num_images = max(num_images, NUM_WHITENED_IMAGES)
+            images = jnp.asarray(self.dataset.train[:num_images])
             x, _ = self.evaluator.to_data_space(images, jnp.arange(len(images)))
         create = functools.partial(
             training.init_state, self.model, self.optimizer, self.config.seed

@@ -67,6 +67,9 @@ class ModelConfig:
         flow_hidden_size: width of the masked networks of `masked_autoregressive_flow`, which have
             `num_hidden_layers`; those of `iaf_vae` and of bijectors have `hidden_size`, and one
             layer fewer.
+        flow_direct_connections: the masked networks of `masked_autoregressive_flow` are also linear
+            in what they see (Germain et al. 2015, section 4.2), and its flows follow the linear
+            Gaussian autoregression of the images that `init` is given.
         prior: `gaussian`, or `standard_normal`: ε_l ~ N(0, I) whatever z_{l-1} is.
         network: family of the neural networks: `mlp`, `resnet`, or `linear` for affine maps.
         encoder: `independent`, one of each layer's own, as in the paper; or `shared`, one of the
@@ -112,6 +115,7 @@ class ModelConfig:
     num_mixtures: int = 10
     num_flows: int = 2
     flow_hidden_size: int = 1024
+    flow_direct_connections: bool = False
     prior: str = "gaussian"
     network: str = "mlp"
     encoder: str = "independent"
@@ -162,10 +166,16 @@ class ModelConfig:
             "couple_data_to_prior",
             "condition_residual_on_latents",
             "rematerialize",
+            "flow_direct_connections",
         ):
             value = getattr(self, field)
             if not isinstance(value, bool):
                 raise ConfigError(f"config.model.{field}={value!r} must be True or False")
+        if self.flow_direct_connections and not self.has_flows:
+            raise ConfigError(
+                "config.model.flow_direct_connections=True means nothing to the data layer "
+                f"{self.data_layer!r}; set it to False, or choose data_layer={FLOW!r}"
+            )
         if self.num_hidden_layers < 2:
             raise ConfigError(
                 f"config.model.num_hidden_layers={self.num_hidden_layers} must be at least 2"

@@ -347,7 +347,9 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
         if self.is_conditional:
             super().setup()
         hidden_sizes = (config.flow_hidden_size,) * config.num_hidden_layers
-        self.flow = MaskedAutoregressiveFlows((self._size,), hidden_sizes, config.num_flows)
+        self.flow = MaskedAutoregressiveFlows(
+            (self._size,), hidden_sizes, config.num_flows, config.flow_direct_connections
+        )
 
     def observe(self, previous: Array) -> Any:
         """The previous blocks, and what γ takes from them; None if uncoupled."""
@@ -391,7 +393,8 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
         return None if mask is None else jnp.broadcast_to(mask, self.block_shape).reshape(-1)
 
     def _bijector(self, parameters, mask, x):
-        return self.flow(parameters.z, parameters.previous, x=x, mask=mask)
+        previous = parameters.previous
+        return self.flow(parameters.z, previous, x=x, mask=mask, observed=previous)
 
     def _base(self, parameters, mask):
         if parameters.base is None:

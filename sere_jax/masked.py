@@ -4,7 +4,8 @@ Every input and every hidden unit has a degree. A hidden unit of degree k sees t
 up to k; output d sees the hidden units of degrees below d. So output d depends on the inputs of
 degrees below d, and on the condition, which is never masked: it is added to the first hidden layer
 and to the outputs. Hidden units of degree 0 see nothing else: through them the first output, the
-only one of 1-D data, depends on it nonlinearly too.
+only one of 1-D data, depends on it nonlinearly too. Direct connections (section 4.2 there) are an
+option: each output then also depends linearly on the inputs that it may see.
 
 With units in the order of their degrees the mask of a layer is a staircase. Its kernel is kept as
 a few stripes of outputs: of each, the rows that all of its outputs see, as one dense matrix, and
@@ -216,15 +217,19 @@ class MaskedNetwork:
     head_offset: Array | None  # [..., P, D], and to the outputs
     mask: Array | None  # [D], 0 where parameters are 0 whatever the weights; None: nowhere
     degrees: Degrees = struct.field(pytree_node=False)
+    direct: MaskedKernel | None = None  # D to [P, D] beside the hidden layers
 
     def __call__(self, x: Array) -> Array:
         """Parameters [..., P, D] of x [..., D]; column d depends on the inputs before d."""
-        hidden = self.kernels[0](_permute(x, self.degrees.order)) + self.biases[0]
+        x = _permute(x, self.degrees.order)
+        hidden = self.kernels[0](x) + self.biases[0]
         if self.offset is not None:
             hidden = hidden + self.offset
         for kernel, bias in zip(self.kernels[1:-1], self.biases[1:-1], strict=True):
             hidden = kernel(nn.relu(hidden)) + bias
         head = self.kernels[-1](nn.relu(hidden))
+        if self.direct is not None:
+            head = head + self.direct(x)
         head = _permute(head, np.asarray(self.degrees.inputs) - 1) + self._head_bias()
         return masked(head, self.mask)
 
@@ -254,12 +259,16 @@ class MaskedNetwork:
         if self.offset is not None:
             hidden[0] = hidden[0] + self.offset
         num_hidden = len(hidden)
-        known = jnp.zeros_like(hidden[-1])  # units of the last hidden layer, after the relu
+        # What outputs see: the inputs if they are connected, and units of the last hidden layer.
+        first = 0 if self.direct is None else sizes[0]
+        known = jnp.zeros((*batch_shape, first + sizes[-1]))
+        if self.direct is not None:
+            head = jnp.concatenate([self.direct.full(sizes[0]), head])
         units = [jnp.asarray(self.degrees.units(layer)) for layer in range(num_hidden)]
         order = jnp.asarray(self.degrees.order)
         head_bias = masked(self._head_bias(), self.mask)
         mask_in_order = None if self.mask is None else jnp.take(self.mask, order)
-        columns = masked(head, mask_in_order).swapaxes(0, -1)  # [D, P, width]
+        columns = masked(head, mask_in_order).swapaxes(0, -1)  # [D, P, first + width]
 
         def step(place, carry):
             x, hidden, known = carry
@@ -272,11 +281,13 @@ class MaskedNetwork:
                     rows = jnp.take(kernels[layer + 1], chosen, axis=0, mode="clip")
                     hidden[layer + 1] = hidden[layer + 1] + values @ rows
                 else:
-                    known = known.at[..., chosen].set(values, mode="drop")
+                    known = known.at[..., first + chosen].set(values, mode="drop")
             index = order[place]
             parameters = known @ columns[place].T + jnp.take(head_bias, index, axis=-1)
             value = invert(jnp.take(u, index, axis=-1), parameters)
             hidden[0] = hidden[0] + value[..., None] * kernels[0][place]
+            if self.direct is not None:
+                known = known.at[..., place].set(value)
             return x.at[..., index].set(value), tuple(hidden), known
 
         x, _, _ = jax.lax.fori_loop(0, u.shape[-1], step, (jnp.zeros_like(u), tuple(hidden), known))
@@ -306,12 +317,14 @@ class MADE(nn.Module):
         num_parameters: P, parameters of each input.
         head_scale: scale of the initial output weights.
         stripe_size: least width of the stripes that kernels are cut into.
+        direct: whether there are direct connections; they start at 0.
     """
 
     degrees: Degrees
     num_parameters: int
     head_scale: float = 0.1
     stripe_size: int = 128
+    direct: bool = False
 
     @nn.compact
     def __call__(self, *conditions: Array | None, mask: Array | None = None) -> MaskedNetwork:
@@ -339,7 +352,12 @@ class MADE(nn.Module):
             offset = self._project(given, len(degrees[1]), 1.0, "condition")
             head_offset = self._project(given, math.prod(shape), self.head_scale, "head_condition")
             head_offset = head_offset.reshape(*head_offset.shape[:-1], *shape)
-        return MaskedNetwork(tuple(kernels), tuple(biases), offset, head_offset, mask, self.degrees)
+        direct = None
+        if self.direct:
+            direct = self._kernel("direct_kernel", np.arange(num_inputs), shape, 0.0)
+        return MaskedNetwork(
+            tuple(kernels), tuple(biases), offset, head_offset, mask, self.degrees, direct
+        )
 
     def _kernel(self, name, num_seen, shape, scale):
         """The stripes of a kernel to outputs of `shape`, of which the last axis rises in degree."""

@@ -1,5 +1,7 @@
 """Masked networks: what depends on what, by automatic differentiation; inverses in one pass."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,15 +19,21 @@ CASES = {
 }
 
 
+@pytest.fixture(params=[False, True], ids=["", "direct"])
+def direct(request):
+    """Whether there are direct connections."""
+    return request.param
+
+
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
-def case(request, random_module):
+def case(request, random_module, direct):
     """Degrees, a condition or None, and the function (condition) -> network."""
     num_inputs, widths, conditional, seed, is_reversed, stripe_size = request.param
     key = None if seed is None else jax.random.key(seed)
     degrees = spread_degrees(num_inputs, widths, conditional=conditional, key=key)
     degrees = degrees.reversed() if is_reversed else degrees
     condition = np.float32([0.3, -1.0, 0.7]) if conditional else None
-    made = MADE(degrees, num_parameters=2, stripe_size=stripe_size)
+    made = MADE(degrees, num_parameters=2, stripe_size=stripe_size, direct=direct)
     params = jax.tree_util.tree_map_with_path(alive, random_module(made, condition))
     return degrees, condition, lambda condition: made.apply(params, condition)
 
@@ -39,23 +47,24 @@ def numbers(*shape):
     return np.random.default_rng(5).normal(size=shape).astype(np.float32)
 
 
-def product_of_masks(degrees):
+def product_of_masks(degrees, direct):
     """Number of paths from each input to each output, [D, D], from the definition of MADE."""
     layers = [degrees.inputs, *degrees.hidden]
     paths = np.eye(len(degrees.inputs), dtype=int)
     for before, after in zip(layers, layers[1:], strict=False):
         paths = paths @ np.array([[int(b <= a) for a in after] for b in before])
-    return paths @ np.array([[int(h < d) for d in degrees.inputs] for h in degrees.hidden[-1]])
+    paths = paths @ np.array([[int(h < d) for d in degrees.inputs] for h in degrees.hidden[-1]])
+    return paths + direct * np.less.outer(degrees.inputs, degrees.inputs)
 
 
-def test_the_jacobian_is_zero_where_the_product_of_the_masks_is(case):
+def test_the_jacobian_is_zero_where_the_product_of_the_masks_is(case, direct):
     degrees, condition, network = case
     num_inputs = len(degrees.inputs)
     jacobians = jax.jit(jax.vmap(jax.jacobian(network(condition))))(3 * numbers(200, num_inputs))
 
     reached = (np.asarray(jacobians) != 0).any(axis=(0, 1)).T  # [inputs, outputs]
 
-    paths = product_of_masks(degrees)
+    paths = product_of_masks(degrees, direct)
     np.testing.assert_array_equal(reached, paths > 0)
     earlier = np.less.outer(degrees.inputs, degrees.inputs)
     assert not paths[~earlier].any()
@@ -113,6 +122,25 @@ def test_the_gradient_of_the_product_is_that_of_automatic_differentiation():
     np.testing.assert_allclose(value, expected_value, rtol=1e-6)
     for found, gradient in zip(ours, expected, strict=True):
         np.testing.assert_allclose(found, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_direct_connections_start_at_zero_and_are_linear(case, direct):
+    degrees, condition, network = case
+    network, x = network(condition), 3 * numbers(4, len(degrees.inputs))
+    if not direct:
+        return
+    without = dataclasses.replace(network, direct=None)
+    earlier = np.less.outer(degrees.inputs, degrees.inputs)
+    kernel = jax.jit(jax.jacobian(lambda x: network(x) - without(x)))(x[0])  # [P, D, D]
+    assert (np.abs(kernel) > 1e-3).any(axis=0).T[earlier].all()
+    assert (np.asarray(kernel)[:, ~earlier.T] == 0).all()
+    np.testing.assert_allclose(
+        network(x) - without(x), np.einsum("pdi,ni->npd", kernel, x), atol=2e-4
+    )
+
+    made = MADE(degrees, num_parameters=2, direct=True)
+    fresh = made.apply(made.init(jax.random.key(0), condition), condition)
+    np.testing.assert_array_equal(fresh(x), dataclasses.replace(fresh, direct=None)(x))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
