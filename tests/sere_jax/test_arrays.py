@@ -173,7 +173,11 @@ def test_a_list_whose_parts_differ_in_shape_is_refused(tiny):
             sere_jax.elbo(model, params, x, KEY)
 
 
-@pytest.mark.parametrize("leaf", [np.zeros(2, complex), np.array(["a"]), object()], ids=str)
+@pytest.mark.parametrize(
+    "leaf",
+    [np.zeros(2, complex), np.array(["a"]), object()],
+    ids=["complex", "text", "object"],
+)
 def test_parameters_that_are_no_real_numbers_are_refused(tiny, leaf):
     model, params, x = tiny
     with pytest.raises(TypeError, match="params holds values of type .* real numbers"):

@@ -123,7 +123,9 @@ def test_an_uncoupled_prior_needs_a_model_that_is_uncoupled(exact):
         exact.parameters(model, jax.random.key(0))
 
 
-@pytest.mark.parametrize("convert", [np.ndarray.tolist, lambda a: a.astype(">f8")], ids=str)
+@pytest.mark.parametrize(
+    "convert", [np.ndarray.tolist, lambda a: a.astype(">f8")], ids=["list", "big-endian"]
+)
 def test_coefficients_and_data_are_what_they_hold(exact, convert):
     fields = dataclasses.asdict(exact)
     data_scale = np.float64(fields.pop("data_scale"))
