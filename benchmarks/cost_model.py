@@ -508,19 +508,24 @@ def _flows(config: ModelConfig) -> Iterator[Product]:
     order = np.arange(1, num_values + 1)
     layers = [order, *map(np.asarray, degrees.hidden)]
     seen = [
-        (np.searchsorted(before, after, side="right"), 1)
+        (np.searchsorted(before, after, side="right"), 1, True)
         for before, after in itertools.pairwise(layers)
     ]
-    seen.append((np.searchsorted(layers[-1], order, side="left"), 2))  # mean and scale
+    seen.append((np.searchsorted(layers[-1], order, side="left"), 2, True))  # mean and scale
+    if config.flow_direct_connections:
+        seen.append((order - 1, 2, False))
+        yield Product(0, 2 * num_values)  # of the whitening
+        yield Product(num_values, num_values, has_bias=False, in_turn=True)
     for _ in range(config.num_flows):
         yield Product(0, 2 * num_values)
-        for num_seen, copies in seen:
+        for num_seen, copies, has_bias in seen:
             stripes = cut_stripes(num_seen, STRIPE_SIZE)
             connections = sum(s.num_seen * (s.stop - s.start) for s in stripes)
             yield Product(
                 int(num_seen.max()),
                 copies * len(num_seen),
                 connections=copies * connections,
+                has_bias=has_bias,
                 in_turn=True,
             )
 

@@ -16,15 +16,20 @@ REAL = (jnp.bool_, jnp.integer, jnp.floating)
 
 
 def public(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Lets a function broadcast and promote types, whatever JAX is set to.
+    """Lets a function compute in float32, broadcast and promote types, whatever JAX is set to.
 
     `jax_numpy_rank_promotion` and `jax_numpy_dtype_promotion` find mistakes in a user's own code;
-    what this library, Flax and distrax broadcast is no mistake.
+    what this library, Flax and distrax broadcast is no mistake. With `jax_enable_x64` random
+    numbers would be others, and scans would mix types.
     """
 
     @functools.wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        with (
+            jax.enable_x64(False),
+            jax.numpy_rank_promotion("allow"),
+            jax.numpy_dtype_promotion("standard"),
+        ):
             return function(*args, **kwargs)
 
     return call
@@ -85,7 +90,7 @@ def check_values(name: str, array: Any, limits: tuple[float, float] | None, way_
 
 
 def as_parameters(params: Any) -> Any:
-    """Parameters of fewer than 32 bits as float32, in which everything is computed.
+    """Floating parameters as float32, in which everything is computed.
 
     Raises:
         TypeError: a parameter is no array of real numbers.
@@ -93,8 +98,8 @@ def as_parameters(params: Any) -> Any:
 
     def convert(leaf):
         array = as_array("params", leaf)
-        is_short = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
-        return array.astype(np.float32) if is_short else array
+        is_other = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype != np.float32
+        return array.astype(np.float32) if is_other else array
 
     return jax.tree.map(convert, params, is_leaf=lambda node: isinstance(node, list))
 

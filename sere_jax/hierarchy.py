@@ -279,14 +279,10 @@ class Hierarchy(nn.Module):
         return jax.tree.map(lambda b: self.partition.merge(jnp.moveaxis(b, 0, -4)), blocks)
 
     def _no_codes(self, batch_shape):
-        return jnp.zeros(
-            (*batch_shape, self.config.context, *self.config.latent_shape), jnp.float32
-        )
+        return jnp.zeros((*batch_shape, self.config.context, *self.config.latent_shape))
 
     def _no_blocks(self, batch_shape):
-        return jnp.zeros(
-            (*batch_shape, self.config.data_context, *self.partition.block_shape), jnp.float32
-        )
+        return jnp.zeros((*batch_shape, self.config.data_context, *self.partition.block_shape))
 
     def _all_at_once(self, method, in_axes):
         """Maps a method without a carry over the layers; None in `in_axes`: the same for all."""

@@ -261,7 +261,7 @@ class MaskedNetwork:
         num_hidden = len(hidden)
         # What outputs see: the inputs if they are connected, and units of the last hidden layer.
         first = 0 if self.direct is None else sizes[0]
-        known = jnp.zeros((*batch_shape, first + sizes[-1]))
+        known = jnp.zeros((*batch_shape, first + sizes[-1]), hidden[-1].dtype)
         if self.direct is not None:
             head = jnp.concatenate([self.direct.full(sizes[0]), head])
         units = [jnp.asarray(self.degrees.units(layer)) for layer in range(num_hidden)]

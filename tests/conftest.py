@@ -14,7 +14,7 @@ from command_line import SHARED_FOLDER
 import sere_jax  # noqa: F401 (its import sets XLA's flag, before anything compiles)
 
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
-LARGE = 1e9  # bytes
+LARGE = 1.5e9  # bytes
 
 
 def pytest_configure(config):

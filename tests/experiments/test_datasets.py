@@ -411,7 +411,7 @@ def test_tfds_damaged_file_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     message = _refusal(name="fake_images", data_dir=str(tmp_path))
     assert f"{file.parent} cannot be read" in message
-    assert "delete this directory" in message
+    assert "prepare it again in another directory DIR" in message and "delete" not in message
 
 
 def test_unknown_name_is_refused_with_the_nearest(tmp_path):

@@ -160,7 +160,7 @@ def test_images_that_differ_between_processes_are_refused(tmp_path):
     arguments = []
     for seed in (0, 1):
         images = np.random.default_rng(seed).integers(0, 256, (200, 8, 8), np.uint8)
-        np.savez(tmp_path / f"{seed}.npz", train=images)
+        np.savez(tmp_path / f"{seed}.npz", train=images, test=images)
         path = tmp_path / f"{seed}.npz"
         arguments.append(("--config.dataset.name=npz", f"--config.dataset.path={path}"))
     processes = start_two(tmp_path / "run", of_each=arguments)

@@ -254,7 +254,7 @@ def test_killed_preparation_is_not_taken_for_prepared(served_mnist, server, tmp_
 def test_damaged_directory_is_refused(lost, served_mnist, tmp_path):
     directory = prepare_data.prepare("mnist", str(tmp_path / "data"))
     (directory / lost).unlink()
-    with pytest.raises(UserError, match=rf"damaged \(.*{lost}.*\).*delete this directory"):
+    with pytest.raises(UserError, match=rf"damaged \(.*{lost}.*\).*in another directory"):
         prepare_data.prepare("mnist", str(tmp_path / "data"))
 
 

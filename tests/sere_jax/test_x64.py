@@ -71,6 +71,7 @@ def test_all_is_float32(fields, x64):
     assert "float32" in types and types <= {"float32", "uint8"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sere_vae", "flow"])
 def test_values_are_those_without_it(name, x64):
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1)).astype(np.uint8)
