@@ -24,9 +24,7 @@ from sere_jax.data_layer import data_space_of
 from sere_jax.data_space import binarize
 
 NUM_VOLUME_IMAGES = 5000
-NUM_WHITENED_IMAGES = (
-    50_000  # that flows with direct connections start from, or as many as there are
-)
+NUM_WHITENED_IMAGES = 50_000  # at most, that flows with direct connections start from
 MANY_GREY_PIXELS = 0.5  # photographs have 0.8, digits of 8 x 8 pixels 0.35
 
 
@@ -146,9 +144,9 @@ class Experiment:
             f"{len(dataset.validation)} to validate, {len(self.test_images())} to test, {shape}",
             f"model: {self.model.config.system}, {params:,} parameters; {self.total_steps} steps "
             f"of {training.batch_size} images, {epochs:.4g} epochs",
-            f"memory of each of {num_devices()} devices ({jax.default_backend()}): {images:.3g} MB "
-            f"of images, {state:.3g} MB of weights, averages, gradients and optimizer; and what a "
-            "step computes on the way",
+            f"devices: {num_devices()} ({jax.default_backend()}); memory of each: {images:.3g} MB "
+            f"of images, {state:.3g} MB of weights, averages, gradients and optimizer, and besides "
+            "the activations of a step",
         ]
 
     def doubts(self) -> list[str]:
@@ -231,6 +229,13 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
         )
     model = sere_jax.create_model(config)
     _check_size(model)
+    weight_decay = config.training.weight_decay
+    if weight_decay and model.config.flow_direct_connections:
+        raise UserError(
+            f"config.training.weight_decay={weight_decay} would shrink the linear autoregression "
+            "that flow_direct_connections=True starts from, which is not trained; set it to 0, or "
+            "config.model.flow_direct_connections to False"
+        )
     dataset = load_dataset(config.dataset)
     if dataset.image_shape != tuple(config.model.data_shape):
         raise UserError(

@@ -169,7 +169,7 @@ class GaussianDataLayer(DataLayer):
     def sample(self, parameters: Array, key: Array) -> Array:
         """A block of real numbers, float32."""
         mean, scale = self._mean_and_scale(parameters)
-        return mean + scale * jax.random.normal(key, mean.shape, mean.dtype)
+        return mean + scale * jax.random.normal(key, mean.shape)
 
     def mean(self, parameters: Array) -> Array:
         """Expectation of each pixel."""
@@ -231,7 +231,7 @@ class DiscretizedLogisticMixtureDataLayer(DataLayer):
         """log P(x_l | γ) in nats of each pixel, [..., h, w, 1]."""
         mixture = self._mixture(parameters)
         values = self.to_network(block)[..., None, :]
-        log_prob = jnp.zeros((), jnp.float32)
+        log_prob = jnp.zeros(())
         for channel, log_scale in enumerate(mixture.log_scales):
             mean = mixture.mean(channel, values)
             inverse_scale = jnp.exp(-log_scale)
@@ -252,10 +252,8 @@ class DiscretizedLogisticMixtureDataLayer(DataLayer):
         mixture = self._mixture(parameters)
         component_key, value_key = jax.random.split(key)
         chosen = jax.random.categorical(component_key, mixture.log_weights)[..., None]
-        noise = jax.random.logistic(
-            value_key, (*chosen.shape[:-1], self.block_shape[-1]), jnp.float32
-        )
-        values = jnp.zeros((*chosen.shape, self.block_shape[-1]), jnp.float32)
+        noise = jax.random.logistic(value_key, (*chosen.shape[:-1], self.block_shape[-1]))
+        values = jnp.zeros((*chosen.shape, self.block_shape[-1]))
         for channel, log_scale in enumerate(mixture.log_scales):
             mean = mixture.mean(channel, values)
             value = jnp.take_along_axis(mean, chosen, axis=-1)
@@ -268,7 +266,7 @@ class DiscretizedLogisticMixtureDataLayer(DataLayer):
     def mean(self, parameters: Array) -> Array:
         """Mean of the components' means, in 0..255; values beyond it are moved to its ends."""
         mixture = self._mixture(parameters)
-        values = jnp.zeros((*mixture.log_weights.shape, self.block_shape[-1]), jnp.float32)
+        values = jnp.zeros((*mixture.log_weights.shape, self.block_shape[-1]))
         for channel in range(self.block_shape[-1]):
             mean = jnp.clip(mixture.mean(channel, values), -1.0, 1.0)
             values = values.at[..., channel].set(mean)
@@ -375,7 +373,7 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
     def sample_blocks(self, parameters: FlowParameters, keys: Array, mask: Array | None) -> Array:
         """Blocks in logit space, pixel by pixel; padding is 0."""
         mask = self._flatten_mask(mask)
-        noise = jax.vmap(lambda key: jax.random.normal(key, (self._size + 1,), jnp.float32))(keys)
+        noise = jax.vmap(lambda key: jax.random.normal(key, (self._size + 1,)))(keys)
         u = self._base(parameters, mask).sample(noise[:, 1:], noise[:, 0])
         x = self._bijector(parameters, mask, None).forward(u)
         return x.reshape(-1, *self.block_shape)
@@ -398,8 +396,8 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
 
     def _base(self, parameters, mask):
         if parameters.base is None:
-            zeros = jnp.zeros(self._size, jnp.float32)
-            return RankOneNormal(zeros, zeros + 1.0, zeros, mask)
+            zeros, ones = jnp.zeros(self._size), jnp.ones(self._size)
+            return RankOneNormal(zeros, ones, zeros, mask)
         mean, log_variance, direction = (
             flatten(part, 3) for part in jnp.split(parameters.base, 3, axis=-1)
         )

@@ -73,7 +73,7 @@ def dequantize(images: Array, keys: Array, max_value: int) -> Array:
     Returns:
         [B, h, w, c] float32 in [0, 1].
     """
-    noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:], jnp.float32))(keys)
+    noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
     return (images + noise) / (max_value + 1)
 
 

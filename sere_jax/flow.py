@@ -131,16 +131,12 @@ class SplineCoupling(nn.Module):
         num_outputs = size * (3 * NUM_BINS + 1)
         zeros = nn.initializers.zeros_init()
         kernels = (
-            self.param(
-                f"{name}_kernel", head_initializer(1.0), (size, self.hidden_size), jnp.float32
-            ),
-            self.param(
-                f"{name}_head", head_initializer(0.1), (self.hidden_size, num_outputs), jnp.float32
-            ),
+            self.param(f"{name}_kernel", head_initializer(1.0), (size, self.hidden_size)),
+            self.param(f"{name}_head", head_initializer(0.1), (self.hidden_size, num_outputs)),
         )
         biases = (
-            self.param(f"{name}_bias", zeros, (self.hidden_size,), jnp.float32),
-            self.param(f"{name}_head_bias", zeros, (num_outputs,), jnp.float32),
+            self.param(f"{name}_bias", zeros, (self.hidden_size,)),
+            self.param(f"{name}_head_bias", zeros, (num_outputs,)),
         )
         offset = None
         if condition is not None:
@@ -221,12 +217,12 @@ class ActivationNorm(nn.Module):
 
         def start_mean(key, shape):
             del key
-            return jnp.zeros(shape, jnp.float32) if x is None else jnp.mean(x, axis=0)
+            return jnp.zeros(shape) if x is None else jnp.mean(x, axis=0)
 
         def start_log_scale(key, shape):
             del key
             if x is None:
-                return jnp.zeros(shape, jnp.float32)
+                return jnp.zeros(shape)
             deviation = jnp.std(x, axis=0)
             return jnp.where(deviation > MIN_DEVIATION, jnp.log(deviation), 0.0)
 

@@ -182,7 +182,7 @@ class LadderVAE(WholeImageModel):
         for layer in reversed(range(num_layers)):
             is_top = layer == num_layers - 1
             if is_top:
-                mean, variance = jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32)
+                mean, variance = jnp.zeros(()), jnp.ones(())
             else:
                 hidden = self.top_down[layer](z[layer + 1])
                 mean, variance = _mean_and_variance(self.prior[layer](hidden))

@@ -148,7 +148,7 @@ class MaskedKernel:
             self.stripes, self.dense, self._masked_staircases(), strict=True
         ):
             parts = ((dense, 0, stripe.num_dense), (staircase, stripe.num_dense, stripe.num_seen))
-            total = jnp.zeros(dense.shape[1:], dense.dtype)
+            total = jnp.zeros(dense.shape[1:])
             for kernel, first, last in parts:
                 if first < last:
                     total = total + _product(x[..., first:last], kernel)
@@ -342,10 +342,10 @@ class MADE(nn.Module):
         for layer, (before, after) in enumerate(itertools.pairwise(degrees)):
             num_seen = np.searchsorted(before, after, side="right")
             kernels.append(self._kernel(f"kernel_{layer}", num_seen, (len(after),), 2**0.5))
-            biases.append(self.param(f"bias_{layer}", zeros, (len(after),), jnp.float32))
+            biases.append(self.param(f"bias_{layer}", zeros, (len(after),)))
         num_seen = np.searchsorted(degrees[-1], degrees[0], side="left")
         kernels.append(self._kernel("head_kernel", num_seen, shape, self.head_scale))
-        biases.append(self.param("head_bias", zeros, shape, jnp.float32))
+        biases.append(self.param("head_bias", zeros, shape))
         given = [condition for condition in conditions if condition is not None]
         offset = head_offset = None
         if given:
@@ -369,9 +369,8 @@ class MADE(nn.Module):
 
             def create(part, num_rows, index=index, initializer=initializer, outputs=outputs):
                 if num_rows == 0:
-                    return jnp.zeros((0, *outputs), jnp.float32)
-                shape = (num_rows, *outputs)
-                return self.param(f"{name}_{part}_{index}", initializer, shape, jnp.float32)
+                    return jnp.zeros((0, *outputs))
+                return self.param(f"{name}_{part}_{index}", initializer, (num_rows, *outputs))
 
             dense.append(create("dense", stripe.num_dense))
             staircases.append(create("staircase", stripe.num_seen - stripe.num_dense))

@@ -40,8 +40,7 @@ class PosteriorLayer(nn.Module):
         """window [..., k, *latent_shape] or None, offset [..., hidden_size] of x."""
         shape = self.config.latent_shape
         if not self.config.has_latents:
-            zeros = jnp.zeros(shape, jnp.float32)
-            return Residual(mean=zeros, log_scale=zeros)
+            return Residual(mean=jnp.zeros(shape), log_scale=jnp.zeros(shape))
         network = create_network(
             self.config, (*shape[:-1], 2 * shape[-1]), head_scale=0.1, name="network"
         )

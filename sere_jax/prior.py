@@ -41,7 +41,7 @@ class PriorLayer(nn.Module):
         config = self.config
         shape = config.latent_shape
         if config.prior == "standard_normal" or not config.has_latents:
-            return Prior(jnp.zeros(shape, jnp.float32), jnp.ones(shape, jnp.float32))
+            return Prior(mean=jnp.zeros(shape), scale=jnp.ones(shape))
         network = create_network(
             config, (*shape[:-1], 2 * shape[-1]), head_scale=0.1, name="network"
         )

@@ -111,7 +111,7 @@ class RelaxedBernoulliVAE(WholeImageModel):
     def _log_ratio(self, epsilon, logits):
         """log p(ε) - log q(ε | x), [...]."""
         config = self.config
-        prior = log_density(epsilon, jnp.zeros((), jnp.float32), config.prior_temperature)
+        prior = log_density(epsilon, jnp.zeros(()), config.prior_temperature)
         return jnp.sum(prior - log_density(epsilon, logits, config.posterior_temperature), axis=-1)
 
 

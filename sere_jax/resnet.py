@@ -31,8 +31,8 @@ class Conv(nn.Module):
     def __call__(self, maps: Array) -> Array:
         """maps [..., h, w, channels] to [..., h, w, features]."""
         shape = (KERNEL_SIZE, KERNEL_SIZE, maps.shape[-1], self.features)
-        kernel = self.param("kernel", head_initializer(1.0), shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        kernel = self.param("kernel", head_initializer(1.0), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         batch = maps.reshape(-1, *maps.shape[-3:])
         return convolve(batch, kernel).reshape(*maps.shape[:-1], self.features) + bias
 

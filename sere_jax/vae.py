@@ -78,10 +78,7 @@ def init(model: LatentVariableModel, key: Array, x: Array | None = None) -> Para
     Raises:
         ValueError: x has the wrong shape or holds no image, or there is more than one key.
     """
-    if x is None:
-        x = jnp.zeros((1, *model.config.data_shape), jnp.float32)
-    else:
-        x = check_images(model, x)
+    x = jnp.zeros((1, *model.config.data_shape)) if x is None else check_images(model, x)
     if not len(x):
         raise ValueError(f"x has the shape {x.shape}, no image to start from; leave x out")
     key = as_key(key)
@@ -92,7 +89,7 @@ def init(model: LatentVariableModel, key: Array, x: Array | None = None) -> Para
 
 @jit(static_argnums=0, optimize=False)
 def _init(model, key, x):
-    noise = jnp.zeros((len(x), *model.noise_shape), jnp.float32)
+    noise = jnp.zeros((len(x), *model.noise_shape))
     return model.init(key, x, noise)["params"]
 
 
@@ -248,7 +245,7 @@ def _log_likelihood(model, params, x, key, num_samples):
         log_weights = jnp.where(is_one, log_weights, -jnp.inf)
         return (jnp.logaddexp(total, jax.nn.logsumexp(log_weights, axis=0)), elbo), None
 
-    nothing = jnp.zeros(x.shape[0], jnp.float32)
+    nothing = jnp.zeros(x.shape[0])
     start = (nothing - jnp.inf, nothing)
     (total, elbo), _ = jax.lax.scan(add_chunk, start, jnp.arange(num_chunks))
     total -= math.log(num_samples)
@@ -371,8 +368,7 @@ def interpolate(
 def _interpolate(model, params, ends, key, num):
     inference = _infer(model, params, ends, jnp.stack([key, key]))
     start, end = _apply(model, params, inference, method="prior_noise")
-    parts = jnp.linspace(0.0, 1.0, num, dtype=jnp.float32)
-    noise = jax.vmap(lambda part: _on_great_circle(start, end, part))(parts)
+    noise = jax.vmap(lambda part: _on_great_circle(start, end, part))(jnp.linspace(0.0, 1.0, num))
     keys = _block_keys(model, jnp.broadcast_to(key, (num,)))
     return _apply(model, params, noise, keys, method="generate")[1]
 
@@ -534,11 +530,9 @@ def sample_noise(model: LatentVariableModel, keys: Array, sample: Array | int) -
     sample_keys = jax.vmap(lambda key: jax.random.fold_in(key, sample))(keys)
 
     def draw(layer):
-        def draw_one(key):
-            key = jax.random.fold_in(key, layer)
-            return jax.random.normal(key, model.noise_shape[1:], jnp.float32)
-
-        return jax.vmap(draw_one)(sample_keys)
+        return jax.vmap(
+            lambda key: jax.random.normal(jax.random.fold_in(key, layer), model.noise_shape[1:])
+        )(sample_keys)
 
     # Layer by layer: XLA's time to compile one draw for all layers grows with their number.
     return jnp.moveaxis(jax.lax.map(draw, jnp.arange(model.noise_shape[0])), 0, 1)

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from configs import cifar_checkerboard, digits
+from experiments.errors import UserError
 from experiments.experiment import count_parameters, create_experiment
 
 
@@ -92,3 +93,11 @@ def test_a_training_is_told_in_three_lines():
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.params)))  # and gradients
     images = 1172 * 64
     assert f"{images / 1e6:.3g} MB of images, {arrays / 1e6:.3g} MB of weights" in memory
+
+
+def test_a_decay_that_would_shrink_what_is_not_trained_is_refused():
+    config = digits.get_config()
+    config.model.update(data_layer="masked_autoregressive_flow", flow_direct_connections=True)
+    config.training.weight_decay = 0.1
+    with pytest.raises(UserError, match=r"weight_decay=0\.1 would shrink .* set it to 0, or"):
+        create_experiment(config)

@@ -221,7 +221,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_loses_nothing(uninterrupted
 def error_lines(stderr):
     """The lines of an error, all but those of progress bars; a traceback would be among them."""
     lines = [line.rpartition("\r")[2] for line in stderr.splitlines()]
-    other = re.compile(r"[\w -]+: +\d+%\||data: \d+ images|model: \w+, |memory of each of \d+ dev")
+    other = re.compile(r"[\w -]+: +\d+%\||data: \d+ images|model: \w+, |devices: \d+ ")
     return [line for line in lines if line and not other.match(line)]
 
 
