@@ -79,6 +79,8 @@ def jit(
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if optimize and not is_faulty():
+            return inner(*args, **kwargs)
         # Inside other transformations, where constants or arguments are traced, JAX allows none.
         leaves = [jnp.zeros(()), *jax.tree.leaves((args, kwargs))]
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
