@@ -7,7 +7,7 @@ import argparse
 import json
 import pathlib
 
-from experiments import host_memory
+from experiments.system import host_memory
 
 
 def main() -> None:

@@ -18,12 +18,12 @@ import numpy as np
 from configs import cifar_checkerboard, cifar_maf, mnist_mlp
 from sere_jax.config import ModelConfig, model_config
 from sere_jax.data_layer import create_data_layer
-from sere_jax.masked import cut_stripes, spread_degrees
+from sere_jax.networks.masked import cut_stripes, spread_degrees
 from sere_jax.partition import create_partition
 
 FLOAT = 4  # bytes
 KERNEL = 3 * 3  # places of a convolution
-STRIPE_SIZE = 128  # of masked kernels, the default of `sere_jax.masked.MADE`
+STRIPE_SIZE = 128  # of masked kernels, the default of `sere_jax.networks.masked.MADE`
 
 # Parameters are read forward and backward; gradients are written, read by the norm and by Adam,
 # which reads and writes parameters, averages and two moments.

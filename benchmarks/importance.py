@@ -9,7 +9,7 @@ import sere_jax
 from benchmarks import cost_model, machine, production
 from benchmarks.harness import Benchmark, Step, Target, rate
 from configs import mnist_mlp
-from sere_jax.vae import SAMPLES_AT_ONCE, example_keys, sample_noise
+from sere_jax.functions import SAMPLES_AT_ONCE, example_keys, sample_noise
 
 NUM_IMAGES = 100  # at once, as `config.evaluation.batch_size` has it
 NUM_SAMPLES = 1000
@@ -34,7 +34,7 @@ def encoders_in_the_loop(quick: bool) -> Step:
 
 def log_likelihood_of_repeated_images(
     model: sere_jax.LatentVariableModel,
-    params: sere_jax.vae.Params,
+    params: sere_jax.functions.Params,
     x: jax.Array,
     key: jax.Array,
     num_samples: int,

@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 
 import sere_jax
 from benchmarks.harness import Step
-from experiments import input_pipeline, schedules, training
-from experiments.parallel import replicate
+from experiments.data import input_pipeline
+from experiments.distributed.devices import replicate
+from experiments.settings import schedules
+from experiments.training import step as training
 
 BATCHES = 10  # of a data set whose size does not matter
 QUICK_BATCH_SIZE = 8

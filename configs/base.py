@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from experiments.errors import nearest
+from experiments.system.errors import nearest
 
 VARIANTS: dict[str, dict[str, Any]] = {"": {}}
 

@@ -17,8 +17,10 @@ import optax
 
 import sere_jax
 from configs import digits
-from experiments import figures, run, trained
-from experiments.datasets import load_dataset
+from experiments import trained
+from experiments.command_line import modes as run
+from experiments.data.datasets import load_dataset
+from experiments.reporting import figures
 
 folder = pathlib.Path(os.environ.get("TUTORIAL_DIR") or tempfile.mkdtemp())
 folder.mkdir(parents=True, exist_ok=True)

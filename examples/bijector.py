@@ -8,7 +8,7 @@ from flax import linen as nn
 from configs import digits
 from sere_jax.bijector import BIJECTORS
 from sere_jax.config import ModelConfig
-from sere_jax.network import create_network
+from sere_jax.networks.family import create_network
 
 
 class LowerUpperLayer(nn.Module):

@@ -17,9 +17,10 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import command_line, console
-from experiments.errors import DIVERGED, INTERRUPTED, USER_ERROR, UserError
-from experiments.paths import local_path
+from experiments.command_line import flags as command_line
+from experiments.system import console
+from experiments.system.errors import DIVERGED, INTERRUPTED, USER_ERROR, UserError
+from experiments.system.paths import local_path
 
 _MODES = ("train", "evaluate", "sample", "report", "export")
 
@@ -66,7 +67,7 @@ def default_workdir(config_argument: str) -> pathlib.Path:
 
 def main(_: list[str]) -> None:
     """Runs one mode; the heavy imports come after the flags have been checked."""
-    from experiments import host_memory
+    from experiments.system import host_memory
 
     host_memory.keep_freed_memory()
 
@@ -74,7 +75,7 @@ def main(_: list[str]) -> None:
 
     jax.config.update("jax_enable_x64", False)  # whatever the environment says
 
-    from experiments.errors import (
+    from experiments.system.errors import (
         TrainingDivergedError,
         exit_with,
         explain_system_error,
@@ -88,10 +89,10 @@ def main(_: list[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
     try:
         if _is_one_of_several():
-            from experiments import multihost
+            from experiments.distributed import processes as multihost
 
             multihost.initialize(*_process_flags())
-        from experiments import run
+        from experiments.command_line import modes as run
 
         getattr(run, _MODE.value)(_CONFIG.value, workdir, command)
     except (UserError, ConfigError) as error:

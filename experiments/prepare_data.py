@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from experiments import console
-from experiments.errors import UserError
-from experiments.paths import local_path
+from experiments.system import console
+from experiments.system.errors import UserError
+from experiments.system.paths import local_path
 
 EMBEDDED_DATASETS = ("digits", "photos", "npz")
 _PROBE_SECONDS = 3.0

@@ -18,9 +18,10 @@ import optax
 from absl import app, flags, logging
 
 import sere_jax
-from experiments import console, figures
-from experiments.errors import USER_ERROR, UserError
-from experiments.paths import local_path
+from experiments.reporting import figures
+from experiments.system import console
+from experiments.system.errors import USER_ERROR, UserError
+from experiments.system.paths import local_path
 from sere_jax.linear_gaussian import LinearGaussian
 
 Array = jax.Array

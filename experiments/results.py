@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 
 from configs import mnist_comparison, mnist_mlp, mnist_resnet
-from experiments import console, figures
-from experiments.evaluation import standard_error
-from experiments.metrics import open_atomically, read_metrics
-from experiments.recorded import CONFIG_FILE
-from experiments.report import RESULTS_FILE
+from experiments.reporting import figures
+from experiments.reporting.report import RESULTS_FILE
+from experiments.run_folder.metrics import read_metrics
+from experiments.run_folder.recorded import CONFIG_FILE
+from experiments.system import console
+from experiments.system.files import open_atomically
+from experiments.training.evaluation import standard_error
 
 RESULTS_DIRECTORY = pathlib.Path("results")
 PAGE = pathlib.Path("RESULTS.md")

@@ -13,9 +13,11 @@ import jax
 import optax
 
 import sere_jax
-from experiments import recorded, schedules, training, weights
-from experiments.errors import UserError
-from experiments.paths import local_path
+from experiments.run_folder import recorded, weights
+from experiments.settings import schedules
+from experiments.system.errors import UserError
+from experiments.system.paths import local_path
+from experiments.training import step as training
 
 
 def load(

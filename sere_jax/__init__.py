@@ -7,10 +7,7 @@ sere_jax.log_likelihood(model, params, x, jax.random.key(1), num_samples=1000)
 
 from sere_jax import compilation
 from sere_jax.config import ConfigError, ModelConfig
-from sere_jax.logit import inverse_logit_transform, logit_log_det, logit_transform
-from sere_jax.model import LatentVariableModel
-from sere_jax.sere_vae import Inference, SeReVAE
-from sere_jax.vae import (
+from sere_jax.functions import (
     Objective,
     create_model,
     elbo,
@@ -24,6 +21,9 @@ from sere_jax.vae import (
     to_data_space,
     to_pixels,
 )
+from sere_jax.logit import inverse_logit_transform, logit_log_det, logit_transform
+from sere_jax.model import LatentVariableModel
+from sere_jax.sere_vae import Inference, SeReVAE
 
 compilation.set_flag()
 

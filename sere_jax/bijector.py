@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sere_jax.config import ModelConfig, choose
-from sere_jax.flow import (
+from sere_jax.flows.bijectors import (
     InverseAutoregressiveLayer,
     MaskedAutoregressiveLayer,
     SplineCouplingLayer,
 )
-from sere_jax.network import create_network
+from sere_jax.networks.family import create_network
 
 Array = jax.Array
 

@@ -16,9 +16,9 @@ from flax import struct
 from sere_jax import data_space
 from sere_jax.config import FLOW, ModelConfig, choose
 from sere_jax.data_space import DataSpace
-from sere_jax.flow import MaskedAutoregressiveFlows, RankOneNormal
-from sere_jax.mlp import flatten
-from sere_jax.network import create_features, create_network
+from sere_jax.flows.bijectors import MaskedAutoregressiveFlows, RankOneNormal
+from sere_jax.networks.family import create_features, create_network
+from sere_jax.networks.mlp import flatten
 
 Array = jax.Array
 

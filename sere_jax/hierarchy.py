@@ -9,7 +9,7 @@ Three phases, so that only what is sequential is scanned (paper, Figure 1 and Eq
 
 `generate` scans prior, bijector and data layer together, as each block needs the one before. What
 the image or its blocks contribute to a layer is an offset of one of its hidden layers
-(`sere_jax.network`).
+(`sere_jax.networks.family`).
 """
 
 import functools
@@ -24,8 +24,8 @@ from flax import struct
 from sere_jax.bijector import create_bijector
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import create_data_layer
-from sere_jax.masked import masked
-from sere_jax.network import create_features, create_refinement
+from sere_jax.networks.family import create_features, create_refinement
+from sere_jax.networks.masked import masked
 from sere_jax.partition import create_partition, previous_blocks
 from sere_jax.posterior import PosteriorLayer, Residual, posterior_sample
 from sere_jax.prior import Prior, PriorLayer

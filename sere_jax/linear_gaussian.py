@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sere_jax import vae
+from sere_jax import functions as vae
 from sere_jax.arrays import as_array, check_values
 from sere_jax.config import ConfigError, ModelConfig
 from sere_jax.model import LatentVariableModel

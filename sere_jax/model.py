@@ -1,4 +1,4 @@
-"""What a model must be able to do; the public functions of `sere_jax.vae` need no more."""
+"""What a model must be able to do; the public functions of `sere_jax.functions` need no more."""
 
 from typing import Any
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from sere_jax.hierarchy import Hierarchy, Latents, Observed
-from sere_jax.masked import masked
 from sere_jax.model import LatentVariableModel
+from sere_jax.networks.masked import masked
 from sere_jax.posterior import kl_divergence, log_density_ratio
 
 Array = jax.Array

@@ -169,7 +169,7 @@ ENTRY %main (p: f32[]) -> f32[] {
 )
 def test_arguments_that_make_no_sense_are_refused(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
-    monkeypatch.setattr("experiments.host_memory.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("experiments.system.host_memory.keep_freed_memory", lambda: None)
     monkeypatch.setattr("jax.config.update", lambda *_: None)
     with pytest.raises(SystemExit):
         runpy.run_module("benchmarks", run_name="__main__")

@@ -20,7 +20,7 @@ SECONDS = 60  # against hanging, not a limit that is tested
 HEAVY = (
     "array_record.python.array_record_data_source",
     "distrax",
-    "experiments.run",
+    "experiments.command_line.modes",
     "sklearn.datasets",
     "tensorflow_datasets",
 )

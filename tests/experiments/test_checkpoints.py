@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from experiments.checkpoints import Checkpoints
-from experiments.errors import UserError
-from experiments.training import TrainState
+from experiments.run_folder.checkpoints import Checkpoints
+from experiments.system.errors import UserError
+from experiments.training.step import TrainState
 
 
 def state_at(step, size=3):

@@ -8,8 +8,8 @@ import pytest
 import configs
 import sere_jax
 from configs import base, cifar_checkerboard, mnist_mlp
-from experiments.configuration import RULES, check_configuration, differences
-from experiments.errors import UserError
+from experiments.settings.configuration import RULES, check_configuration, differences
+from experiments.system.errors import UserError
 
 INVALID = {
     "seed": [-1, 2**32, 1.5],

@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import sys, time
-from experiments import console
+from experiments.system import console
 console.make_robust()
 print("first", flush=True)
 sys.stdin.read()

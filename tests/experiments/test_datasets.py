@@ -16,8 +16,9 @@ import sklearn.datasets
 import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification import mnist
 
-from experiments import datasets, prepare_data
-from experiments.errors import UserError
+from experiments import prepare_data
+from experiments.data import datasets
+from experiments.system.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -568,11 +569,11 @@ def test_genuine_mnist():
 def test_import_is_light():
     script = """
 import sys
-from experiments import datasets
+from experiments.data import datasets
 heavy = {"tensorflow_datasets", "tensorflow", "sklearn", "requests", "PIL", "jax"}
 print(sorted(heavy & set(sys.modules)))
 """
-    root = pathlib.Path(datasets.__file__).parents[1]
+    root = pathlib.Path(datasets.__file__).parents[2]
     process = subprocess.run(
         [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True
     )

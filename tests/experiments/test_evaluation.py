@@ -8,8 +8,8 @@ from scipy import special
 
 import sere_jax
 from configs import base
-from experiments.evaluation import Evaluator, bits_per_dim, standard_error
-from experiments.parallel import replicate
+from experiments.distributed.devices import replicate
+from experiments.training.evaluation import Evaluator, bits_per_dim, standard_error
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -37,7 +37,9 @@ def evaluator(model, batch_size):
 
 
 def test_elbo_is_the_mean_over_all_images(model, params, images, monkeypatch):
-    monkeypatch.setattr("experiments.evaluation.ELBO_IMAGES_PER_IMAGE", 1)  # 7 images: 3 + 3 + 1
+    monkeypatch.setattr(
+        "experiments.training.evaluation.ELBO_IMAGES_PER_IMAGE", 1
+    )  # 7 images: 3 + 3 + 1
     ours = evaluator(model, 3)
     elbo = ours.elbo(params, images)
     terms = elbo.means()

@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from configs import cifar_checkerboard, digits
-from experiments.errors import UserError
-from experiments.experiment import count_parameters, create_experiment
+from experiments.system.errors import UserError
+from experiments.training.experiment import count_parameters, create_experiment
 
 
 @pytest.mark.parametrize("data_layer", ["bernoulli", "gaussian", "discretized_logistic_mixture"])

@@ -30,9 +30,9 @@ from command_line import (
 )
 
 from configs import digits
-from experiments import run
-from experiments.errors import UserError
-from experiments.workdir import record_configuration
+from experiments.command_line import modes as run
+from experiments.run_folder.workdir import record_configuration
+from experiments.system.errors import UserError
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import figures
-from experiments.figures import (
+from experiments.reporting import figures
+from experiments.reporting.figures import (
     save_build_up,
     save_comparison,
     save_image_grid,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from experiments import input_pipeline
+from experiments.data import input_pipeline
 
 
 def test_every_epoch_visits_every_example_once_in_its_own_order():

@@ -16,14 +16,9 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from experiments.errors import UserError
-from experiments.metrics import (
-    MetricsLogger,
-    open_atomically,
-    progress_bar,
-    read_metrics,
-    write_json_atomically,
-)
+from experiments.run_folder.metrics import MetricsLogger, progress_bar, read_metrics
+from experiments.system.errors import UserError
+from experiments.system.files import open_atomically, write_json_atomically
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -115,7 +110,7 @@ def test_resumed_run_replaces_the_records_after_its_step(tmp_path):
 def test_killed_process_loses_no_line_and_the_torn_one_is_skipped(tmp_path):
     script = textwrap.dedent("""
         import os, signal, sys
-        from experiments.metrics import MetricsLogger
+        from experiments.run_folder.metrics import MetricsLogger
         logger = MetricsLogger(sys.argv[1], resume_step=0)
         for step in range(1, 6):
             logger.write(step, 0.0, "train", {"elbo": -1.0})

@@ -190,7 +190,8 @@ def test_what_one_process_finds_wrong_is_one_line_in_both(finished_by_one):
 
 MEETING = """
 import sys
-from experiments import main, multihost
+from experiments import main
+from experiments.distributed import processes as multihost
 multihost.initialize(sys.argv[1], 2, int(sys.argv[2]), timeout=float(sys.argv[3]))
 """
 
@@ -199,7 +200,7 @@ HELPERS = (
     + """
 import jax
 import numpy as np
-from experiments.errors import UserError
+from experiments.system.errors import UserError
 me = jax.process_index()
 arrays = {
     "float": np.array([-0.0, np.nan, 1e-45, np.inf, 0.1], np.float32) * (1 - 2 * me),

@@ -5,8 +5,8 @@ import pathlib
 import pytest
 
 from experiments import prepare_data, trained
-from experiments.errors import UserError
-from experiments.paths import check_name, local_path
+from experiments.system.errors import UserError
+from experiments.system.paths import check_name, local_path
 
 
 @pytest.fixture(autouse=True)

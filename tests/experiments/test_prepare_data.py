@@ -14,7 +14,7 @@ from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.image_classification import cifar, mnist
 
 from experiments import prepare_data
-from experiments.errors import UserError
+from experiments.system.errors import UserError
 
 
 def _read(name: str, data_dir: pathlib.Path, split: str) -> list[dict]:

@@ -16,9 +16,9 @@ from absl import flags
 from ml_collections import config_flags
 
 import sere_jax
-from experiments import command_line
-from experiments.errors import UserError
-from experiments.experiment import create_experiment
+from experiments.command_line import flags as command_line
+from experiments.system.errors import UserError
+from experiments.training.experiment import create_experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
 

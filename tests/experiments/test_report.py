@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.errors import UserError
-from experiments.report import write_report
+from experiments.reporting.report import write_report
+from experiments.system.errors import UserError
 
 HOSTILE = '</td><script>alert("1")</script><img src=x onerror=alert(1)>&amp;\''
 VOID_TAGS = {"meta", "img", "br", "link"}

@@ -5,8 +5,8 @@ import optax
 import pytest
 
 from configs import base
-from experiments import schedules
-from experiments.errors import UserError
+from experiments.settings import schedules
+from experiments.system.errors import UserError
 
 STEPS = {"steps_per_epoch": 40, "total_steps": 1000}
 

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 import sere_jax
 from experiments import trained
-from experiments.errors import UserError
+from experiments.system.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
@@ -48,7 +48,7 @@ def test_without_a_choice_the_weights_are_those_that_were_evaluated(
         assert (workdir, which) == (tmp_path, evaluated)
         return {}, {}
 
-    monkeypatch.setattr("experiments.weights.load", load)
+    monkeypatch.setattr("experiments.run_folder.weights.load", load)
     assert trained.load(tmp_path)[1] == {}
 
 

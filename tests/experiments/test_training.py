@@ -13,9 +13,10 @@ import pytest
 
 import sere_jax
 from configs import base
-from experiments import input_pipeline, training
-from experiments.input_pipeline import epoch_order
-from experiments.parallel import replicate
+from experiments.data import input_pipeline
+from experiments.data.input_pipeline import epoch_order
+from experiments.distributed.devices import replicate
+from experiments.training import step as training
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NUM_EXAMPLES, BATCH = 24, 8

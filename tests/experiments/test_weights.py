@@ -11,8 +11,9 @@ import pytest
 from command_line import ROOT, launch, train
 
 import sere_jax
-from experiments import recorded, trained, weights
-from experiments.errors import UserError
+from experiments import trained
+from experiments.run_folder import recorded, weights
+from experiments.system.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 

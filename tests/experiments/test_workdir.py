@@ -7,12 +7,13 @@ import sys
 import pytest
 
 from configs import digits
-from experiments import recorded, workdir
-from experiments.errors import UserError
+from experiments.run_folder import recorded, workdir
+from experiments.system import git
+from experiments.system.errors import UserError
 
 HOLDER = """
 import pathlib, sys, time
-from experiments.workdir import exclusive
+from experiments.run_folder.workdir import exclusive
 with exclusive(pathlib.Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)
@@ -94,5 +95,5 @@ def test_a_folder_without_a_run_and_a_torn_configuration_are_refused(tmp_path):
 
 
 def test_the_commit_is_that_of_the_project():
-    commit = workdir.git_commit()
+    commit = git.git_commit()
     assert commit == "unknown" or len(commit.removesuffix("-dirty")) == 40

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax.flow import MAX_LOG_SCALE, MaskedAutoregressive, SplineCoupling
-from sere_jax.masked import Degrees, MaskedKernel, MaskedNetwork, cut_stripes
+from sere_jax.flows.bijectors import MAX_LOG_SCALE, MaskedAutoregressive, SplineCoupling
+from sere_jax.networks.masked import Degrees, MaskedKernel, MaskedNetwork, cut_stripes
 
 flowjax = pytest.importorskip("flowjax", reason="an extra: pip install -e '.[test]'")
 equinox = pytest.importorskip("equinox")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sere_jax
-from sere_jax.mlp import MLPFeatures
+from sere_jax.networks.mlp import MLPFeatures
 
 RATE = 0.3
 COUPLED = {"data_context": 3, "couple_data_to_prior": True}
@@ -106,8 +106,8 @@ def test_the_objective_is_that_of_the_units_that_are_kept(random_model, batch, n
 
     value = objective(model, params, x, keys, num_samples)
 
-    noise = jnp.stack([sere_jax.vae.sample_noise(model, keys, s) for s in range(num_samples)])
-    rngs = {"dropout": jax.random.fold_in(keys[0], sere_jax.vae.OF_DROPOUT)}
+    noise = jnp.stack([sere_jax.functions.sample_noise(model, keys, s) for s in range(num_samples)])
+    rngs = {"dropout": jax.random.fold_in(keys[0], sere_jax.functions.OF_DROPOUT)}
     apply = functools.partial(model.apply, {"params": params})
     if num_samples == 1:
         terms, kl = apply(x, noise[0], method="elbo_terms", rngs=rngs)

@@ -11,7 +11,7 @@ from scipy import stats
 
 import sere_jax
 from sere_jax.data_layer import create_data_layer
-from sere_jax.flow import (
+from sere_jax.flows.bijectors import (
     WHITENING_RIDGE,
     ActivationNorm,
     MaskedAutoregressiveFlows,

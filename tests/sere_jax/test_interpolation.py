@@ -7,7 +7,7 @@ import pytest
 from scipy import linalg
 
 import sere_jax
-from sere_jax.vae import _on_great_circle
+from sere_jax.functions import _on_great_circle
 
 MODELS = {
     "paper": {},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sere_jax
-from sere_jax.resnet import convolve, space_to_depth
+from sere_jax.networks.resnet import convolve, space_to_depth
 
 MAPS = {
     "network": "resnet",

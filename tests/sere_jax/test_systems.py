@@ -17,9 +17,9 @@ from enumeration import (
 from scipy import integrate, special, stats
 
 import sere_jax
-from sere_jax.ladder_vae import Evidence, _product
-from sere_jax.relaxed_bernoulli_vae import log_density
-from sere_jax.vae import sample_noise
+from sere_jax.functions import sample_noise
+from sere_jax.systems.ladder_vae import Evidence, _product
+from sere_jax.systems.relaxed_bernoulli_vae import log_density
 
 SYSTEMS = {
     "ladder": {

@@ -26,7 +26,7 @@ from jax.extend import core
 from scipy import special, stats
 
 import sere_jax
-import sere_jax.vae
+import sere_jax.functions
 from sere_jax.bijector import BIJECTORS
 
 EVERYTHING = {"context": 2, "data_context": 2, "couple_data_to_prior": True}
@@ -60,7 +60,7 @@ def inference(tiny):
 def weights(tiny):
     """log p(x | z) and log p(ε) - log q(ε | x), [7, B], from Gaussian densities of scipy."""
     model, params, x, keys = tiny
-    noise = jax.vmap(lambda s: sere_jax.vae.sample_noise(model, keys, s))(jnp.arange(7))
+    noise = jax.vmap(lambda s: sere_jax.functions.sample_noise(model, keys, s))(jnp.arange(7))
     out = jax.jit(jax.vmap(lambda noise: model.apply({"params": params}, x, noise)))(noise)
     ratio = stats.norm.logpdf(out.epsilon, out.prior_mean, out.prior_scale)
     ratio -= stats.norm.logpdf(out.epsilon, out.posterior_mean, out.posterior_scale)
@@ -265,14 +265,14 @@ def test_log_likelihood_rises_with_the_number_of_samples(tiny):
 def test_log_likelihood_averages_the_weights_whatever_the_chunks(
     tiny, weights, monkeypatch, num_samples, samples_at_once
 ):
-    monkeypatch.setattr(sere_jax.vae, "SAMPLES_AT_ONCE", samples_at_once)
+    monkeypatch.setattr(sere_jax.functions, "SAMPLES_AT_ONCE", samples_at_once)
 
     log_likelihood = sere_jax.log_likelihood(*tiny, num_samples=num_samples)
 
     log_weights = sum(weights)[:num_samples]
     expected = special.logsumexp(log_weights, axis=0) - np.log(num_samples)
     np.testing.assert_allclose(log_likelihood, expected, rtol=1e-4, atol=1e-3)
-    again, elbo = sere_jax.vae.likelihood_and_elbo(*tiny, num_samples=num_samples)
+    again, elbo = sere_jax.functions.likelihood_and_elbo(*tiny, num_samples=num_samples)
     np.testing.assert_array_equal(again, log_likelihood)
     np.testing.assert_allclose(elbo, log_weights.mean(axis=0), rtol=1e-4, atol=1e-3)
     assert np.all(elbo <= log_likelihood)

@@ -1,0 +1,1 @@
+"""Flags, and what each mode of the command does."""

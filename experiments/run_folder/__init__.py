@@ -1,0 +1,1 @@
+"""The folder of one run: configuration, lock, checkpoints, metrics, weights."""

@@ -1,0 +1,1 @@
+"""The settings of an experiment: what they are, what they may be, what follows from them."""

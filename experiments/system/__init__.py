@@ -1,0 +1,1 @@
+"""What concerns the machine and its user: errors, paths, files, the console."""

@@ -1,0 +1,69 @@
+"""Files that appear whole or not at all, and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def open_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a binary file that appears at `path`, whole and synced, when the block ends.
+
+    If the block raises, whatever was at `path` before stays as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_temporary_files(directory: str | os.PathLike[str]) -> None:
+    """Removes what `open_atomically` leaves in `directory` if its process is killed."""
+    for temporary in Path(directory).glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
+def write_json_atomically(path: str | os.PathLike[str], obj: Any) -> Path:
+    """Writes `obj` as indented JSON, so that a reader sees the old file or the new one.
+
+    NumPy and JAX scalars and arrays become numbers and lists, paths become strings, and NaN and
+    the infinities, which JSON lacks, become null.
+
+    Returns:
+        `path`.
+
+    Raises:
+        TypeError: `obj` holds something that has no JSON form.
+    """
+    text = json.dumps(to_json(obj), indent=2, allow_nan=False)
+    with open_atomically(path) as file:
+        file.write(text.encode() + b"\n")
+    return Path(path)
+
+
+def to_json(value: Any) -> Any:
+    """`value` in types that JSON has; NaN and the infinities, which it lacks, become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return to_json(value.tolist())
+    return value

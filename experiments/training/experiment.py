@@ -1,0 +1,295 @@
+"""Everything that follows from a configuration: data, model, schedules, number of steps."""
+
+import dataclasses
+import functools
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import sere_jax
+from experiments.data import input_pipeline
+from experiments.data.datasets import Dataset, load_dataset
+from experiments.distributed.devices import num_devices
+from experiments.settings import schedules
+from experiments.settings.configuration import check_configuration
+from experiments.settings.schedules import is_longer_than_zero
+from experiments.system.errors import UserError
+from experiments.training import step as training
+from experiments.training.evaluation import Evaluator, bits_per_dim
+from sere_jax.compilation import jit
+from sere_jax.data_layer import data_space_of
+from sere_jax.data_space import binarize
+
+NUM_VOLUME_IMAGES = 5000
+NUM_WHITENED_IMAGES = 50_000  # at most, that flows with direct connections start from
+MANY_GREY_PIXELS = 0.5  # photographs have 0.8, digits of 8 x 8 pixels 0.35
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A checked configuration and what follows from it."""
+
+    config: Any
+    dataset: Dataset
+    model: sere_jax.LatentVariableModel
+    steps_per_epoch: int
+    total_steps: int
+    learning_rate: optax.Schedule
+    kl_weight: optax.Schedule
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer with its learning-rate schedule."""
+        return schedules.create_optimizer(self.config.training, self.learning_rate)
+
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        """Compiled evaluation."""
+        return Evaluator(
+            self.model,
+            max_value=self.dataset.max_value,
+            batch_size=self.config.evaluation.batch_size,
+            num_importance_samples=self.config.evaluation.num_importance_samples,
+        )
+
+    def init_state(self) -> training.TrainState:
+        """The state before the first step; flows start from the first images."""
+        x = None
+        if self.model.config.has_flows:
+            num_images = self.config.training.batch_size
+            if self.model.config.flow_direct_connections:
+                num_images = max(num_images, NUM_WHITENED_IMAGES)
+            images = jnp.asarray(self.dataset.train[:num_images])
+            x, _ = self.evaluator.to_data_space(images, jnp.arange(len(images)))
+        create = functools.partial(
+            training.init_state, self.model, self.optimizer, self.config.seed
+        )
+        return jit(create, optimize=False)(x)
+
+    def state_template(self) -> training.TrainState:
+        """See `training.state_template`."""
+        return training.state_template(self.model, self.optimizer, self.config.seed)
+
+    def create_train_dispatch(self):
+        """See `training.create_train_dispatch`."""
+        return training.create_train_dispatch(
+            self.model,
+            self.optimizer,
+            self.config.training,
+            kl_weight=self.kl_weight,
+            num_examples=len(self.dataset.train),
+            max_value=self.dataset.max_value,
+            augment=self.augmentation(),
+            importance_weighted_from=self.duration_in_steps("training", "importance_weighted_from"),
+        )
+
+    def augmentation(self):
+        """See `input_pipeline.augmentation`."""
+        until = self.duration_in_steps("dataset", "random_affine_until")
+        return input_pipeline.augmentation(self.config.dataset, until, self.dataset.max_value)
+
+    def bits_per_dim(self, nll: float, split: str) -> float:
+        """Bits per value of an image; see `evaluation.bits_per_dim`.
+
+        Args:
+            nll: mean -log p(x) in nats, in the data space of the model.
+            split: "train", "validation" or "test", the images that it is the mean of.
+        """
+        max_value = self.dataset.max_value
+        return bits_per_dim(nll, self.model.config, max_value, self._log_volume(split))
+
+    def _log_volume(self, split):
+        """Of "train" that of the first images, the same to a few thousandths of a bit."""
+        if split not in self._log_volumes:
+            images = {
+                "train": self.dataset.train[:NUM_VOLUME_IMAGES],
+                "validation": self.dataset.validation,
+                "test": self.test_images(),
+            }
+            self._log_volumes[split] = self.evaluator.log_volume(images[split])
+        return self._log_volumes[split]
+
+    @functools.cached_property
+    def _log_volumes(self) -> dict[str, float]:
+        return {}
+
+    def duration_in_steps(self, section: str, field: str) -> int:
+        """The duration in `config.SECTION.FIELD` in optimizer steps."""
+        return schedules.duration_in_steps(
+            f"config.{section}.{field}",
+            self.config[section][field],
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+        )
+
+    def interval_in_steps(self, section: str, field: str) -> int:
+        """The same of what is done every so often: at least 1."""
+        return max(self.duration_in_steps(section, field), 1)
+
+    def summary(self) -> list[str]:
+        """What a training is about to do, in three lines."""
+        dataset, training = self.dataset, self.config.training
+        parts = [dataset.train, dataset.validation]
+        if self.config.evaluation.test_elbo_every:
+            parts.append(self.test_images())
+        params = count_parameters(self.state_template().params)
+        images, state = (size / 1e6 for size in (sum(p.nbytes for p in parts), 20 * params))
+        shape = "x".join(map(str, dataset.image_shape))
+        epochs = self.total_steps / self.steps_per_epoch
+        return [
+            f"data: {len(dataset.train)} images of {dataset.name!r} to train, "
+            f"{len(dataset.validation)} to validate, {len(self.test_images())} to test, {shape}",
+            f"model: {self.model.config.system}, {params:,} parameters; {self.total_steps} steps "
+            f"of {training.batch_size} images, {epochs:.4g} epochs",
+            f"devices: {num_devices()} ({jax.default_backend()}); memory of each: {images:.3g} MB "
+            f"of images, {state:.3g} MB of weights, averages, gradients and optimizer, and besides "
+            "the activations of a step",
+        ]
+
+    def doubts(self) -> list[str]:
+        """What is allowed but seldom meant, a sentence each."""
+        return [
+            *self._doubts_about_pixels(),
+            *self._doubts_about_durations(),
+            *self._doubts_about_best(),
+        ]
+
+    def _doubts_about_durations(self):
+        for field, outcome in {
+            "kl_warmup": "the KL never gets its full weight",
+            "importance_weighted_from": "only the ELBO is trained",
+        }.items():
+            steps = self.duration_in_steps("training", field)
+            if steps > 0 and steps >= self.total_steps:
+                yield (
+                    f"config.training.{field}={self.config.training[field]!r} is no shorter than "
+                    f"the training of {self.total_steps} steps: {outcome}"
+                )
+
+    def _doubts_about_pixels(self):
+        if data_space_of(self.model.config).from_images is not binarize:
+            return
+        images = self.dataset.train[:NUM_VOLUME_IMAGES] / self.dataset.max_value
+        share = float(np.mean((images > 0.1) & (images < 0.9)))
+        if share >= MANY_GREY_PIXELS:
+            yield (
+                f"{share:.0%} of the pixels of {self.dataset.name!r} are neither black nor white, "
+                f"and config.model.data_layer={self.config.model.data_layer!r} draws each as black "
+                "or white; 'discretized_logistic_mixture' models 256 levels, 'gaussian' "
+                "dequantized ones"
+            )
+
+    def _doubts_about_best(self):
+        if self.config.evaluation.checkpoint != "best" or not len(self.dataset.validation):
+            return
+        training = self.config.training
+        evaluate, save = (
+            self.interval_in_steps("training", name)
+            for name in ("evaluate_every", "checkpoint_every")
+        )
+        if max(evaluate, save) % min(evaluate, save):
+            yield (
+                "config.evaluation.checkpoint='best' is the best of those checkpoints that are "
+                f"evaluated: with config.training.evaluate_every={training.evaluate_every!r} and "
+                f"checkpoint_every={training.checkpoint_every!r} every "
+                f"{math.lcm(evaluate, save)} steps; let one be a multiple of the other"
+            )
+        begins = training.importance_weighted_from
+        if is_longer_than_zero(begins):
+            yield (
+                f"config.training.importance_weighted_from={begins!r} may lower the ELBO, and "
+                "config.evaluation.checkpoint='best' is that of the highest ELBO; 'last' has the "
+                "whole training"
+            )
+
+    def test_images(self):
+        """The part of the test set that is evaluated, [num, h, w, c] uint8."""
+        return self.dataset.test[: self.config.evaluation.num_examples or None]
+
+
+def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
+    """Checks the configuration, loads the data and creates the model.
+
+    Args:
+        config: of the experiment.
+        to_train: False where the number of devices need not divide the batch.
+
+    Raises:
+        UserError, sere_jax.ConfigError: something does not fit; nothing has been compiled.
+    """
+    check_configuration(config)
+    batch_size = config.training.batch_size
+    if to_train and batch_size % num_devices():
+        raise UserError(
+            f"config.training.batch_size={batch_size} (over all devices) is not a multiple of the "
+            f"{num_devices()} devices; choose {max(1, batch_size // num_devices()) * num_devices()}"
+        )
+    model = sere_jax.create_model(config)
+    _check_size(model)
+    weight_decay = config.training.weight_decay
+    if weight_decay and model.config.flow_direct_connections:
+        raise UserError(
+            f"config.training.weight_decay={weight_decay} would shrink the linear autoregression "
+            "that flow_direct_connections=True starts from, which is not trained; set it to 0, or "
+            "config.model.flow_direct_connections to False"
+        )
+    dataset = load_dataset(config.dataset)
+    if dataset.image_shape != tuple(config.model.data_shape):
+        raise UserError(
+            f"config.model.data_shape={tuple(config.model.data_shape)} does not fit the images of "
+            f"{config.dataset.name!r}, which have the shape {dataset.image_shape}"
+        )
+    max_value = data_space_of(model.config).max_value
+    if max_value not in (None, dataset.max_value):
+        raise UserError(
+            f"config.model.data_layer={config.model.data_layer!r} models the values 0 to "
+            f"{max_value}, the images of {config.dataset.name!r} have 0 to {dataset.max_value}; "
+            "choose 'bernoulli' or 'gaussian'"
+        )
+    num_examples = config.evaluation.num_examples
+    if num_examples > len(dataset.test):
+        raise UserError(
+            f"config.evaluation.num_examples={num_examples} exceeds the {len(dataset.test)} test "
+            f"images of {config.dataset.name!r}; choose at most {len(dataset.test)}, or 0 for all"
+        )
+    if batch_size > len(dataset.train):
+        raise UserError(
+            f"config.training.batch_size={batch_size} exceeds the {len(dataset.train)} training "
+            f"examples of {config.dataset.name!r}; choose at most {len(dataset.train)}"
+        )
+    steps_per_epoch = len(dataset.train) // batch_size
+    total_steps = schedules.total_training_steps(config.training, steps_per_epoch)
+    steps = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        model=model,
+        learning_rate=jax.jit(schedules.learning_rate_schedule(config.training, **steps)),
+        kl_weight=jax.jit(schedules.kl_weight_schedule(config.training, **steps)),
+        **steps,
+    )
+
+
+def _check_size(model):
+    """Refuses a model whose training state exceeds the memory of the machine."""
+    shapes = jax.eval_shape(functools.partial(sere_jax.init, model), jax.random.key(0))
+    # Parameters, their averages and the optimizer's two moments, float32.
+    needed = 16 * count_parameters(shapes)
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        raise UserError(
+            f"config.model with num_layers={model.config.num_layers}, latent_shape="
+            f"{model.config.latent_shape} and hidden_size={model.config.hidden_size} takes "
+            f"{needed / 1e9:.3g} GB of memory to train, this machine has {present / 1e9:.3g} GB; "
+            "lower one of them"
+        )
+
+
+def count_parameters(params: Any) -> int:
+    """Number of values in a tree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

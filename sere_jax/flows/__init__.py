@@ -1,0 +1,1 @@
+"""Flows: bijectors, and the data layer built of them."""

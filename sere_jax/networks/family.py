@@ -1,0 +1,57 @@
+"""Neural networks of the layers: families that share one interface.
+
+Every layer of the hierarchy reads a window of codes (sequential) and features of the observed
+image (known in advance). A family keeps the two apart: its features module turns an image into an
+offset, computed once per image, outside the scan over layers and outside the loop over importance
+samples; its network module adds the offset to a hidden layer of the codes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from flax import linen as nn
+
+from sere_jax.config import ModelConfig, choose
+from sere_jax.networks.mlp import (
+    LinearFeatures,
+    LinearNetwork,
+    LinearRefinement,
+    MLPFeatures,
+    MLPNetwork,
+    MLPRefinement,
+)
+from sere_jax.networks.resnet import ResNetFeatures, ResNetNetwork, ResNetRefinement
+
+
+class Family(NamedTuple):
+    """The modules of a family."""
+
+    features: Callable[..., nn.Module]
+    network: Callable[..., nn.Module]
+    refinement: Callable[..., nn.Module]  # of the features, one layer after another
+
+
+NETWORKS: dict[str, Family] = {
+    "linear": Family(LinearFeatures, LinearNetwork, LinearRefinement),
+    "mlp": Family(MLPFeatures, MLPNetwork, MLPRefinement),
+    "resnet": Family(ResNetFeatures, ResNetNetwork, ResNetRefinement),
+}
+
+
+def create_features(config: ModelConfig, **kwargs) -> nn.Module:
+    """The feature network of the family `config.network`."""
+    return _family(config).features(config, **kwargs)
+
+
+def create_network(config: ModelConfig, output_shape: tuple[int, ...], **kwargs) -> nn.Module:
+    """The conditional network of the family `config.network`."""
+    return _family(config).network(config, output_shape, **kwargs)
+
+
+def create_refinement(config: ModelConfig) -> nn.Module:
+    """One step of the shared encoder, of the family `config.network`."""
+    return _family(config).refinement(config)
+
+
+def _family(config):
+    return choose("network", config.network, NETWORKS)

@@ -1,0 +1,391 @@
+"""Masked autoregressive networks (MADE; Germain et al. 2015), conditional and solved in one pass.
+
+Every input and every hidden unit has a degree. A hidden unit of degree k sees the inputs of degrees
+up to k; output d sees the hidden units of degrees below d. So output d depends on the inputs of
+degrees below d, and on the condition, which is never masked: it is added to the first hidden layer
+and to the outputs. Hidden units of degree 0 see nothing else: through them the first output, the
+only one of 1-D data, depends on it nonlinearly too. Direct connections (section 4.2 there) are an
+option: each output then also depends linearly on the inputs that it may see.
+
+With units in the order of their degrees the mask of a layer is a staircase. Its kernel is kept as
+a few stripes of outputs: of each, the rows that all of its outputs see, as one dense matrix, and
+those that some of them see, masked. What none of them sees, nearly half of the kernel, is neither
+kept, nor multiplied, nor optimized.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+from sere_jax.networks.mlp import head_initializer
+
+Array = jax.Array
+
+MAX_STRIPES = 4  # of a masked kernel; more of them gain little
+
+
+@dataclasses.dataclass(frozen=True)
+class Degrees:
+    """The order of the inputs and what each hidden unit may see.
+
+    Attributes:
+        inputs: [D], a permutation of 1 .. D: the place of each input in the order.
+        hidden: of each hidden layer, the degrees of its units, rising from 0 to D - 1.
+    """
+
+    inputs: tuple[int, ...]
+    hidden: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self):
+        """Refuses what is no order or hides a unit from all outputs."""
+        size = len(self.inputs)
+        if sorted(self.inputs) != list(range(1, size + 1)):
+            raise ValueError(f"inputs={self.inputs} is not a permutation of 1 to {size}")
+        for layer in self.hidden:
+            if not layer or min(layer) < 0 or max(layer) >= size:
+                raise ValueError(f"hidden degrees {layer} must lie from 0 to {size - 1}")
+            if list(layer) != sorted(layer):
+                raise ValueError(f"hidden degrees {layer} must rise; another order gains nothing")
+
+    @property
+    def order(self) -> np.ndarray:
+        """[D], the index of the first, second, ... input of the order."""
+        return np.argsort(self.inputs)
+
+    def reversed(self) -> "Degrees":
+        """The same hidden units, and the inputs in the opposite order."""
+        last = len(self.inputs) + 1
+        return dataclasses.replace(self, inputs=tuple(last - place for place in self.inputs))
+
+    def units(self, layer: int) -> np.ndarray:
+        """Hidden units by degree: [D, most of one degree] indices; the width of the layer pads."""
+        degrees = np.asarray(self.hidden[layer])
+        groups = [np.flatnonzero(degrees == degree) for degree in range(len(self.inputs))]
+        table = np.full((len(groups), max(map(len, groups))), len(degrees))
+        for row, group in zip(table, groups, strict=True):
+            row[: len(group)] = group
+        return table
+
+
+def spread_degrees(
+    num_inputs: int, widths: tuple[int, ...], *, conditional: bool, key: Array | None = None
+) -> Degrees:
+    """Degrees of hidden units, spread over all there are, in rising order or at random.
+
+    Unlike degrees that count up and start again, rising ones reach D - 1 where a layer is narrower
+    than the data, so that every input reaches the last output.
+
+    Args:
+        num_inputs: D.
+        widths: units of each hidden layer.
+        conditional: whether there is a condition, for which units of degree 0 are of use.
+        key: draws the degrees instead; it must not be traced.
+    """
+    lowest = 0 if conditional or num_inputs == 1 else 1
+    hidden = []
+    for layer, width in enumerate(widths):
+        if key is None:
+            degrees = np.round(np.linspace(num_inputs - 1, lowest, width)).astype(int)[::-1]
+        else:
+            drawn = jax.random.randint(jax.random.fold_in(key, layer), (width,), lowest, num_inputs)
+            degrees = np.asarray(drawn).copy()
+            degrees[0] = lowest
+            degrees.sort()
+        hidden.append(tuple(map(int, degrees)))
+    return Degrees(tuple(range(1, num_inputs + 1)), tuple(hidden))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stripe:
+    """Some outputs of a masked layer, whose units are in the order of their degrees.
+
+    Attributes:
+        start, stop: which outputs.
+        num_dense: how many of the first inputs all of them see.
+        num_seen: how many of the first inputs the last of them sees.
+    """
+
+    start: int
+    stop: int
+    num_dense: int
+    num_seen: int
+
+
+def cut_stripes(num_seen: np.ndarray, stripe_size: int) -> tuple[Stripe, ...]:
+    """Stripes of about equal width, at least `stripe_size` and at most `MAX_STRIPES` of them.
+
+    Args:
+        num_seen: [outputs], rising, how many of the first inputs each output sees.
+        stripe_size: least number of outputs of a stripe, unless there are fewer.
+    """
+    num_stripes = min(max(1, len(num_seen) // stripe_size), MAX_STRIPES)
+    borders = np.linspace(0, len(num_seen), num_stripes + 1).round().astype(int)
+    return tuple(
+        Stripe(int(start), int(stop), int(num_seen[start]), int(num_seen[stop - 1]))
+        for start, stop in itertools.pairwise(borders)
+    )
+
+
+@struct.dataclass
+class MaskedKernel:
+    """The stripes of a masked kernel; a stripe that sees no input at all has empty parts."""
+
+    dense: tuple[Array, ...]  # of each stripe [num_dense, *outputs]
+    staircase: tuple[Array, ...]  # of each stripe [num_seen - num_dense, *outputs], unmasked
+    num_seen: tuple[int, ...] = struct.field(pytree_node=False)  # [outputs]
+    stripes: tuple[Stripe, ...] = struct.field(pytree_node=False)
+
+    def __call__(self, x: Array) -> Array:
+        """x [..., inputs] to [..., *outputs], a product of each part."""
+        products = []
+        for stripe, dense, staircase in zip(
+            self.stripes, self.dense, self._masked_staircases(), strict=True
+        ):
+            parts = ((dense, 0, stripe.num_dense), (staircase, stripe.num_dense, stripe.num_seen))
+            total = jnp.zeros(dense.shape[1:])
+            for kernel, first, last in parts:
+                if first < last:
+                    total = total + _product(x[..., first:last], kernel)
+            products.append(jnp.broadcast_to(total, (*x.shape[:-1], *dense.shape[1:])))
+        return jnp.concatenate(products, axis=-1)
+
+    def full(self, num_inputs: int) -> Array:
+        """The masked kernel as one matrix [inputs, *outputs]."""
+        columns = []
+        for dense, staircase in zip(self.dense, self._masked_staircases(), strict=True):
+            seen = jnp.concatenate([dense, staircase])
+            missing = num_inputs - len(seen)
+            columns.append(jnp.pad(seen, [(0, missing)] + [(0, 0)] * (seen.ndim - 1)))
+        return jnp.concatenate(columns, axis=-1)
+
+    def _masked_staircases(self):
+        # Computed from the counts where they are used; as constants they would fill the program.
+        num_seen = jax.lax.optimization_barrier(jnp.asarray(self.num_seen))
+        for stripe, staircase in zip(self.stripes, self.staircase, strict=True):
+            row = stripe.num_dense + jnp.arange(len(staircase))
+            mask = row[:, None] < num_seen[stripe.start : stripe.stop]
+            mask = jnp.expand_dims(mask, tuple(range(1, staircase.ndim - 1)))
+            yield jnp.where(mask, staircase, 0.0)
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+    """x [..., inputs] and kernel [inputs, *outputs] to [..., *outputs]."""
+    return jnp.tensordot(x, kernel, 1)
+
+
+def _product_forward(x, kernel):
+    return _product(x, kernel), (x, kernel)
+
+
+def _product_backward(residuals, cotangent):
+    x, kernel = residuals
+    # In this order the gradient has the kernel's layout; JAX's own rule has to transpose it.
+    by_kernel = jnp.tensordot(
+        x.reshape(-1, len(kernel)), cotangent.reshape(-1, *kernel.shape[1:]), ((0,), (0,))
+    )
+    outputs = tuple(range(1, kernel.ndim))
+    by_x = jnp.tensordot(cotangent, kernel, (tuple(i - kernel.ndim for i in outputs), outputs))
+    return by_x, by_kernel
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def masked(values: Array, mask: Array | None) -> Array:
+    """values [..., D], but 0 where mask [D] is; None: nowhere."""
+    return values if mask is None else jnp.where(mask > 0, values, 0.0)
+
+
+@struct.dataclass
+class MaskedNetwork:
+    """A masked network with its weights: a function of x, and a pytree.
+
+    Its products have a gradient of their own, so that `jax.jacfwd` and `jax.jvp` refuse it;
+    `jax.jacobian` and `jax.grad` do not.
+    """
+
+    kernels: tuple[MaskedKernel, ...]  # D to width, width to width, ..., width to [P, D]
+    biases: tuple[Array, ...]  # [width], ..., [P, D]
+    offset: Array | None  # [..., width], what the condition adds to the first hidden layer
+    head_offset: Array | None  # [..., P, D], and to the outputs
+    mask: Array | None  # [D], 0 where parameters are 0 whatever the weights; None: nowhere
+    degrees: Degrees = struct.field(pytree_node=False)
+    direct: MaskedKernel | None = None  # D to [P, D] beside the hidden layers
+
+    def __call__(self, x: Array) -> Array:
+        """Parameters [..., P, D] of x [..., D]; column d depends on the inputs before d."""
+        x = _permute(x, self.degrees.order)
+        hidden = self.kernels[0](x) + self.biases[0]
+        if self.offset is not None:
+            hidden = hidden + self.offset
+        for kernel, bias in zip(self.kernels[1:-1], self.biases[1:-1], strict=True):
+            hidden = kernel(nn.relu(hidden)) + bias
+        head = self.kernels[-1](nn.relu(hidden))
+        if self.direct is not None:
+            head = head + self.direct(x)
+        head = _permute(head, np.asarray(self.degrees.inputs) - 1) + self._head_bias()
+        return masked(head, self.mask)
+
+    def solve(self, invert, u: Array) -> Array:
+        """The x with x_d = invert(u_d, parameters_d(x)) for every input d, in one pass.
+
+        Going through the inputs in order, each hidden unit is computed once, as soon as all that it
+        sees is known, and each output column once: D steps cost about as much as one application
+        of the network, not D of them.
+
+        Args:
+            invert: function of u_d [...] and parameters [..., P].
+            u: [..., D].
+
+        Returns:
+            x [..., D].
+        """
+        sizes = [u.shape[-1], *map(len, self.degrees.hidden)]
+        *kernels, head = (
+            kernel.full(size) for kernel, size in zip(self.kernels, sizes, strict=True)
+        )
+        batch_shape = jnp.broadcast_shapes(u.shape[:-1], self._batch_shape())
+        u = jnp.broadcast_to(u, (*batch_shape, u.shape[-1]))
+        hidden = [
+            jnp.broadcast_to(bias, (*batch_shape, bias.shape[-1])) for bias in self.biases[:-1]
+        ]
+        if self.offset is not None:
+            hidden[0] = hidden[0] + self.offset
+        num_hidden = len(hidden)
+        # What outputs see: the inputs if they are connected, and units of the last hidden layer.
+        first = 0 if self.direct is None else sizes[0]
+        known = jnp.zeros((*batch_shape, first + sizes[-1]), hidden[-1].dtype)
+        if self.direct is not None:
+            head = jnp.concatenate([self.direct.full(sizes[0]), head])
+        units = [jnp.asarray(self.degrees.units(layer)) for layer in range(num_hidden)]
+        order = jnp.asarray(self.degrees.order)
+        head_bias = masked(self._head_bias(), self.mask)
+        mask_in_order = None if self.mask is None else jnp.take(self.mask, order)
+        columns = masked(head, mask_in_order).swapaxes(0, -1)  # [D, P, first + width]
+
+        def step(place, carry):
+            x, hidden, known = carry
+            hidden = list(hidden)
+            for layer in range(num_hidden):
+                chosen = units[layer][place]
+                values = nn.relu(jnp.take(hidden[layer], chosen, axis=-1, mode="clip"))
+                values = jnp.where(chosen < hidden[layer].shape[-1], values, 0.0)
+                if layer + 1 < num_hidden:
+                    rows = jnp.take(kernels[layer + 1], chosen, axis=0, mode="clip")
+                    hidden[layer + 1] = hidden[layer + 1] + values @ rows
+                else:
+                    known = known.at[..., first + chosen].set(values, mode="drop")
+            index = order[place]
+            parameters = known @ columns[place].T + jnp.take(head_bias, index, axis=-1)
+            value = invert(jnp.take(u, index, axis=-1), parameters)
+            hidden[0] = hidden[0] + value[..., None] * kernels[0][place]
+            if self.direct is not None:
+                known = known.at[..., place].set(value)
+            return x.at[..., index].set(value), tuple(hidden), known
+
+        x, _, _ = jax.lax.fori_loop(0, u.shape[-1], step, (jnp.zeros_like(u), tuple(hidden), known))
+        return x
+
+    def _batch_shape(self):
+        return () if self.offset is None else self.offset.shape[:-1]
+
+    def _head_bias(self):
+        bias = self.biases[-1]
+        return bias if self.head_offset is None else bias + self.head_offset
+
+
+def _permute(values, order):
+    """values[..., order], cheaply where the order is the natural one or its opposite."""
+    natural = np.arange(len(order))
+    if np.array_equal(order, natural):
+        return values
+    return values[..., ::-1] if np.array_equal(order, natural[::-1]) else values[..., order]
+
+
+class MADE(nn.Module):
+    """Conditions, or none, to a `MaskedNetwork`.
+
+    Attributes:
+        degrees: order and hidden units.
+        num_parameters: P, parameters of each input.
+        head_scale: scale of the initial output weights.
+        stripe_size: least width of the stripes that kernels are cut into.
+        direct: whether there are direct connections; they start at 0.
+    """
+
+    degrees: Degrees
+    num_parameters: int
+    head_scale: float = 0.1
+    stripe_size: int = 128
+    direct: bool = False
+
+    @nn.compact
+    def __call__(self, *conditions: Array | None, mask: Array | None = None) -> MaskedNetwork:
+        """Joins the weights and the conditions.
+
+        Args:
+            *conditions: [..., features], whose batch shapes broadcast; None is left out.
+            mask: [D], 0 where all parameters are 0; None: nowhere.
+        """
+        num_inputs = len(self.degrees.inputs)
+        shape = (self.num_parameters, num_inputs)
+        zeros = nn.initializers.zeros_init()
+        kernels, biases = [], []
+        degrees = [np.sort(self.degrees.inputs), *map(np.asarray, self.degrees.hidden)]
+        for layer, (before, after) in enumerate(itertools.pairwise(degrees)):
+            num_seen = np.searchsorted(before, after, side="right")
+            kernels.append(self._kernel(f"kernel_{layer}", num_seen, (len(after),), 2**0.5))
+            biases.append(self.param(f"bias_{layer}", zeros, (len(after),)))
+        num_seen = np.searchsorted(degrees[-1], degrees[0], side="left")
+        kernels.append(self._kernel("head_kernel", num_seen, shape, self.head_scale))
+        biases.append(self.param("head_bias", zeros, shape))
+        given = [condition for condition in conditions if condition is not None]
+        offset = head_offset = None
+        if given:
+            offset = self._project(given, len(degrees[1]), 1.0, "condition")
+            head_offset = self._project(given, math.prod(shape), self.head_scale, "head_condition")
+            head_offset = head_offset.reshape(*head_offset.shape[:-1], *shape)
+        direct = None
+        if self.direct:
+            direct = self._kernel("direct_kernel", np.arange(num_inputs), shape, 0.0)
+        return MaskedNetwork(
+            tuple(kernels), tuple(biases), offset, head_offset, mask, self.degrees, direct
+        )
+
+    def _kernel(self, name, num_seen, shape, scale):
+        """The stripes of a kernel to outputs of `shape`, of which the last axis rises in degree."""
+        stripes = cut_stripes(num_seen, self.stripe_size)
+        dense, staircases = [], []
+        for index, stripe in enumerate(stripes):
+            initializer = nn.initializers.truncated_normal(scale / max(stripe.num_seen, 1) ** 0.5)
+            outputs = (*shape[:-1], stripe.stop - stripe.start)
+
+            def create(part, num_rows, index=index, initializer=initializer, outputs=outputs):
+                if num_rows == 0:
+                    return jnp.zeros((0, *outputs))
+                return self.param(f"{name}_{part}_{index}", initializer, (num_rows, *outputs))
+
+            dense.append(create("dense", stripe.num_dense))
+            staircases.append(create("staircase", stripe.num_seen - stripe.num_dense))
+        seen = tuple(map(int, num_seen))
+        return MaskedKernel(tuple(dense), tuple(staircases), seen, stripes)
+
+    def _project(self, conditions, size, scale, name):
+        """Sum of affine maps of the conditions, so that none need be repeated to be joined."""
+        terms = [
+            nn.Dense(
+                size,
+                use_bias=False,
+                kernel_init=head_initializer(scale / len(conditions) ** 0.5),
+                name=f"{name}_{index}",
+            )(condition)
+            for index, condition in enumerate(conditions)
+        ]
+        return sum(terms[1:], terms[0])

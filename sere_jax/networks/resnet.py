@@ -1,0 +1,226 @@
+"""Residual networks: convolutional where codes are maps, dense where they are vectors.
+
+With `latent_shape` (h, w, c) everything is computed on maps of h x w positions; images enter by
+moving the pixels of each position to its channels. With `latent_shape` (n,) codes and
+blocks are vectors, and only the encoder of the whole image is convolutional.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sere_jax.config import ConfigError, ModelConfig
+from sere_jax.networks.mlp import MLPNetwork, MLPRefinement, flatten, head_initializer
+from sere_jax.partition import create_partition
+
+Array = jax.Array
+
+KERNEL_SIZE = 3
+
+
+class Conv(nn.Module):
+    """3x3 convolution with zero padding, over maps [..., h, w, channels].
+
+    Attributes:
+        features: channels of the result.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, maps: Array) -> Array:
+        """maps [..., h, w, channels] to [..., h, w, features]."""
+        shape = (KERNEL_SIZE, KERNEL_SIZE, maps.shape[-1], self.features)
+        kernel = self.param("kernel", head_initializer(1.0), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        batch = maps.reshape(-1, *maps.shape[-3:])
+        return convolve(batch, kernel).reshape(*maps.shape[:-1], self.features) + bias
+
+
+def convolve(maps: Array, kernel: Array) -> Array:
+    """Correlates maps [B, h, w, c] with a kernel [3, 3, c, d], zero-padded to [B, h, w, d].
+
+    On CPUs it has a gradient rule of its own, which rules out forward-mode differentiation.
+    """
+    if jax.default_backend() != "cpu":
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(maps, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+    return _convolve_by_products(maps, kernel)
+
+
+@jax.custom_vjp
+def _convolve_by_products(maps, kernel):
+    # In a loop, XLA's gradient of a convolution on CPUs is twenty times slower than these products.
+    height = maps.shape[1]
+    rows = _neighbors_in_rows(maps)
+    total = jnp.zeros((*maps.shape[:-1], kernel.shape[-1]), maps.dtype)
+    for i, kernel_row in enumerate(kernel):
+        total += rows[:, i : i + height] @ kernel_row.reshape(-1, kernel.shape[-1])
+    return total
+
+
+def _forward(maps, kernel):
+    return _convolve_by_products(maps, kernel), (maps, kernel)
+
+
+def _backward(residuals, cotangent):
+    maps, kernel = residuals
+    height = maps.shape[1]
+    rows = _neighbors_in_rows(maps)
+    by_kernel = [
+        jnp.einsum("bhwc,bhwd->cd", rows[:, i : i + height], cotangent) for i in range(KERNEL_SIZE)
+    ]
+    # Gathering the cotangent's neighbors is faster than scattering to those of the maps.
+    by_maps = _convolve_by_products(cotangent, jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
+    return by_maps, jnp.stack(by_kernel).reshape(kernel.shape)
+
+
+_convolve_by_products.defvjp(_forward, _backward)
+
+
+def _neighbors_in_rows(maps):
+    """Left neighbor, itself and right neighbor, [B, h + 2, w, 3 * c] of maps [B, h, w, c]."""
+    width = maps.shape[2]
+    padded = jnp.pad(maps, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    return jnp.concatenate([padded[:, :, j : j + width] for j in range(KERNEL_SIZE)], axis=-1)
+
+
+class ResidualBlock(nn.Module):
+    """x + f(x) with two layers, each after an ELU: a 3x3 and a 1x1 convolution on maps.
+
+    Attributes:
+        convolutional: whether x is a map [..., h, w, channels] or a vector [..., channels].
+    """
+
+    convolutional: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Keeps the shape."""
+        size = x.shape[-1]
+        first = Conv(size) if self.convolutional else nn.Dense(size)
+        second = nn.Dense(size, kernel_init=head_initializer(0.1))
+        return x + second(nn.elu(first(nn.elu(x))))
+
+
+class ResNetFeatures(nn.Module):
+    """An image, or a window of blocks, to the offset of a `ResNetNetwork`.
+
+    Attributes:
+        config: the model's configuration.
+        num_hidden_layers: number of residual blocks.
+    """
+
+    config: ModelConfig
+    num_hidden_layers: int
+
+    @nn.compact
+    def __call__(self, inputs: Array, event_ndims: int) -> Array:
+        """Applies the network.
+
+        Args:
+            inputs: images [..., height, width, c] or windows of blocks [..., j, h, w, c].
+            event_ndims: 3 or 4.
+
+        Returns:
+            [..., h, w, hidden_size] where codes are maps, else [..., hidden_size].
+        """
+        size = self.config.hidden_size
+        if not _codes_are_maps(self.config) and event_ndims != 3:
+            return self._blocks(nn.Dense(size)(flatten(inputs, event_ndims)), convolutional=False)
+        if event_ndims == 4:
+            inputs = _window_to_channels(inputs, event_ndims)
+        maps = self._blocks(Conv(size)(space_to_depth(inputs, self._grid(inputs))), True)
+        return maps if _codes_are_maps(self.config) else nn.Dense(size)(flatten(nn.elu(maps), 3))
+
+    def _blocks(self, x, convolutional):
+        for _ in range(self.num_hidden_layers):
+            x = ResidualBlock(convolutional)(x)
+        return x
+
+    def _grid(self, images):
+        """Height and width of the maps that images are processed at."""
+        if _codes_are_maps(self.config):
+            return self.config.latent_shape[:2]
+        height, width = images.shape[-3:-1]
+        for factor in (4, 2):
+            # Below 4 x 4 positions a convolution sees nothing but the border.
+            if not (height % factor or width % factor) and min(height, width) >= 4 * factor:
+                return height // factor, width // factor
+        return height, width
+
+
+class ResNetRefinement(MLPRefinement):
+    """`MLPRefinement` by a residual block, on maps where codes are maps."""
+
+    def _refine(self, hidden):
+        return ResidualBlock(_codes_are_maps(self.config))(hidden)
+
+
+class ResNetNetwork(MLPNetwork):
+    """`MLPNetwork` with `num_hidden_layers - 1` residual blocks after the sum with the offset."""
+
+    def _position_ndims(self):
+        return 2 if _codes_are_maps(self.config) else 0
+
+    def _last_hidden(self, hidden):
+        convolutional = _codes_are_maps(self.config)
+        for _ in range(self.config.num_hidden_layers - 1):
+            hidden = ResidualBlock(convolutional)(hidden)
+        return nn.elu(hidden)
+
+    def _hidden(self, codes, event_ndims, use_bias):
+        size = self.config.hidden_size
+        if _codes_are_maps(self.config):
+            if event_ndims == 4:
+                codes = _window_to_channels(codes, event_ndims)
+            hidden = Conv(size)(codes)
+        else:
+            hidden = nn.Dense(size)(flatten(codes, event_ndims))
+        hidden = jnp.tanh(hidden) if self.bounded else nn.elu(hidden)
+        return nn.Dense(size, use_bias=use_bias)(hidden)
+
+
+def space_to_depth(images: Array, grid: tuple[int, int]) -> Array:
+    """Moves the pixels of each position of a grid to its channels.
+
+    Args:
+        images: [..., height, width, c].
+        grid: (h, w).
+
+    Returns:
+        [..., h, w, height/h * width/w * c].
+
+    Raises:
+        ConfigError: the grid does not divide the image.
+    """
+    *batch_shape, height, width, channels = images.shape
+    rows, columns = grid
+    if height % rows or width % columns:
+        raise ConfigError(
+            f"config.model.latent_shape has codes on a {rows}x{columns} grid, which does not "
+            f"divide {height}x{width} pixels; with network='resnet' choose another partition, or a "
+            "vector such as (10,)"
+        )
+    cells = images.reshape(*batch_shape, rows, height // rows, columns, width // columns, channels)
+    cells = jnp.moveaxis(cells, -4, -3)
+    return flatten(cells, 3)
+
+
+def _codes_are_maps(config):
+    """Whether `latent_shape` is (h, w, c), which it may be if blocks have h x w pixels."""
+    rows, columns, _ = create_partition(config).block_shape
+    if len(config.latent_shape) == 1:
+        return False
+    if len(config.latent_shape) != 3 or config.latent_shape[:2] != (rows, columns):
+        raise ConfigError(
+            f"config.model.latent_shape={config.latent_shape} does not fit the blocks of x, which "
+            f"have {rows}x{columns} pixels; with network='resnet' choose ({rows}, {columns}, "
+            "channels), or a vector such as (10,)"
+        )
+    return True
+
+
+def _window_to_channels(window, event_ndims):
+    """[..., k, h, w, c] to [..., h, w, k * c]."""
+    return flatten(jnp.moveaxis(window, -event_ndims, -2), 2)

@@ -1,0 +1,98 @@
+"""The VAE whose posterior is an inverse autoregressive flow (Kingma et al. 2016)."""
+
+import dataclasses
+
+import distrax
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from sere_jax.data_layer import create_data_layer
+from sere_jax.flows.bijectors import MaskedAutoregressiveFlows
+from sere_jax.model import SampledInference, WholeImageModel
+from sere_jax.networks.mlp import MLPFeatures
+
+Array = jax.Array
+
+MIN_SCALE = 1e-3
+
+
+@struct.dataclass
+class PosteriorInputs:
+    """What q knows of a batch x."""
+
+    mean: Array  # [B, N], μ
+    scale: Array  # [B, N], σ
+    features: Array  # [B, hidden_size], which the flows read
+
+
+class InverseAutoregressiveVAE(WholeImageModel):
+    """x ~ p(x | z) from N standard normal codes, whose posterior is a flow.
+
+    With ε ~ N(0, I) the codes are z = f_T(... f_1(μ(x) + σ(x) ε)), T = `num_flows`, where each f_t
+    moves a dimension by those before it and by x, in alternating order (section 3):
+
+        log q(z | x) = log N(ε; 0, I) - Σ log σ - Σ_t log|det f_t'|
+
+    In the hierarchy the bijective layers are shared with the generative model and do not see x.
+    With one layer it is therefore a VAE with a diagonal posterior of ε and a decoder that starts
+    with the flow (`configs/mnist_iaf.py:iaf`); here the flow belongs to q alone.
+
+    Unlike in the original, f_t is z' = (z - m) / s with a bounded log s, not the gated
+    s z + (1 - s) m, and an affine map with constants of each dimension comes before it.
+
+    Attributes:
+        config: the checked configuration.
+    """
+
+    def setup(self):
+        """Creates the encoder, the flows and the data layer."""
+        config = self.config
+        (num_latents,) = config.latent_shape
+        self.encoder = MLPFeatures(config, config.num_hidden_layers - 1)
+        self.base = nn.Dense(2 * num_latents)
+        widths = (config.hidden_size,) * (config.num_hidden_layers - 1)
+        self.flows = MaskedAutoregressiveFlows(config.latent_shape, widths, config.num_flows)
+        decoder = dataclasses.replace(config, system="sere_vae", couple_data=False)
+        self.data_layer = create_data_layer(decoder, config.data_shape)
+
+    def __call__(self, x: Array, noise: Array) -> SampledInference:
+        """Infers the codes of x [B, *data_shape] with noise [B, 1, N]."""
+        epsilon = jnp.squeeze(noise, -2)
+        z, log_ratio = self._sample_posterior(self.observe(x), epsilon)
+        return SampledInference(
+            log_likelihood=self.decode(z, x), kl=-log_ratio[..., None], epsilon=epsilon, z=z
+        )
+
+    def observe(self, x: Array) -> PosteriorInputs:
+        """What q knows of x [B, *data_shape]."""
+        features = nn.elu(self.encoder(self.data_layer.to_network(x), 3))
+        mean, raw_scale = jnp.split(self.base(features), 2, axis=-1)
+        return PosteriorInputs(mean, MIN_SCALE + jax.nn.softplus(raw_scale), features)
+
+    def log_weights(self, x: Array, observed: PosteriorInputs, noise: Array) -> tuple[Array, Array]:
+        """See the base class; noise is [S, B, 1, N]."""
+        z, log_ratio = self._sample_posterior(observed, jnp.squeeze(noise, -2))
+        return self.decode(z, x), log_ratio
+
+    def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
+        """Images and their expectations from noise [B, 1, N] and keys [B, 1]."""
+        return self.emit(jnp.squeeze(noise, -2), keys)
+
+    def prior_noise(self, inference: SampledInference) -> Array:
+        """The codes, [B, 1, N]; see the base class."""
+        return inference.z[:, None]
+
+    def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
+        """Images and their expectations from z [B, N] and keys [B, 1]; no layer is residual."""
+        del residual
+        return self.emit(z, keys)
+
+    def _sample_posterior(self, observed, epsilon):
+        """z [..., N] and log p(z) - log q(z | x) [...] for noise ε [..., N]."""
+        base = observed.mean + observed.scale * epsilon
+        z, log_det = distrax.Inverse(self.flows(observed.features)).forward_and_log_det(base)
+        log_scale = jnp.sum(jnp.log(observed.scale), axis=-1)
+        squares = 0.5 * jnp.sum(jnp.square(epsilon) - jnp.square(z), axis=-1)
+        return z, squares + log_scale + log_det

@@ -1,0 +1,212 @@
+"""The Ladder VAE (Sønderby et al. 2016), one of the systems that the paper compares with."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+from sere_jax.data_layer import create_data_layer
+from sere_jax.model import WholeImageModel
+from sere_jax.networks.mlp import flatten
+
+Array = jax.Array
+
+MIN_VARIANCE = 1e-5
+
+
+@struct.dataclass
+class LadderInference:
+    """What the model infers of a batch x, with one sample of the codes; layer 1 generates x."""
+
+    log_likelihood: Array  # [B], log p(x | z_1)
+    kl: Array  # [B, L], closed form
+    z: tuple[Array, ...]  # of each layer [B, N_l], drawn from q
+    prior_mean: tuple[Array, ...]  # of each layer [B, N_l], given z_{l+1}
+    prior_scale: tuple[Array, ...]  # of each layer [B, N_l]
+    posterior_mean: tuple[Array, ...]  # of each layer [B, N_l]
+    posterior_scale: tuple[Array, ...]  # of each layer [B, N_l]
+
+    @property
+    def epsilon(self) -> tuple[Array, ...]:
+        """The codes themselves: there is no bijective layer."""
+        return self.z
+
+    @property
+    def elbo(self) -> Array:
+        """log p(x | z) - KL, [B]."""
+        return self.log_likelihood - jnp.sum(self.kl, axis=-1)
+
+
+@struct.dataclass
+class Evidence:
+    """The likelihood-like term q̂ that the bottom-up pass finds for a layer."""
+
+    mean: Array  # [..., N_l]
+    variance: Array  # [..., N_l]
+
+
+class NormalizedMLP(nn.Module):
+    """Hidden layers with layer normalization.
+
+    It stands in for the batch normalization of the original, under which the density of an image
+    would depend on the other images of its batch.
+
+    Attributes:
+        hidden_size: their width.
+        num_hidden_layers: how many.
+    """
+
+    hidden_size: int
+    num_hidden_layers: int
+
+    @nn.compact
+    def __call__(self, hidden: Array) -> Array:
+        """[..., features] to [..., hidden_size]."""
+        for _ in range(self.num_hidden_layers):
+            hidden = nn.elu(nn.LayerNorm()(nn.Dense(self.hidden_size)(hidden)))
+        return hidden
+
+
+class LadderVAE(WholeImageModel):
+    """z_L -> ... -> z_1 -> x, whose posterior shares the top-down pass of its prior.
+
+    p(z_L) = N(0, I), p(z_l | z_{l+1}) = N(μ_p, σ_p²); a deterministic bottom-up pass finds μ̂, σ̂² of
+    each layer; and q(z_l | z_{l+1}, x) is their product (Eqs. 17 to 19):
+
+        σ_q² = 1 / (σ̂⁻² + σ_p⁻²)    μ_q = (μ̂ σ̂⁻² + μ_p σ_p⁻²) σ_q²
+
+    with q(z_L | x) = N(μ̂_L, σ̂_L²). Its factorization is that of the exact posterior, in which
+    p(z_l | z_{l+1}, x) is proportional to p(z_l | z_{l+1}) p(x | z_l); approximate are the Gaussian
+    form of this evidence p(x | z_l), and what the bottom-up pass says of it.
+
+    The hidden layers of layer l have `hidden_size` N_l / N_1 units.
+
+    Attributes:
+        config: the checked configuration.
+    """
+
+    def setup(self):
+        """Creates both passes and the data layer."""
+        config = self.config
+        sizes = config.sizes_of_latents
+        widths = [max(1, round(config.hidden_size * size / sizes[0])) for size in sizes]
+        depth = config.num_hidden_layers
+        self.bottom_up = [NormalizedMLP(width, depth) for width in widths]
+        self.evidence = [nn.Dense(2 * size) for size in sizes]
+        self.top_down = [NormalizedMLP(width, depth) for width in widths[:-1]]
+        self.prior = [nn.Dense(2 * size) for size in sizes[:-1]]
+        decoder = dataclasses.replace(
+            config,
+            system="sere_vae",
+            num_layers=1,
+            latent_shape=(sizes[0],),
+            latent_sizes=(),
+            couple_data=False,
+        )
+        self.data_layer = create_data_layer(decoder, config.data_shape)
+
+    def __call__(self, x: Array, noise: Array) -> LadderInference:
+        """Infers the codes of x [B, *data_shape] with noise [B, 1, ΣN_l]."""
+        z, priors, posteriors = self._top_down(noise, self.observe(x))
+        kl = [q.kl_divergence(p).sum(-1) for q, p in zip(posteriors, priors, strict=True)]
+        return LadderInference(
+            log_likelihood=self.decode(z[0], x),
+            kl=jnp.stack(kl, axis=-1),
+            z=z,
+            prior_mean=tuple(
+                jnp.broadcast_to(p.loc, q.loc.shape)
+                for p, q in zip(priors, posteriors, strict=True)
+            ),
+            prior_scale=tuple(
+                jnp.broadcast_to(p.scale, q.loc.shape)
+                for p, q in zip(priors, posteriors, strict=True)
+            ),
+            posterior_mean=tuple(q.loc for q in posteriors),
+            posterior_scale=tuple(q.scale for q in posteriors),
+        )
+
+    def observe(self, x: Array) -> tuple[Evidence, ...]:
+        """The bottom-up pass over x [B, *data_shape]."""
+        hidden = flatten(self.data_layer.to_network(x), 3)
+        evidence = []
+        for network, head in zip(self.bottom_up, self.evidence, strict=True):
+            hidden = network(hidden)
+            evidence.append(Evidence(*_mean_and_variance(head(hidden))))
+        return tuple(evidence)
+
+    def log_weights(
+        self, x: Array, observed: tuple[Evidence, ...], noise: Array
+    ) -> tuple[Array, Array]:
+        """See the base class; noise is [S, B, 1, ΣN_l]."""
+        z, priors, posteriors = self._top_down(noise, observed)
+        ratios = [
+            jnp.sum(p.log_prob(code) - q.log_prob(code), axis=-1)
+            for code, p, q in zip(z, priors, posteriors, strict=True)
+        ]
+        return self.decode(z[0], x), jnp.sum(jnp.stack(ratios), axis=0)
+
+    def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
+        """Images and their expectations from noise [B, 1, ΣN_l] and keys [B, 1]."""
+        z, _, _ = self._top_down(noise, None)
+        return self.emit(z[0], keys)
+
+    def prior_noise(self, inference: LadderInference) -> Array:
+        """(z - μ_p) / σ_p of all layers, [B, 1, ΣN_l]; see the base class."""
+        noises = [
+            (z - mean) / scale
+            for z, mean, scale in zip(
+                inference.z, inference.prior_mean, inference.prior_scale, strict=True
+            )
+        ]
+        return jnp.concatenate(noises, axis=-1)[:, None]
+
+    def regenerate(self, z: Sequence[Array], keys: Array, residual: bool) -> tuple[Array, Array]:
+        """Images and their expectations from z_1 and keys [B, 1]; there is no residual layer."""
+        del residual
+        return self.emit(z[0], keys)
+
+    def _top_down(self, noise, evidence):
+        """Codes, priors and posteriors of all layers; without evidence posteriors are priors."""
+        borders = list(itertools.accumulate(self.config.sizes_of_latents))[:-1]
+        noises = jnp.split(jnp.squeeze(noise, -2), np.array(borders, int), axis=-1)
+        num_layers = len(noises)
+        z: list[Any] = [None] * num_layers
+        priors, posteriors = list(z), list(z)
+        for layer in reversed(range(num_layers)):
+            is_top = layer == num_layers - 1
+            if is_top:
+                mean, variance = jnp.zeros(()), jnp.ones(())
+            else:
+                hidden = self.top_down[layer](z[layer + 1])
+                mean, variance = _mean_and_variance(self.prior[layer](hidden))
+            priors[layer] = distrax.Normal(mean, jnp.sqrt(variance))
+            if evidence is not None:
+                found = evidence[layer]
+                if is_top:
+                    mean, variance = found.mean, found.variance
+                else:
+                    mean, variance = _product(mean, variance, found)
+            posteriors[layer] = distrax.Normal(mean, jnp.sqrt(variance))
+            z[layer] = mean + jnp.sqrt(variance) * noises[layer]
+        return tuple(z), tuple(priors), tuple(posteriors)
+
+
+def _mean_and_variance(raw):
+    mean, raw_variance = jnp.split(raw, 2, axis=-1)
+    return mean, MIN_VARIANCE + jax.nn.softplus(raw_variance)
+
+
+def _product(mean, variance, evidence):
+    """Mean and variance of the normalized product of two normal densities."""
+    total = variance + evidence.variance
+    return (
+        (mean * evidence.variance + evidence.mean * variance) / total,
+        variance * evidence.variance / total,
+    )

@@ -1,0 +1,131 @@
+"""The Relaxed Bernoulli VAE with an exactly factorized posterior (Webb et al. 2018)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from sere_jax.config import ModelConfig
+from sere_jax.data_layer import create_data_layer
+from sere_jax.model import SampledInference, WholeImageModel
+from sere_jax.networks.masked import MADE, MaskedNetwork, spread_degrees
+from sere_jax.networks.mlp import flatten
+
+Array = jax.Array
+
+
+@struct.dataclass
+class RelaxedBernoulliInference(SampledInference):
+    """What the model infers of a batch x; z lies in (0, 1), and ε are its logits."""
+
+    posterior_logits: Array  # [B, N], of each code given those before it
+
+
+class RelaxedBernoulliVAE(WholeImageModel):
+    """x ~ p(x | z) from N codes in (0, 1) that are independent a priori.
+
+    Codes are relaxed Bernoulli variables (binary concrete; Maddison et al. 2017, section 3.1):
+
+        z = sigmoid(ε)    ε = (logit + logistic noise) / temperature
+
+    with logit 0 in the prior. Given x no two of them are independent, so that the posterior has
+    all of their dependencies, q(z | x) = Π q(z_d | z_1 .. z_{d-1}, x) (Webb et al. 2018, section
+    4): its logits are those of a masked autoregressive network. Densities are those of ε, in
+    nats; the KL of q and p has no closed form.
+
+    Attributes:
+        config: the checked configuration.
+    """
+
+    def setup(self):
+        """Creates the encoder, the autoregressive network and the data layer."""
+        config = self.config
+        (num_latents,) = config.latent_shape
+        widths = (config.hidden_size,) * config.num_hidden_layers
+        self.encoder = [nn.Dense(width) for width in widths]
+        degrees = spread_degrees(num_latents, widths, conditional=True)
+        self.posterior = MADE(degrees, num_parameters=1)
+        decoder = dataclasses.replace(
+            config,
+            system="sere_vae",
+            couple_data=False,
+            prior_temperature=ModelConfig.prior_temperature,
+            posterior_temperature=ModelConfig.posterior_temperature,
+        )
+        self.data_layer = create_data_layer(decoder, config.data_shape)
+
+    def __call__(self, x: Array, noise: Array) -> RelaxedBernoulliInference:
+        """Infers the codes of x [B, *data_shape] with noise [B, 1, N]."""
+        epsilon, logits = self._sample_posterior(self.observe(x), noise)
+        return RelaxedBernoulliInference(
+            log_likelihood=self.decode(_centered(epsilon), x),
+            kl=-self._log_ratio(epsilon, logits)[..., None],
+            epsilon=epsilon,
+            z=jax.nn.sigmoid(epsilon),
+            posterior_logits=logits,
+        )
+
+    def observe(self, x: Array) -> Array:
+        """Features [B, hidden_size] of x [B, *data_shape]."""
+        hidden = flatten(self.data_layer.to_network(x), 3)
+        for layer in self.encoder:
+            hidden = nn.elu(layer(hidden))
+        return hidden
+
+    def log_weights(self, x: Array, observed: Array, noise: Array) -> tuple[Array, Array]:
+        """See the base class; noise is [S, B, 1, N]."""
+        epsilon, logits = self._sample_posterior(observed, noise)
+        return self.decode(_centered(epsilon), x), self._log_ratio(epsilon, logits)
+
+    def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
+        """Images and their expectations from noise [B, 1, N] and keys [B, 1]."""
+        epsilon = _logistic(jnp.squeeze(noise, -2)) / self.config.prior_temperature
+        return self.emit(_centered(epsilon), keys)
+
+    def prior_noise(self, inference: RelaxedBernoulliInference) -> Array:
+        """Standard logistic noise as a standard normal one, [B, 1, N]; see the base class."""
+        logistic = self.config.prior_temperature * inference.epsilon
+        # By the smaller tail: near 1, float32 has few digits.
+        size = -jax.scipy.special.ndtri(jax.nn.sigmoid(-jnp.abs(logistic)))
+        return (jnp.sign(logistic) * size)[:, None]
+
+    def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
+        """Images and their expectations from z [B, N] and keys [B, 1]; no layer is residual."""
+        del residual
+        return self.emit(2.0 * z - 1.0, keys)
+
+    def _sample_posterior(self, observed, noise):
+        network: MaskedNetwork = self.posterior(observed)
+        temperature = self.config.posterior_temperature
+
+        def code(logistic, logit):
+            return _centered((logit[..., 0] + logistic) / temperature)
+
+        logistic = _logistic(jnp.squeeze(noise, -2))
+        # The network reads the codes; ε, of which they keep few digits near 0 and 1, is computed.
+        logits = jnp.squeeze(network(network.solve(code, logistic)), -2)
+        return (logits + logistic) / temperature, logits
+
+    def _log_ratio(self, epsilon, logits):
+        """log p(ε) - log q(ε | x), [...]."""
+        config = self.config
+        prior = log_density(epsilon, jnp.zeros(()), config.prior_temperature)
+        return jnp.sum(prior - log_density(epsilon, logits, config.posterior_temperature), axis=-1)
+
+
+def log_density(epsilon: Array, logits: Array, temperature: float) -> Array:
+    """Log-density in nats of ε = (logit + logistic noise) / temperature, elementwise."""
+    noise = temperature * epsilon - logits
+    return jnp.log(temperature) - noise - 2.0 * jax.nn.softplus(-noise)
+
+
+def _logistic(noise):
+    """Standard normal noise to standard logistic noise."""
+    return jax.scipy.special.log_ndtr(noise) - jax.scipy.special.log_ndtr(-noise)
+
+
+def _centered(epsilon):
+    """2 z - 1: what the data layer reads."""
+    return jnp.tanh(epsilon / 2.0)
