@@ -23,6 +23,7 @@ from sere_jax.functions import (
 )
 from sere_jax.logit import inverse_logit_transform, logit_log_det, logit_transform
 from sere_jax.model import LatentVariableModel
+from sere_jax.pretrained import load_pretrained, save_pretrained
 from sere_jax.sere_vae import Inference, SeReVAE
 
 compilation.set_flag()
@@ -40,12 +41,14 @@ __all__ = [
     "init",
     "interpolate",
     "inverse_logit_transform",
+    "load_pretrained",
     "log_likelihood",
     "logit_log_det",
     "logit_transform",
     "objective",
     "reconstruct",
     "sample",
+    "save_pretrained",
     "to_data_space",
     "to_pixels",
 ]

@@ -1,0 +1,159 @@
+"""A model and its parameters in a folder: `config.json` and `model.safetensors`.
+
+The one file of the library that touches a disk. Loading runs no code: the folder holds arrays and
+JSON. A model that uses an extension needs the extension's file imported before.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from sere_jax.config import ConfigError
+from sere_jax.functions import Params, create_model, init
+from sere_jax.model import LatentVariableModel
+
+CONFIG_FILE = "config.json"
+PARAMETERS_FILE = "model.safetensors"
+DTYPES = ("float32", "float16")
+ABOUT = "about"  # the key of the file's metadata
+
+
+def save_pretrained(
+    folder: str | os.PathLike[str],
+    model: LatentVariableModel,
+    params: Params,
+    about: Mapping[str, Any] | None = None,
+    *,
+    dtype: str = "float32",
+) -> pathlib.Path:
+    """Writes `config.json` and `model.safetensors`, which `load_pretrained` reads.
+
+    Args:
+        folder: made if it is missing. Files of these two names in it are replaced.
+        model: from `create_model`.
+        params: its parameters.
+        about: JSON values to keep with them, such as how they were trained.
+        dtype: "float32", or "float16" for half the size.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: `params` are not those of the model, `dtype` is another one, or a parameter is
+            not finite or too large for it.
+        TypeError: `about` holds something that has no JSON form.
+    """
+    folder = pathlib.Path(folder)
+    _check_shapes("params", _flat(params), model, "sere_jax.init makes those of the model")
+    fields = json.dumps({"model": dataclasses.asdict(model.config)}, indent=2)
+    parameters = parameters_as_bytes(params, about or {}, dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / CONFIG_FILE, fields.encode() + b"\n")
+    _write(folder / PARAMETERS_FILE, parameters)
+    return folder
+
+
+def load_pretrained(folder: str | os.PathLike[str]) -> tuple[LatentVariableModel, Params]:
+    """The model and its parameters, float32, from a folder of `save_pretrained`.
+
+    Also from the folder of a run with exported weights.
+
+    Raises:
+        FileNotFoundError: the folder or one of the two files is missing.
+        ValueError: a file is damaged, or the parameters are those of another model.
+        ConfigError: the model needs an extension whose file is not imported.
+    """
+    folder = pathlib.Path(folder)
+    for name in (CONFIG_FILE, PARAMETERS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"there is no {folder / name}; sere_jax.save_pretrained writes it, or for a run "
+                "python -m experiments.main --workdir=... --mode=export"
+            )
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_bytes())
+        model = create_model({"model": config["model"]})
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG_FILE} holds no model ({error!r})") from error
+    params, _ = read_parameters(folder / PARAMETERS_FILE, model)
+    return model, jax.tree.map(jnp.asarray, params)
+
+
+def parameters_as_bytes(params: Params, about: Mapping[str, Any], dtype: str) -> bytes:
+    """The content of `model.safetensors`.
+
+    Raises:
+        ValueError: `dtype` is not one of `DTYPES`, or a parameter is not finite in it.
+        TypeError: `about` holds something that has no JSON form.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
+    arrays = {name: np.asarray(values, np.float32) for name, values in _flat(params).items()}
+    for name, values in arrays.items():
+        largest = float(np.max(np.abs(values), initial=0.0))
+        if not largest <= float(np.finfo(dtype).max):
+            raise ValueError(f"{name} holds {largest:.4g}, which {dtype} cannot represent")
+    arrays = {name: np.ascontiguousarray(values, dtype) for name, values in arrays.items()}
+    return safetensors.numpy.save(arrays, {ABOUT: json.dumps(about)})
+
+
+def read_parameters(
+    path: pathlib.Path, model: LatentVariableModel
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters of a `model.safetensors` as float32 host arrays, and what is said about them.
+
+    Raises:
+        ValueError: the file is damaged, or its parameters are those of another model.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); save or export it anew") from error
+    _check_shapes(str(path), arrays, model, "take the config.json that was written with it")
+    arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
+    return traverse_util.unflatten_dict(arrays, sep="/"), about
+
+
+def _flat(params: Params) -> dict[str, Any]:
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def _check_shapes(
+    subject: str, arrays: Mapping[str, Any], model: LatentVariableModel, way_out: str
+) -> None:
+    template = jax.eval_shape(lambda: init(model, jax.random.key(0)))
+    expected = {name: leaf.shape for name, leaf in _flat(template).items()}
+    found = {name: np.shape(values) for name, values in arrays.items()}
+    if found != expected:
+        name = min(n for n in expected.keys() | found if expected.get(n) != found.get(n))
+        raise ValueError(
+            f"{subject} belong to another model: {name} has the shape {found.get(name)} instead "
+            f"of {expected.get(name)}; {way_out}"
+        )
+
+
+def _write(path: pathlib.Path, data: bytes) -> None:
+    """So that a reader sees the old file or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,179 @@
+"""Models in a folder: what comes back, and what is wrong with a folder."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import sere_jax
+from sere_jax import ConfigError, ModelConfig
+from sere_jax.pretrained import CONFIG_FILE, PARAMETERS_FILE, read_parameters
+
+CONFIGS = {
+    "mlp": ModelConfig(data_shape=(4, 4, 1), num_layers=3, latent_shape=(2,), hidden_size=8),
+    "resnet": ModelConfig(
+        data_shape=(4, 4, 3),
+        num_layers=4,
+        latent_shape=(2, 2, 1),
+        hidden_size=4,
+        network="resnet",
+        partition="checkerboard",
+        data_layer="discretized_logistic_mixture",
+    ),
+    "flow": ModelConfig(
+        data_shape=(2, 3, 1),
+        num_layers=1,
+        latent_shape=(0,),
+        couple_data=False,
+        data_layer="masked_autoregressive_flow",
+        num_flows=2,
+        flow_hidden_size=8,
+        flow_direct_connections=True,
+    ),
+    "ladder_vae": ModelConfig(
+        data_shape=(4, 4, 1), num_layers=2, latent_shape=(3,), hidden_size=8, system="ladder_vae"
+    ),
+}
+
+
+def create(name):
+    model = sere_jax.create_model(CONFIGS[name])
+    return model, sere_jax.init(model, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    model, params = create("mlp")
+    folder = tmp_path_factory.mktemp("saved")
+    sere_jax.save_pretrained(folder, model, params, {"epochs": 3, "data": "digits"})
+    return folder, model, params
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    for path in saved[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_saved_comes_back_to_the_bit(name, tmp_path):
+    model, params = create(name)
+    folder = sere_jax.save_pretrained(tmp_path / "new" / "folder", model, params)
+    assert sorted(path.name for path in folder.iterdir()) == [CONFIG_FILE, PARAMETERS_FILE]
+    loaded, loaded_params = sere_jax.load_pretrained(str(folder))
+    assert loaded.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, params, loaded_params)
+
+
+def test_a_loaded_model_has_the_same_likelihood(saved):
+    folder, model, params = saved
+    loaded, loaded_params = sere_jax.load_pretrained(folder)
+    x = sere_jax.sample(model, params, jax.random.key(1), 3)
+    ours = sere_jax.log_likelihood(model, params, x, jax.random.key(2), 4)
+    theirs = sere_jax.log_likelihood(loaded, loaded_params, x, jax.random.key(2), 4)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_files_are_json_and_safetensors_that_other_programs_read(saved):
+    folder, model, params = saved
+    fields = json.loads((folder / CONFIG_FILE).read_text())["model"]
+    assert fields["data_shape"] == [4, 4, 1] and fields["system"] == "sere_vae"
+    arrays = safetensors.numpy.load_file(folder / PARAMETERS_FILE)
+    assert sum(values.size for values in arrays.values()) == sum(
+        leaf.size for leaf in jax.tree.leaves(params)
+    )
+    assert {values.dtype for values in arrays.values()} == {np.dtype("float32")}
+    _, about = read_parameters(folder / PARAMETERS_FILE, model)
+    assert about == {"epochs": 3, "data": "digits"}
+
+
+def test_float16_takes_half_the_bytes_and_rounds(saved, tmp_path):
+    folder, model, params = saved
+    sere_jax.save_pretrained(tmp_path, model, params, dtype="float16")
+    sizes = [(f / PARAMETERS_FILE).stat().st_size for f in (folder, tmp_path)]
+    assert sizes[1] < 0.7 * sizes[0]
+    _, rounded = sere_jax.load_pretrained(tmp_path)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.float32(np.float16(a)), b), params, rounded
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype("float32")}
+
+
+def test_saving_again_replaces_both_files_and_leaves_others(copy, saved):
+    (copy / "notes.txt").write_text("mine")
+    other, other_params = create("ladder_vae")
+    sere_jax.save_pretrained(copy, other, other_params)
+    assert sere_jax.load_pretrained(copy)[0].config == other.config
+    assert sorted(path.name for path in copy.iterdir()) == [
+        CONFIG_FILE,
+        PARAMETERS_FILE,
+        "notes.txt",
+    ]
+
+
+def test_parameters_of_another_model_are_refused(saved, tmp_path):
+    _, model, _ = saved
+    _, other_params = create("ladder_vae")
+    with pytest.raises(ValueError, match="params belong to another model: .* has the shape"):
+        sere_jax.save_pretrained(tmp_path / "none", model, other_params)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_file_of_another_model_is_refused(copy):
+    path = copy / CONFIG_FILE
+    fields = json.loads(path.read_text())
+    fields["model"]["hidden_size"] = 9
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="model.safetensors belong to another model"):
+        sere_jax.load_pretrained(copy)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_what_the_type_cannot_represent_is_refused_by_name(saved, tmp_path, value):
+    _, model, params = saved
+    bad = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), params)
+    with pytest.raises(ValueError, match=r"\w+/\w+ holds .* which float16 cannot represent"):
+        sere_jax.save_pretrained(tmp_path, model, bad, dtype="float16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_type_is_refused(saved, tmp_path):
+    _, model, params = saved
+    with pytest.raises(ValueError, match="dtype='int8' must be one of float32, float16"):
+        sere_jax.save_pretrained(tmp_path, model, params, dtype="int8")
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, PARAMETERS_FILE])
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"there is no .*{name}; .*--mode=export"):
+        sere_jax.load_pretrained(copy)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, -1])
+def test_a_torn_file_is_refused(copy, kept):
+    path = copy / PARAMETERS_FILE
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="model.safetensors is damaged"):
+        sere_jax.load_pretrained(copy)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": 3}', '{"model": {"data_shape": '])
+def test_a_configuration_that_is_none_is_refused(copy, text):
+    (copy / CONFIG_FILE).write_text(text)
+    with pytest.raises((ValueError, ConfigError), match=r"config\.json holds no model|config\."):
+        sere_jax.load_pretrained(copy)
+
+
+def test_an_extension_must_be_imported_and_is_not_by_loading(copy):
+    path = copy / CONFIG_FILE
+    fields = json.loads(path.read_text())
+    fields["model"]["bijector"] = "of_mine"
+    path.write_text(json.dumps(fields))
+    (copy / "of_mine.py").write_text("raise SystemExit('was imported')")
+    with pytest.raises(ConfigError, match="import its file first"):
+        sere_jax.load_pretrained(copy)
