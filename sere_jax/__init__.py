@@ -26,6 +26,8 @@ from sere_jax.model import LatentVariableModel
 from sere_jax.pretrained import load_pretrained, save_pretrained
 from sere_jax.sere_vae import Inference, SeReVAE
 
+__version__ = "0.2.0"
+
 compilation.set_flag()
 
 __all__ = [
