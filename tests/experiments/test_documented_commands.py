@@ -12,7 +12,7 @@ import pytest
 from configs import digits
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = ["README.md", "WORKSPACE.md", "docs/*.md", "configs/*.py", "experiments/*.py"]
+PAGES = ["README.md", "WORKSPACE.md", "docs/*.md", "configs/*.py", "experiments/**/*.py"]
 COMMAND = re.compile(r"python -m experiments\.main (--[^\n`&]*)")
 PLACEHOLDER = re.compile(r"\[|\b(NAME|RUN|ROW|DIR|VARIANT|CASE)\b")
 

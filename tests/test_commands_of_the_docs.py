@@ -1,4 +1,4 @@
-"""The README's launches, run as they are written but for their length and size."""
+"""The launches of README and docs, run as they are written but for their length and size."""
 
 import re
 import shlex
@@ -23,9 +23,10 @@ NOT_HERE = ("[", "--distributed", "results/")  # a synopsis; a cluster; kept wei
 def launches():
     """The commands in their order; those that end with & go together with the next one."""
     together = []
-    for line in (ROOT / "README.md").read_text().splitlines():
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for line in "\n".join(page.read_text() for page in pages).splitlines():
         found = LAUNCH.match(line)
-        if found and not any(part in line for part in NOT_HERE):
+        if found and not any(part in found[1] for part in NOT_HERE):
             together.append(found[1])
             if not line.endswith("&"):
                 yield together
@@ -48,8 +49,8 @@ def clone(tmp_path_factory):
     return folder
 
 
-def test_there_are_as_many_as_the_readme_has():
-    assert [len(together) for together in COMMANDS] == [1, 1, 1, 2, 1, 1, 1]
+def test_there_are_as_many_as_the_pages_have():
+    assert [len(together) for together in COMMANDS] == [1, 1, 1, 1, 1, 2, 1]
 
 
 @pytest.mark.parametrize("commands", COMMANDS, ids=lambda commands: commands[-1].split("main ")[1])
