@@ -1,35 +1,42 @@
-"""The model's configuration: one frozen record, checked before anything is traced."""
+"""The model's configuration: one frozen record, checked before anything is traced.
+
+Each field is declared once, with its default, its meaning and its rule (`sere_jax.rules`).
+"""
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from sere_jax.rules import (
+    BELOW_ONE,
+    BOOLEAN,
+    DATA_SHAPE,
+    INSIDE_UNIT_INTERVAL,
+    LATENT_SHAPE,
+    LATENT_SIZES,
+    NATURAL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_INT,
+    integer,
+    name_in,
+    nearest,
+    one_of,
+    refusal,
+    setting,
+    settings_of,
+    unused,
+)
 
 NO_LATENTS = (0,)
 FLOW = "masked_autoregressive_flow"
-OTHER_SYSTEMS = ("ladder_vae", "iaf_vae", "relaxed_bernoulli_vae")
-OF_SERE_VAE = (
-    "partition",
-    "context",
-    "data_context",
-    "couple_prior",
-    "couple_bijector",
-    "couple_data",
-    "couple_data_to_prior",
-    "bijector",
-    "carry_start",
-    "prior",
-    "network",
-    "encoder",
-    "num_joint_layers",
-    "dropout",
-    "rematerialize",
-    "sigma_min",
-    "sigma_max",
-    "residual_scale_start",
-    "condition_residual_on_latents",
-)
-OF_RELAXED_BERNOULLI_VAE = ("prior_temperature", "posterior_temperature")
+SERE_VAE, LADDER_VAE = "sere_vae", "ladder_vae"
+IAF_VAE, RELAXED_BERNOULLI_VAE = "iaf_vae", "relaxed_bernoulli_vae"
+# Those that leave some fields unread. A system that is not among them may read every field.
+SYSTEMS = (SERE_VAE, LADDER_VAE, IAF_VAE, RELAXED_BERNOULLI_VAE)
+_of_sere_vae = functools.partial(setting, systems=(SERE_VAE,))
+_of_relaxed_bernoulli_vae = functools.partial(setting, systems=(RELAXED_BERNOULLI_VAE,))
 
 
 class ConfigError(ValueError):
@@ -41,267 +48,171 @@ class ModelConfig:
     """What `config.model` of an experiment says, checked and hashable.
 
     Numbers and shapes may be NumPy's; they become Python's.
-
-    Attributes:
-        data_shape: (height, width, channels) of one image.
-        num_layers: L, the number of blocks of x and of latent layers.
-        latent_shape: shape of the latent code of one layer: (10,), or (8, 8, 2) for maps; (0,) for
-            none at all, which leaves the data layers: a plain flow, say.
-        system: `sere_vae`, the hierarchy of the paper; or one that it is compared with,
-            `ladder_vae`, `iaf_vae` or `relaxed_bernoulli_vae`, for which there are no couplings.
-        latent_sizes: how many of the codes of `latent_shape` each layer has; (): all of them.
-        partition: how x is cut into L blocks: `raster`, `checkerboard` or `tiles`.
-        context: k, every layer sees the codes z_{l-k} .. z_{l-1}; 1 is the paper.
-        data_context: j, a data layer sees the blocks x_{l-j} .. x_{l-1}, and so do priors with
-            `couple_data_to_prior`; 1 is the paper, L is all.
-        couple_prior: prior and posterior layers see the previous codes.
-        couple_bijector: bijective layers see the previous codes.
-        couple_data: data layers see the previous blocks.
-        couple_data_to_prior: prior and posterior layers see the previous blocks too.
-        bijector: name of the bijective layer.
-        data_layer: name of the data layer.
-        data_scale: standard deviation of `gaussian` data; 0: learned, pixel by pixel.
-        num_mixtures: components of `discretized_logistic_mixture`.
-        num_flows: autoregressive flows of `masked_autoregressive_flow`, in each layer, and of the
-            posterior of `iaf_vae`.
-        flow_hidden_size: width of the masked networks of `masked_autoregressive_flow`, which have
-            `num_hidden_layers`; those of `iaf_vae` and of bijectors have `hidden_size`, and one
-            layer fewer.
-        flow_direct_connections: the masked networks of `masked_autoregressive_flow` are also linear
-            in what they see (Germain et al. 2015, section 4.2), and its flows follow the linear
-            Gaussian autoregression of the images that `init` is given.
-        prior: `gaussian`, or `standard_normal`: ε_l ~ N(0, I) whatever z_{l-1} is.
-        network: family of the neural networks: `mlp`, `resnet`, or `linear` for affine maps.
-        encoder: `independent`, one of each layer's own, as in the paper; or `shared`, one of the
-            image that is refined from layer L to layer 1.
-        hidden_size: width of their hidden layers, or channels of their maps.
-        num_hidden_layers: number of hidden layers, at least 2; an encoder of the whole image of
-            `sere_vae` has one more. Of `resnet` all but the first are residual blocks.
-        num_joint_layers: residual hidden layers more that a data layer of `mlp` has where codes and
-            previous blocks have met.
-        dropout: probability that a hidden unit of the MLPs that read x or its blocks is dropped,
-            in training alone; of `mlp`.
-        rematerialize: compute hidden layers anew in the backward pass instead of keeping them:
-            less memory, about a third more work.
-        sigma_min: lower bound on the prior's scale (0: none but float32's).
-        sigma_max: upper bound on the prior's scale.
-        carry_start: a in [0, 1), how much of z_{l-1} the rank-one affine bijector first hands on:
-            z_l = a z_{l-1} + √(1 - a²) ε_l, near enough, whose variance is σ² (1 - a^(2l)), as
-            z_0 = 0, with the prior's scale σ. 0: nothing, it has to learn to.
-        prior_temperature: of the `relaxed_bernoulli_vae`.
-        posterior_temperature: of the `relaxed_bernoulli_vae`.
-        residual_scale_start: what the posterior's scale relative to the prior's, δσ, starts near;
-            the smaller, the more the codes say of the image at first.
-        condition_residual_on_latents: the posterior's residual sees z_{l-1} as well as x, if
-            `couple_prior` lets it.
     """
 
-    data_shape: tuple[int, ...]
-    num_layers: int
-    latent_shape: tuple[int, ...]
-    system: str = "sere_vae"
-    latent_sizes: tuple[int, ...] = ()
-    partition: str = "raster"
-    context: int = 1
-    data_context: int = 1
-    couple_prior: bool = True
-    couple_bijector: bool = True
-    couple_data: bool = True
-    couple_data_to_prior: bool = False
-    bijector: str = "rank_one_affine"
-    carry_start: float = 0.0
-    data_layer: str = "bernoulli"
-    data_scale: float = 0.0
-    num_mixtures: int = 10
-    num_flows: int = 2
-    flow_hidden_size: int = 1024
-    flow_direct_connections: bool = False
-    prior: str = "gaussian"
-    network: str = "mlp"
-    encoder: str = "independent"
-    hidden_size: int = 200
-    num_hidden_layers: int = 2
-    num_joint_layers: int = 0
-    dropout: float = 0.0
-    rematerialize: bool = False
-    sigma_min: float = 0.1
-    sigma_max: float = 2.0
-    residual_scale_start: float = 0.73
-    condition_residual_on_latents: bool = True
-    prior_temperature: float = 1 / 2
-    posterior_temperature: float = 2 / 3
+    data_shape: tuple[int, ...] = setting(
+        (8, 8, 1), "(height, width, channels) of one image.", DATA_SHAPE, is_required=True
+    )
+    num_layers: int = setting(
+        10, "L, the number of blocks of x and of latent layers.", POSITIVE_INT, is_required=True
+    )
+    latent_shape: tuple[int, ...] = setting(
+        (10,),
+        "Shape of the code of one layer: (10,), or (8, 8, 2) for maps; (0,): none, a plain flow.",
+        LATENT_SHAPE,
+        is_required=True,
+    )
+    system: str = setting(
+        SERE_VAE,
+        "`sere_vae`, the hierarchy of the paper; or one that it is compared with.",
+        name_in("sere_jax.functions.SYSTEMS"),
+    )
+    latent_sizes: tuple[int, ...] = setting(
+        (),
+        "How many of the codes of `latent_shape` each layer has; (): all of them.",
+        LATENT_SIZES,
+        systems=(SERE_VAE, LADDER_VAE),
+    )
+    partition: str = _of_sere_vae(
+        "raster", "How x is cut into L blocks.", name_in("sere_jax.partition.PARTITIONS")
+    )
+    context: int = _of_sere_vae(
+        1, "k, every layer sees the codes z_{l-k} .. z_{l-1}; 1 is the paper.", POSITIVE_INT
+    )
+    data_context: int = _of_sere_vae(
+        1,
+        "j, a data layer sees the blocks x_{l-j} .. x_{l-1}, and so do priors with "
+        "`couple_data_to_prior`; 1 is the paper, L is all.",
+        POSITIVE_INT,
+    )
+    couple_prior: bool = _of_sere_vae(
+        True, "Prior and posterior layers see the previous codes.", BOOLEAN
+    )
+    couple_bijector: bool = _of_sere_vae(True, "Bijective layers see the previous codes.", BOOLEAN)
+    couple_data: bool = _of_sere_vae(True, "Data layers see the previous blocks.", BOOLEAN)
+    couple_data_to_prior: bool = _of_sere_vae(
+        False, "Prior and posterior layers see the previous blocks too.", BOOLEAN
+    )
+    bijector: str = _of_sere_vae(
+        "rank_one_affine", "Name of the bijective layer.", name_in("sere_jax.bijector.BIJECTORS")
+    )
+    carry_start: float = _of_sere_vae(
+        0.0,
+        "a, how much of z_{l-1} the rank-one affine bijector first hands on: z_l = a z_{l-1} + "
+        "√(1 - a²) ε_l, near enough, whose variance is σ² (1 - a^(2l)), as z_0 = 0, with the "
+        "prior's scale σ. 0: nothing, it has to learn to.",
+        BELOW_ONE,
+    )
+    data_layer: str = setting(
+        "bernoulli",
+        "Name of the data layer. `bernoulli`: binarized images; `gaussian`: dequantized ones; "
+        "`discretized_logistic_mixture`: values 0..255; `masked_autoregressive_flow`: dequantized "
+        "ones in logit space.",
+        name_in("sere_jax.data_layer.DATA_LAYERS"),
+    )
+    data_scale: float = setting(
+        0.0,
+        "Standard deviation of `gaussian` data; 0: learned, pixel by pixel.",
+        NOT_NEGATIVE,
+        needs={"data_layer": "gaussian"},
+    )
+    num_mixtures: int = setting(10, "Components of `discretized_logistic_mixture`.", POSITIVE_INT)
+    num_flows: int = setting(
+        2,
+        "Flows of `masked_autoregressive_flow` in each layer, and of the posterior of `iaf_vae`.",
+        POSITIVE_INT,
+    )
+    flow_hidden_size: int = setting(
+        1024,
+        "Width of the masked networks of `masked_autoregressive_flow`, which have "
+        "`num_hidden_layers`; those of `iaf_vae` and of bijectors have `hidden_size`, and one "
+        "layer fewer.",
+        POSITIVE_INT,
+    )
+    flow_direct_connections: bool = setting(
+        False,
+        "The masked networks of `masked_autoregressive_flow` are also linear in what they see "
+        "(Germain et al. 2015, section 4.2), and its flows follow the linear Gaussian "
+        "autoregression of the images that `init` is given.",
+        BOOLEAN,
+        needs={"data_layer": FLOW},
+    )
+    prior: str = _of_sere_vae(
+        "gaussian",
+        "`gaussian`, or `standard_normal`: ε_l ~ N(0, I) whatever z_{l-1} is.",
+        one_of("gaussian", "standard_normal"),
+    )
+    network: str = _of_sere_vae(
+        "mlp",
+        "Family of the neural networks; `linear`: affine maps.",
+        name_in("sere_jax.networks.family.NETWORKS"),
+    )
+    encoder: str = _of_sere_vae(
+        "independent",
+        "`independent`, one of each layer's own, as in the paper; or `shared`, one of the image "
+        "that is refined from layer L to layer 1.",
+        one_of("independent", "shared"),
+    )
+    hidden_size: int = setting(
+        200, "Width of hidden layers, or channels of hidden maps.", POSITIVE_INT
+    )
+    num_hidden_layers: int = setting(
+        2,
+        "Number of hidden layers; an encoder of the whole image of `sere_vae` has one more. Of "
+        "`resnet` all but the first are residual blocks.",
+        integer(2),
+    )
+    num_joint_layers: int = _of_sere_vae(
+        0,
+        "Residual hidden layers that data layers add where codes and previous blocks have met.",
+        NATURAL,
+        needs={"network": "mlp", "couple_data": True},
+    )
+    dropout: float = _of_sere_vae(
+        0.0,
+        "Share of hidden units dropped in training, in the MLPs that read x or its blocks.",
+        BELOW_ONE,
+        needs={"network": "mlp"},
+    )
+    rematerialize: bool = _of_sere_vae(
+        False,
+        "Compute hidden layers again in the backward pass: less memory, a third more work.",
+        BOOLEAN,
+    )
+    sigma_min: float = _of_sere_vae(
+        0.1, "Lower bound on the prior's scale (0: none but float32's).", NOT_NEGATIVE
+    )
+    sigma_max: float = _of_sere_vae(2.0, "Upper bound on the prior's scale.", POSITIVE)
+    residual_scale_start: float = _of_sere_vae(
+        0.73,
+        "What the posterior's scale relative to the prior's, δσ, starts near; the smaller, the "
+        "more the codes say of the image at first.",
+        INSIDE_UNIT_INTERVAL,
+    )
+    condition_residual_on_latents: bool = _of_sere_vae(
+        True,
+        "The posterior's residual sees z_{l-1} as well as x, if `couple_prior` lets it.",
+        BOOLEAN,
+    )
+    prior_temperature: float = _of_relaxed_bernoulli_vae(1 / 2, "Of the prior's codes.", POSITIVE)
+    posterior_temperature: float = _of_relaxed_bernoulli_vae(
+        2 / 3, "Of the posterior's codes.", POSITIVE
+    )
 
-    def __post_init__(self):
-        for field in [field.name for field in dataclasses.fields(self)]:
-            value = python_value(getattr(self, field))
-            if field in ("data_shape", "latent_shape", "latent_sizes"):
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = python_value(getattr(self, field.name))
+            if field.type == tuple[int, ...]:
                 value = python_value(tuple(value) if isinstance(value, Iterable) else (value,))
-            object.__setattr__(self, field, value)
-        _require_positive_ints("data_shape", self.data_shape, length=3)
-        if self.latent_shape != NO_LATENTS:
-            _require_positive_ints("latent_shape", self.latent_shape)
-        for field in (
-            "num_layers",
-            "context",
-            "data_context",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_mixtures",
-            "num_flows",
-            "flow_hidden_size",
-        ):
-            _require_positive_ints(field, (getattr(self, field),), shown=getattr(self, field))
-        joint = self.num_joint_layers
-        if isinstance(joint, bool) or not isinstance(joint, int) or joint < 0:
-            raise ConfigError(f"config.model.num_joint_layers={joint!r} must be a whole number")
-        if joint and not (self.couple_data and self.data_layer != FLOW):
-            raise ConfigError(
-                f"config.model.num_joint_layers={joint} needs a data layer whose networks see "
-                "previous blocks; set it to 0, or couple_data=True without flows"
-            )
-        for field in (
-            "couple_prior",
-            "couple_bijector",
-            "couple_data",
-            "couple_data_to_prior",
-            "condition_residual_on_latents",
-            "rematerialize",
-            "flow_direct_connections",
-        ):
-            value = getattr(self, field)
-            if not isinstance(value, bool):
-                raise ConfigError(f"config.model.{field}={value!r} must be True or False")
-        if self.flow_direct_connections and not self.has_flows:
-            raise ConfigError(
-                "config.model.flow_direct_connections=True means nothing to the data layer "
-                f"{self.data_layer!r}; set it to False, or choose data_layer={FLOW!r}"
-            )
-        if self.num_hidden_layers < 2:
-            raise ConfigError(
-                f"config.model.num_hidden_layers={self.num_hidden_layers} must be at least 2"
-            )
-        for field in ("context", "data_context"):
-            value = getattr(self, field)
-            if value > self.num_layers:
-                raise ConfigError(
-                    f"config.model.{field}={value} exceeds num_layers={self.num_layers}; "
-                    f"choose 1 to {self.num_layers}"
-                )
-        for field in (
-            "sigma_min",
-            "sigma_max",
-            "residual_scale_start",
-            "data_scale",
-            "carry_start",
-            "dropout",
-            "prior_temperature",
-            "posterior_temperature",
-        ):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ConfigError(f"config.model.{field}={value!r} must be a number")
-        if not 0 <= self.sigma_min < self.sigma_max < 2.0**128:
-            raise ConfigError(
-                f"config.model.sigma_min={self.sigma_min} and sigma_max={self.sigma_max} must "
-                "satisfy 0 <= sigma_min < sigma_max < 2^128, the infinity of float32"
-            )
-        if not 1e-6 <= self.residual_scale_start <= 1 - 1e-6:
-            raise ConfigError(
-                f"config.model.residual_scale_start={self.residual_scale_start} must lie between 0 "
-                "and 1, by a millionth at least"
-            )
-        if not 0 <= self.data_scale < 2.0**128:
-            raise ConfigError(
-                f"config.model.data_scale={self.data_scale} must be a standard deviation above 0, "
-                "or 0 to learn it"
-            )
-        if self.data_scale and self.data_layer != "gaussian":
-            raise ConfigError(
-                f"config.model.data_scale={self.data_scale} is of no use to the data layer "
-                f"{self.data_layer!r}; set it to 0, or choose data_layer='gaussian'"
-            )
-
-        if not 0 <= self.carry_start < 1:
-            raise ConfigError(
-                f"config.model.carry_start={self.carry_start} must be at least 0 and below 1"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"config.model.dropout={self.dropout} must be at least 0 and below 1")
-        for field in ("dropout", "num_joint_layers"):
-            value = getattr(self, field)
-            if value and self.network != "mlp":
-                raise ConfigError(
-                    f"config.model.{field}={value} means nothing to network={self.network!r}; "
-                    "set it to 0, or choose network='mlp'"
-                )
-        for field in ("prior_temperature", "posterior_temperature"):
-            if not 0 < getattr(self, field) < 2.0**128:
-                raise ConfigError(f"config.model.{field}={getattr(self, field)} must be above 0")
-        self._check_latent_sizes()
-        if self.system != "relaxed_bernoulli_vae":
-            self._check_unused(OF_RELAXED_BERNOULLI_VAE, "relaxed_bernoulli_vae")
-        if self.system in OTHER_SYSTEMS:
-            self._check_other_system()
-        choose("encoder", self.encoder, dict.fromkeys(("independent", "shared")))
-        choose("prior", self.prior, dict.fromkeys(("gaussian", "standard_normal")))
-        if self.couple_data_to_prior and (self.prior != "gaussian" or not self.has_latents):
-            raise ConfigError(
-                "config.model.couple_data_to_prior=True needs a prior with parameters; there is "
-                f"none with latent_shape={self.latent_shape} and prior={self.prior!r}: set it to "
-                "False"
-            )
-        if not self.has_latents and self.data_layer != FLOW:
-            raise ConfigError(
-                f"config.model.latent_shape={NO_LATENTS} (no latents) leaves the data layer "
-                f"{self.data_layer!r} without anything to depend on; choose data_layer={FLOW!r}, "
-                "or at least one latent"
-            )
-
-    def _check_latent_sizes(self):
-        sizes = self.latent_sizes
-        if not sizes:
-            return
-        _require_positive_ints("latent_sizes", sizes)
-        if len(self.latent_shape) != 1 or self.latent_shape == NO_LATENTS:
-            raise ConfigError(
-                f"config.model.latent_sizes={sizes} needs codes that are vectors, not latent_shape="
-                f"{self.latent_shape}; set it to () or choose ({max(sizes)},)"
-            )
-        if len(sizes) != self.num_layers or max(sizes) > self.latent_shape[0]:
-            raise ConfigError(
-                f"config.model.latent_sizes={sizes} must hold num_layers={self.num_layers} numbers "
-                f"of at most {self.latent_shape[0]}, as latent_shape={self.latent_shape} says"
-            )
-
-    def _check_unused(self, names, system):
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in names:
-            if getattr(self, name) != defaults[name]:
-                raise ConfigError(
-                    f"config.model.{name}={getattr(self, name)!r} means nothing to "
-                    f"system={self.system!r}; leave it at {defaults[name]!r}, or choose "
-                    f"system={system!r}"
-                )
-
-    def _check_other_system(self):
-        self._check_unused(OF_SERE_VAE, "sere_vae")
-        if len(self.latent_shape) != 1 or not self.has_latents:
-            raise ConfigError(
-                f"config.model.latent_shape={self.latent_shape} must be a vector such as (30,) "
-                f"with system={self.system!r}"
-            )
-        if self.system != "ladder_vae" and self.num_layers != 1:
-            raise ConfigError(
-                f"config.model.num_layers={self.num_layers} must be 1 with system={self.system!r}"
-            )
-        if self.system != "ladder_vae" and self.latent_sizes:
-            raise ConfigError(
-                f"config.model.latent_sizes={self.latent_sizes} means nothing to "
-                f"system={self.system!r}; leave it at () and set latent_shape"
-            )
+            object.__setattr__(self, field.name, value)
+            if message := refusal(f"model.{field.name}", value, SETTINGS[field.name].rule):
+                raise ConfigError(message)
+        for conflicts in (unused(self, SYSTEMS), _conflicts(self), _conflicts_of_latents(self)):
+            for conflict in conflicts:
+                raise ConfigError(f"config.model.{conflict}")
 
     @property
-    def sizes_of_latents(self) -> tuple[int, ...]:
+    def codes_per_layer(self) -> tuple[int, ...]:
         """Number of codes of each layer, where they are vectors."""
         return self.latent_sizes or self.latent_shape * self.num_layers
 
@@ -335,6 +246,63 @@ class ModelConfig:
         return self.couple_prior and self.condition_residual_on_latents
 
 
+SETTINGS = settings_of(ModelConfig)
+ModelConfig.__doc__ = f"{ModelConfig.__doc__}\n    Attributes:\n" + "".join(
+    f"        {name}: {declared.meaning}\n" for name, declared in SETTINGS.items()
+)
+
+
+def _conflicts(config: ModelConfig) -> Iterator[str]:
+    """Fields that do not fit each other, with the way out."""
+    for field in ("context", "data_context"):
+        value = getattr(config, field)
+        if value > config.num_layers:
+            yield (
+                f"{field}={value} exceeds num_layers={config.num_layers}; "
+                f"choose 1 to {config.num_layers}"
+            )
+    if config.sigma_min >= config.sigma_max:
+        yield (
+            f"sigma_min={config.sigma_min} and sigma_max={config.sigma_max} must satisfy "
+            "sigma_min < sigma_max"
+        )
+    if config.num_joint_layers and config.has_flows:
+        yield (
+            f"num_joint_layers={config.num_joint_layers} means nothing to data_layer={FLOW!r}; "
+            "leave it at 0, or choose another data layer"
+        )
+    if config.system in (IAF_VAE, RELAXED_BERNOULLI_VAE) and config.num_layers != 1:
+        yield f"num_layers={config.num_layers} must be 1 with system={config.system!r}"
+
+
+def _conflicts_of_latents(config: ModelConfig) -> Iterator[str]:
+    """The same of the shape of the codes and what depends on them."""
+    shape, sizes = config.latent_shape, config.latent_sizes
+    is_vector = len(shape) == 1 and config.has_latents
+    if sizes and not is_vector:
+        yield (
+            f"latent_sizes={sizes} needs codes that are vectors, not latent_shape={shape}; set it "
+            f"to () or choose ({max(sizes)},)"
+        )
+    if sizes and (len(sizes) != config.num_layers or max(sizes) > shape[0]):
+        yield (
+            f"latent_sizes={sizes} must hold num_layers={config.num_layers} numbers of at most "
+            f"{shape[0]}, as latent_shape={shape} says"
+        )
+    if config.system in SYSTEMS and config.system != SERE_VAE and not is_vector:
+        yield (f"latent_shape={shape} must be a vector such as (30,) with system={config.system!r}")
+    if config.couple_data_to_prior and (config.prior != "gaussian" or not config.has_latents):
+        yield (
+            "couple_data_to_prior=True needs a prior with parameters; there is none with "
+            f"latent_shape={shape} and prior={config.prior!r}: set it to False"
+        )
+    if not config.has_latents and not config.has_flows:
+        yield (
+            f"latent_shape={NO_LATENTS} (no latents) leaves the data layer {config.data_layer!r} "
+            f"without anything to depend on; choose data_layer={FLOW!r}, or at least one latent"
+        )
+
+
 def model_config(config: Any) -> ModelConfig:
     """Reads and checks the model part of a configuration.
 
@@ -349,20 +317,14 @@ def model_config(config: Any) -> ModelConfig:
         return config
     if "model" not in config or not hasattr(config["model"], "keys"):
         raise ConfigError("config.model is missing, or does not hold the fields of ModelConfig")
-    fields = dict(config["model"])
-    known = [field.name for field in dataclasses.fields(ModelConfig)]
-    for name in fields:
-        if name not in known:
-            raise ConfigError(f"config.model.{name} is not a field{nearest(name, known)}")
-    required = [
-        field.name
-        for field in dataclasses.fields(ModelConfig)
-        if field.default is dataclasses.MISSING
-    ]
-    for name in required:
-        if name not in fields:
-            raise ConfigError(f"config.model.{name} is missing; it has no default")
-    return ModelConfig(**fields)
+    values = dict(config["model"])
+    for name in values:
+        if name not in SETTINGS:
+            raise ConfigError(f"config.model.{name} is not a field{nearest(name, SETTINGS)}")
+    for field in dataclasses.fields(ModelConfig):
+        if field.default is dataclasses.MISSING and field.name not in values:
+            raise ConfigError(f"config.model.{field.name} is missing; it has no default")
+    return ModelConfig(**values)
 
 
 def python_value(value: Any) -> Any:
@@ -378,27 +340,9 @@ def choose(field: str, name: str, choices: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: there is none; the message names the choices.
     """
-    if not isinstance(name, str) or name not in choices:
-        way_out = nearest(str(name), choices) or "; if it is yours, import its file first"
+    if name not in choices:
+        way_out = nearest(name, choices) or "; if it is yours, import its file first"
         raise ConfigError(
             f"config.model.{field}={name!r} is not one of {', '.join(sorted(choices))}{way_out}"
         )
     return choices[name]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' with the known name closest to `name`, or nothing."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
-def _require_positive_ints(field, values, *, length=None, shown=None):
-    shown = values if shown is None else shown
-    if length is not None and len(values) != length:
-        raise ConfigError(
-            f"config.model.{field}={shown} must have {length} entries: (height, width, channels)"
-        )
-    if not values or any(
-        isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in values
-    ):
-        raise ConfigError(f"config.model.{field}={shown!r} must hold integers of at least 1")

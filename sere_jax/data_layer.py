@@ -35,6 +35,7 @@ class DataLayer(nn.Module):
     Attributes:
         config: the model's configuration.
         block_shape: (h, w, channels) of a block.
+        is_whole_image: whether the block is the whole image, which none come before.
         space: the data space, the same for all layers of a class.
     """
 
@@ -42,6 +43,12 @@ class DataLayer(nn.Module):
 
     config: ModelConfig
     block_shape: tuple[int, ...]
+    is_whole_image: bool = False
+
+    @property
+    def sees_previous(self) -> bool:
+        """Whether the layer sees the blocks before its own."""
+        return self.config.couple_data and not self.is_whole_image
 
     @property
     def parameters_per_pixel(self) -> int:
@@ -65,7 +72,7 @@ class DataLayer(nn.Module):
         self.base = create_network(
             self.config, shape, output_start=self.parameters_start, **options
         )
-        if self.config.couple_data:
+        if self.sees_previous:
             self.observed = create_features(
                 self.config, num_hidden_layers=self.config.num_hidden_layers - 1
             )
@@ -75,7 +82,7 @@ class DataLayer(nn.Module):
 
     def observe(self, previous: Array) -> Any:
         """Offset of δγ from the previous blocks [..., j, h, w, channels]; None if uncoupled."""
-        if not self.config.couple_data:
+        if not self.sees_previous:
             return None
         return self.observed(self.to_network(previous), 4)
 
@@ -341,7 +348,7 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
     def setup(self):
         """Creates the networks of γ, unless there is nothing they could depend on, and the flow."""
         config = self.config
-        self.is_conditional = config.has_latents or config.couple_data
+        self.is_conditional = config.has_latents or self.sees_previous
         if self.is_conditional:
             super().setup()
         hidden_sizes = (config.flow_hidden_size,) * config.num_hidden_layers
@@ -351,7 +358,7 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
 
     def observe(self, previous: Array) -> Any:
         """The previous blocks, and what γ takes from them; None if uncoupled."""
-        if not self.config.couple_data:
+        if not self.sees_previous:
             return None
         return flatten(self.to_network(previous), 4), super().observe(previous)
 
@@ -413,9 +420,11 @@ DATA_LAYERS: dict[str, type[DataLayer]] = {
 }
 
 
-def create_data_layer(config: ModelConfig, block_shape: tuple[int, ...]) -> DataLayer:
-    """The data layer called `config.data_layer`."""
-    return _class_of(config)(config, block_shape)
+def create_data_layer(
+    config: ModelConfig, block_shape: tuple[int, ...], *, is_whole_image: bool = False
+) -> DataLayer:
+    """The data layer called `config.data_layer`; see `DataLayer` for what it is given."""
+    return _class_of(config)(config, block_shape, is_whole_image)
 
 
 def data_space_of(config: ModelConfig) -> DataSpace:

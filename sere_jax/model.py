@@ -115,7 +115,7 @@ class WholeImageModel(LatentVariableModel):
     @property
     def noise_shape(self) -> tuple[int, ...]:
         """(1, ΣN_l), N_l codes of layer l."""
-        return (1, sum(self.config.sizes_of_latents))
+        return (1, sum(self.config.codes_per_layer))
 
     def decode(self, z: Array, x: Array) -> Array:
         """log p(x | z) [..., B] for z [..., B, latents] and x [B, *data_shape]."""

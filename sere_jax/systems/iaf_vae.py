@@ -1,7 +1,5 @@
 """The VAE whose posterior is an inverse autoregressive flow (Kingma et al. 2016)."""
 
-import dataclasses
-
 import distrax
 import jax
 import jax.numpy as jnp
@@ -54,8 +52,7 @@ class InverseAutoregressiveVAE(WholeImageModel):
         self.base = nn.Dense(2 * num_latents)
         widths = (config.hidden_size,) * (config.num_hidden_layers - 1)
         self.flows = MaskedAutoregressiveFlows(config.latent_shape, widths, config.num_flows)
-        decoder = dataclasses.replace(config, system="sere_vae", couple_data=False)
-        self.data_layer = create_data_layer(decoder, config.data_shape)
+        self.data_layer = create_data_layer(config, config.data_shape, is_whole_image=True)
 
     def __call__(self, x: Array, noise: Array) -> SampledInference:
         """Infers the codes of x [B, *data_shape] with noise [B, 1, N]."""

@@ -1,6 +1,5 @@
 """The Ladder VAE (Sønderby et al. 2016), one of the systems that the paper compares with."""
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -95,22 +94,14 @@ class LadderVAE(WholeImageModel):
     def setup(self):
         """Creates both passes and the data layer."""
         config = self.config
-        sizes = config.sizes_of_latents
+        sizes = config.codes_per_layer
         widths = [max(1, round(config.hidden_size * size / sizes[0])) for size in sizes]
         depth = config.num_hidden_layers
         self.bottom_up = [NormalizedMLP(width, depth) for width in widths]
         self.evidence = [nn.Dense(2 * size) for size in sizes]
         self.top_down = [NormalizedMLP(width, depth) for width in widths[:-1]]
         self.prior = [nn.Dense(2 * size) for size in sizes[:-1]]
-        decoder = dataclasses.replace(
-            config,
-            system="sere_vae",
-            num_layers=1,
-            latent_shape=(sizes[0],),
-            latent_sizes=(),
-            couple_data=False,
-        )
-        self.data_layer = create_data_layer(decoder, config.data_shape)
+        self.data_layer = create_data_layer(config, config.data_shape, is_whole_image=True)
 
     def __call__(self, x: Array, noise: Array) -> LadderInference:
         """Infers the codes of x [B, *data_shape] with noise [B, 1, ΣN_l]."""
@@ -174,7 +165,7 @@ class LadderVAE(WholeImageModel):
 
     def _top_down(self, noise, evidence):
         """Codes, priors and posteriors of all layers; without evidence posteriors are priors."""
-        borders = list(itertools.accumulate(self.config.sizes_of_latents))[:-1]
+        borders = list(itertools.accumulate(self.config.codes_per_layer))[:-1]
         noises = jnp.split(jnp.squeeze(noise, -2), np.array(borders, int), axis=-1)
         num_layers = len(noises)
         z: list[Any] = [None] * num_layers

@@ -1,13 +1,10 @@
 """The Relaxed Bernoulli VAE with an exactly factorized posterior (Webb et al. 2018)."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from sere_jax.config import ModelConfig
 from sere_jax.data_layer import create_data_layer
 from sere_jax.model import SampledInference, WholeImageModel
 from sere_jax.networks.masked import MADE, MaskedNetwork, spread_degrees
@@ -47,14 +44,7 @@ class RelaxedBernoulliVAE(WholeImageModel):
         self.encoder = [nn.Dense(width) for width in widths]
         degrees = spread_degrees(num_latents, widths, conditional=True)
         self.posterior = MADE(degrees, num_parameters=1)
-        decoder = dataclasses.replace(
-            config,
-            system="sere_vae",
-            couple_data=False,
-            prior_temperature=ModelConfig.prior_temperature,
-            posterior_temperature=ModelConfig.posterior_temperature,
-        )
-        self.data_layer = create_data_layer(decoder, config.data_shape)
+        self.data_layer = create_data_layer(config, config.data_shape, is_whole_image=True)
 
     def __call__(self, x: Array, noise: Array) -> RelaxedBernoulliInference:
         """Infers the codes of x [B, *data_shape] with noise [B, 1, N]."""
