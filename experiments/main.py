@@ -17,10 +17,26 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments.system import console, host_memory
+
+if __name__ == "__main__":
+    host_memory.keep_freed_memory()  # before JAX, which the other modules import
+
+import jax
+
 from experiments.command_line import flags as command_line
-from experiments.system import console
-from experiments.system.errors import DIVERGED, INTERRUPTED, USER_ERROR, UserError
+from experiments.system.errors import (
+    DIVERGED,
+    INTERRUPTED,
+    USER_ERROR,
+    TrainingDivergedError,
+    UserError,
+    exit_with,
+    explain_system_error,
+    silence_repeated_errors,
+)
 from experiments.system.paths import local_path
+from sere_jax.config import ConfigError
 
 _MODES = ("train", "evaluate", "sample", "report", "export")
 
@@ -28,7 +44,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "The experiment: configs/NAME.py, configs/NAME.py:VARIANT or a file of your own. Any field can "
-    "be overridden: --config.training.num_epochs=60; configs/base.py has all fields. In modes "
+    "be overridden: --config.training.num_epochs=60; docs/options.md has all fields. In modes "
     "other than train it can be left out: --workdir then names the run.",
 )
 _WORKDIR = flags.DEFINE_string(
@@ -66,23 +82,8 @@ def default_workdir(config_argument: str) -> pathlib.Path:
 
 
 def main(_: list[str]) -> None:
-    """Runs one mode; the heavy imports come after the flags have been checked."""
-    from experiments.system import host_memory
-
-    host_memory.keep_freed_memory()
-
-    import jax
-
+    """Runs one mode; what it alone imports comes after the flags have been checked."""
     jax.config.update("jax_enable_x64", False)  # whatever the environment says
-
-    from experiments.system.errors import (
-        TrainingDivergedError,
-        exit_with,
-        explain_system_error,
-        silence_repeated_errors,
-    )
-    from sere_jax.config import ConfigError
-
     logging.set_verbosity(logging.WARNING)
     silence_repeated_errors()
     workdir = _workdir()

@@ -45,7 +45,7 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What `config.model` of an experiment says, checked and hashable.
+    """The model, as `config.model` of an experiment describes it; checked and hashable.
 
     Numbers and shapes may be NumPy's; they become Python's.
     """
@@ -194,9 +194,11 @@ class ModelConfig:
         "The posterior's residual sees z_{l-1} as well as x, if `couple_prior` lets it.",
         BOOLEAN,
     )
-    prior_temperature: float = _of_relaxed_bernoulli_vae(1 / 2, "Of the prior's codes.", POSITIVE)
+    prior_temperature: float = _of_relaxed_bernoulli_vae(
+        1 / 2, "Temperature of the prior's codes.", POSITIVE
+    )
     posterior_temperature: float = _of_relaxed_bernoulli_vae(
-        2 / 3, "Of the posterior's codes.", POSITIVE
+        2 / 3, "Temperature of the posterior's codes.", POSITIVE
     )
 
     def __post_init__(self) -> None:

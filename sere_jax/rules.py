@@ -131,11 +131,11 @@ POSITIVE_INT = integer(1)
 NATURAL = integer(0)
 SEED = integer(0, bits=32)
 POSITIVE = Rule(
-    "a number above 0, of at least 2^-126 and below 2^128, as float32 has them",
+    "a number above 0, of at least 2^-126 and below 2^128 (float32)",
     lambda v: is_number(v) and v >= SMALLEST,
 )
 NOT_NEGATIVE = Rule(
-    "a number of at least 0, and if above 0 from 2^-126 to below 2^128, as float32 has them",
+    "a number of at least 0, and if above 0 from 2^-126 to below 2^128 (float32)",
     lambda v: is_number(v) and (v == 0 or v >= SMALLEST),
 )
 FRACTION = Rule("a number from 0 to 1", lambda v: is_number(v) and 0 <= v <= 1)

@@ -17,8 +17,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.run_folder import recorded
-from experiments.system.errors import UserError, nearest
+from experiments.system.errors import UserError
 from experiments.system.paths import local_path
+from sere_jax.rules import nearest
 
 _TYPES: dict[type, str] = {
     bool: "True or False",

@@ -34,7 +34,7 @@ from experiments.run_folder.workdir import (
     exclusive,
     record_configuration,
 )
-from experiments.settings.configuration import as_json, check_configuration, differences
+from experiments.settings.checks import as_json, check_configuration, differences
 from experiments.system.errors import TrainingDivergedError, UserError
 from experiments.system.files import open_atomically, write_json_atomically
 from experiments.system.git import git_commit

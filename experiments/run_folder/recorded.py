@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
+from experiments.settings.fields import defaults
 
 CONFIG_FILE = "config.json"
 
@@ -46,14 +46,14 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def with_later_fields(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded configuration with the fields that `configs/base.py` has got since.
+    """A recorded configuration with the fields that were declared since.
 
     They take their defaults: a field that is added to a section leaves all as it was by default.
     """
     complete = dict(recorded)
-    for name, section in base.get_config().items():
+    for name, section in json.loads(json.dumps(defaults())).items():
         if isinstance(complete.get(name), Mapping):
-            complete[name] = json.loads(json.dumps(section.to_dict())) | complete[name]
+            complete[name] = section | complete[name]
     return complete
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments.run_folder.recorded import CONFIG_FILE, read, with_later_fields
-from experiments.settings.configuration import as_json, differences
+from experiments.settings.checks import as_json, differences
 from experiments.system.errors import UserError
 from experiments.system.files import remove_temporary_files, write_json_atomically
 

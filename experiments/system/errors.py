@@ -1,12 +1,10 @@
 """Errors that are meant for the user of the command line, and how those of the system are told."""
 
-import difflib
 import errno
 import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 # Exit codes.
@@ -63,15 +61,3 @@ def silence_repeated_errors() -> None:
             sys.__unraisablehook__(unraisable)
 
     sys.unraisablehook = report
-
-
-def nearest(name: str, known: Iterable[str], shown: Callable[[str], Any] = str) -> str:
-    """'; did you mean ...?' or nothing. (That of `sere_jax.config` would import JAX.)
-
-    Args:
-        name: as it was written.
-        known: what it may be.
-        shown: one of them to what the message says.
-    """
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {shown(matches[0])!r}?" if matches else ""

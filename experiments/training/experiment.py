@@ -15,9 +15,8 @@ import sere_jax
 from experiments.data import input_pipeline
 from experiments.data.datasets import Dataset, load_dataset
 from experiments.distributed.devices import num_devices
-from experiments.settings import schedules
-from experiments.settings.configuration import check_configuration
-from experiments.settings.schedules import is_longer_than_zero
+from experiments.settings import durations, schedules
+from experiments.settings.checks import check_configuration
 from experiments.system.errors import UserError
 from experiments.training import step as training
 from experiments.training.evaluation import Evaluator, bits_per_dim
@@ -120,7 +119,7 @@ class Experiment:
 
     def duration_in_steps(self, section: str, field: str) -> int:
         """The duration in `config.SECTION.FIELD` in optimizer steps."""
-        return schedules.duration_in_steps(
+        return durations.duration_in_steps(
             f"config.{section}.{field}",
             self.config[section][field],
             steps_per_epoch=self.steps_per_epoch,
@@ -200,7 +199,7 @@ class Experiment:
                 f"{math.lcm(evaluate, save)} steps; let one be a multiple of the other"
             )
         begins = training.importance_weighted_from
-        if is_longer_than_zero(begins):
+        if durations.is_longer_than_zero(begins):
             yield (
                 f"config.training.importance_weighted_from={begins!r} may lower the ELBO, and "
                 "config.evaluation.checkpoint='best' is that of the highest ELBO; 'last' has the "
@@ -263,7 +262,7 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
             f"examples of {config.dataset.name!r}; choose at most {len(dataset.train)}"
         )
     steps_per_epoch = len(dataset.train) // batch_size
-    total_steps = schedules.total_training_steps(config.training, steps_per_epoch)
+    total_steps = durations.total_training_steps(config.training, steps_per_epoch)
     steps = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
     return Experiment(
         config=config,

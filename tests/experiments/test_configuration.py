@@ -1,15 +1,109 @@
-"""Impossible configurations are refused by name before anything is loaded or compiled."""
+"""Fields and their defaults; impossible configurations are refused by name."""
 
 import importlib
+import pathlib
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 
 import configs
 import sere_jax
 from configs import base, cifar_checkerboard, mnist_mlp
-from experiments.settings.configuration import RULES, check_configuration, differences
+from experiments.settings.checks import check_configuration, differences
+from experiments.settings.fields import FIELDS
 from experiments.system.errors import UserError
+
+DEFAULTS = {
+    "seed": 0,
+    "dataset": {
+        "affine_contrast": 1.0,
+        "data_dir": "",
+        "download": True,
+        "horizontal_flip": False,
+        "image_size": 32,
+        "name": "digits",
+        "num_train_examples": 0,
+        "path": "",
+        "random_affine": 0.0,
+        "random_affine_until": "80%",
+        "validation_size": 0.1,
+    },
+    "model": {
+        "bijector": "rank_one_affine",
+        "carry_start": 0.0,
+        "condition_residual_on_latents": True,
+        "context": 1,
+        "couple_bijector": True,
+        "couple_data": True,
+        "couple_data_to_prior": False,
+        "couple_prior": True,
+        "data_context": 1,
+        "data_layer": "bernoulli",
+        "data_scale": 0.0,
+        "data_shape": (8, 8, 1),
+        "dropout": 0.0,
+        "encoder": "independent",
+        "flow_direct_connections": False,
+        "flow_hidden_size": 1024,
+        "hidden_size": 200,
+        "latent_shape": (10,),
+        "latent_sizes": (),
+        "network": "mlp",
+        "num_flows": 2,
+        "num_hidden_layers": 2,
+        "num_joint_layers": 0,
+        "num_layers": 10,
+        "num_mixtures": 10,
+        "partition": "raster",
+        "posterior_temperature": 2 / 3,
+        "prior": "gaussian",
+        "prior_temperature": 0.5,
+        "rematerialize": False,
+        "residual_scale_start": 0.73,
+        "sigma_max": 2.0,
+        "sigma_min": 0.1,
+        "system": "sere_vae",
+    },
+    "training": {
+        "batch_size": 200,
+        "checkpoint_every": "1 epochs",
+        "ema_decay": 0.9995,
+        "evaluate_every": "1 epochs",
+        "final_learning_rate_factor": 0.01,
+        "importance_weighted_from": "0%",
+        "initial_weights": "",
+        "keep_checkpoints": 2,
+        "kl_warmup": "10%",
+        "kl_weight_start": 0.2,
+        "learning_rate": 0.001,
+        "learning_rate_schedule": "cosine",
+        "max_consecutive_skips": 20,
+        "max_gradient_norm": 100.0,
+        "num_epochs": 30,
+        "num_steps": 0,
+        "num_train_samples": 1,
+        "optimizer": "adam",
+        "steps_per_dispatch": 50,
+        "warmup": "500 steps",
+        "weight_decay": 0.0,
+    },
+    "evaluation": {
+        "batch_size": 100,
+        "checkpoint": "best",
+        "num_examples": 0,
+        "num_importance_samples": 1000,
+        "test_elbo_every": "",
+    },
+    "sampling": {
+        "num_images": 100,
+        "seed": 0,
+    },
+    "paper": {
+        "nll": None,
+    },
+}
 
 INVALID = {
     "seed": [-1, 2**32, 1.5],
@@ -63,6 +157,24 @@ def set_field(config, path, value):
         config[name] = value
 
 
+def test_the_fields_and_their_defaults_are_those_of_the_runs_that_are_kept():
+    config = base.get_config()
+    assert config.is_locked
+    assert config.to_dict() == DEFAULTS
+    assert config.paper.get_type("nll") is float
+    required = {
+        name: DEFAULTS["model"][name] for name in ("data_shape", "num_layers", "latent_shape")
+    }
+    assert sere_jax.ModelConfig(**required) == sere_jax.create_model(config).config
+
+
+def test_the_page_of_options_is_made_from_the_declarations():
+    root = pathlib.Path(__file__).parents[2]
+    command = [sys.executable, "-m", "experiments.settings"]  # without extensions of other tests
+    made = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert (root / "docs" / "options.md").read_text() == made
+
+
 @pytest.mark.parametrize(
     ("path", "value"), [(path, value) for path, values in INVALID.items() for value in values]
 )
@@ -85,7 +197,7 @@ def test_a_late_beginning_of_several_samples_needs_several():
 
 
 def test_every_rule_is_tried_with_a_value_that_breaks_it():
-    assert set(RULES) - set(INVALID) == {"dataset.download"}
+    assert set(FIELDS) - set(INVALID) == {"dataset.download"}
 
 
 def test_an_unknown_field_is_refused_with_the_nearest():

@@ -1,4 +1,4 @@
-"""Durations, learning rate and KL weight."""
+"""Learning rate, weight of the KL and optimizer."""
 
 import numpy as np
 import optax
@@ -6,39 +6,8 @@ import pytest
 
 from configs import base
 from experiments.settings import schedules
-from experiments.system.errors import UserError
 
 STEPS = {"steps_per_epoch": 40, "total_steps": 1000}
-
-
-@pytest.mark.parametrize(
-    ("duration", "steps"),
-    [
-        ("500 steps", 500),
-        ("1 step", 1),
-        ("1.5 epochs", 60),
-        ("1 epoch", 40),
-        ("10%", 100),
-        ("0 steps", 0),
-        ("1e2 steps", 100),
-    ],
-)
-def test_a_duration_is_given_in_steps_epochs_or_percent(duration, steps):
-    assert schedules.duration_in_steps("field", duration, **STEPS) == steps
-
-
-@pytest.mark.parametrize("duration", ["soon", "-1 steps", "5", "", "1 day", "steps", 7, None])
-def test_anything_else_is_refused_with_field_and_value(duration):
-    with pytest.raises(UserError, match=r"config\.x=.*is not a duration"):
-        schedules.duration_in_steps("config.x", duration, **STEPS)
-
-
-def test_number_of_steps_goes_before_number_of_epochs():
-    training = base.get_config().training
-    training.num_epochs, training.num_steps = 3, 0
-    assert schedules.total_training_steps(training, 40) == 120
-    training.num_steps = 7
-    assert schedules.total_training_steps(training, 40) == 7
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])

@@ -130,6 +130,18 @@ def test_a_missing_field_is_named(field):
         sere_jax.create_model({"model": fields})
 
 
+def test_a_system_of_ones_own_may_read_every_field():
+    fields = {**TINY, "couple_prior": False, "dropout": 0.1, "prior_temperature": 0.1}
+    assert sere_jax.ModelConfig(**fields, system="mine").dropout == 0.1
+    with pytest.raises(sere_jax.ConfigError, match="couple_prior=False means nothing to system="):
+        sere_jax.ModelConfig(**fields, system="ladder_vae")
+
+
+def test_the_docstring_says_what_each_field_means():
+    for field in dataclasses.fields(sere_jax.ModelConfig):
+        assert f"        {field.name}: " in sere_jax.ModelConfig.__doc__
+
+
 def test_creating_a_model_compiles_nothing(compilations):
     model = sere_jax.create_model({"model": TINY})
     assert compilations() == []

@@ -1,0 +1,175 @@
+"""Every field of an experiment's configuration; those of `config.model` are `ModelConfig`'s.
+
+Each is declared once, with its default, its meaning and its rule (`sere_jax.rules`).
+"""
+
+import dataclasses
+from typing import Any
+
+from experiments.settings.durations import DURATION, INTERVAL, INTERVAL_OR_NONE
+from sere_jax.config import ModelConfig
+from sere_jax.rules import (
+    BELOW_ONE,
+    BOOLEAN,
+    FRACTION,
+    NATURAL,
+    NOT_NEGATIVE,
+    NUMBER_OR_NONE,
+    POSITIVE,
+    POSITIVE_INT,
+    SEED,
+    TEXT,
+    Rule,
+    Setting,
+    is_number,
+    one_of,
+    setting,
+    settings_of,
+)
+
+VALIDATION_SIZE = Rule(
+    "a number of examples above 0, or a fraction between 0 and 1",
+    lambda v: is_number(v) and v > 0 and (v < 1 or float(v).is_integer()),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class General:
+    """Fields that belong to no section."""
+
+    seed: int = setting(0, "Seed of parameters, data order and noise.", SEED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Images and what is done to them."""
+
+    name: str = setting("digits", "`digits`, `photos`, `npz`, or an image data set of TFDS.", TEXT)
+    data_dir: str = setting(
+        "", "Where TFDS data sets are; else TFDS_DATA_DIR, else TFDS' default.", TEXT
+    )
+    path: str = setting("", "File of the data set `npz`.", TEXT)
+    download: bool = setting(True, "Prepare a TFDS data set that is not there yet.", BOOLEAN)
+    validation_size: float = setting(
+        0.1, "How many of the last training examples are held out.", VALIDATION_SIZE
+    )
+    num_train_examples: int = setting(0, "Use at most so many, the first ones; 0: all.", NATURAL)
+    image_size: int = setting(32, "Side of the patches of `photos`, in pixels.", POSITIVE_INT)
+    horizontal_flip: bool = setting(False, "Mirror half of the training images.", BOOLEAN)
+    random_affine: float = setting(
+        0.0, "Share of training images that are turned, stretched and shifted a little.", FRACTION
+    )
+    random_affine_until: str = setting(
+        "80%", "When that ends; then images are as they are.", DURATION
+    )
+    affine_contrast: float = setting(
+        1.0, "Contrast of images that were turned; above 1 against their blur.", POSITIVE
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Optimization, and when it is evaluated and saved."""
+
+    initial_weights: str = setting("", "A workdir whose averaged weights to start from.", TEXT)
+    batch_size: int = setting(200, "Images of one update, over all devices.", POSITIVE_INT)
+    num_epochs: int = setting(30, "Length of the training.", POSITIVE_INT)
+    num_steps: int = setting(0, "Its length in updates; 0: `num_epochs` says it.", NATURAL)
+    num_train_samples: int = setting(
+        1, "Samples of the codes an image; above 1: the importance-weighted bound.", POSITIVE_INT
+    )
+    importance_weighted_from: str = setting(
+        "0%", "When that bound begins; until then the ELBO, one sample.", DURATION
+    )
+    optimizer: str = setting("adam", "Name of the optimizer.", one_of("adam", "adamax"))
+    weight_decay: float = setting(0.0, "Weight decay, decoupled as in AdamW.", NOT_NEGATIVE)
+    learning_rate: float = setting(1e-3, "Learning rate after the warm-up, its peak.", POSITIVE)
+    learning_rate_schedule: str = setting(
+        "cosine",
+        "How the learning rate falls after the warm-up.",
+        one_of("constant", "linear", "cosine"),
+    )
+    final_learning_rate_factor: float = setting(
+        0.01, "Share of the peak that is left at the end.", FRACTION
+    )
+    warmup: str = setting("500 steps", "How long the learning rate rises, linearly.", DURATION)
+    kl_weight_start: float = setting(0.2, "Weight of the KL at the start; it rises to 1.", FRACTION)
+    kl_warmup: str = setting("10%", "How long that weight rises, linearly.", DURATION)
+    max_gradient_norm: float = setting(
+        100.0, "Longer gradients are shortened to it; 0: never.", NOT_NEGATIVE
+    )
+    ema_decay: float = setting(
+        0.9995, "Decay of the averaged weights, which all evaluations use.", BELOW_ONE
+    )
+    max_consecutive_skips: int = setting(
+        20, "Non-finite updates in a row at which the run stops.", POSITIVE_INT
+    )
+    steps_per_dispatch: int = setting(50, "Updates between two looks at the log.", POSITIVE_INT)
+    evaluate_every: str = setting(
+        "1 epochs", "How often the ELBO of the validation images is computed.", INTERVAL
+    )
+    checkpoint_every: str = setting("1 epochs", "How often a checkpoint is saved.", INTERVAL)
+    keep_checkpoints: int = setting(
+        2, "How many of the latest checkpoints stay; so does the best one.", POSITIVE_INT
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The figures of the test set."""
+
+    num_importance_samples: int = setting(1000, "Samples of the codes an image.", POSITIVE_INT)
+    batch_size: int = setting(
+        100, "Images at once on one device, ten samples of each.", POSITIVE_INT
+    )
+    num_examples: int = setting(0, "How many test images; 0: all.", NATURAL)
+    test_elbo_every: str = setting(
+        "",
+        "How often training also logs the test set's ELBO, which chooses nothing.",
+        INTERVAL_OR_NONE,
+    )
+    checkpoint: str = setting(
+        "best", "The one with the best validation ELBO, or the last one.", one_of("best", "last")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Images that are drawn."""
+
+    num_images: int = setting(100, "How many images.", POSITIVE_INT)
+    seed: int = setting(0, "Seed of their codes and pixels.", SEED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """What the paper reports."""
+
+    nll: float | None = setting(None, "Its -log p(x) in nats, if any.", NUMBER_OR_NONE)
+
+
+SECTIONS: dict[str, Any] = {
+    "": General,
+    "dataset": Dataset,
+    "model": ModelConfig,
+    "training": Training,
+    "evaluation": Evaluation,
+    "sampling": Sampling,
+    "paper": Paper,
+}
+# Of all sections but the model's, by path.
+FIELDS: dict[str, Setting] = {
+    f"{section}.{name}".removeprefix("."): declared
+    for section, fields in SECTIONS.items()
+    if fields is not ModelConfig
+    for name, declared in settings_of(fields).items()
+}
+
+
+def defaults() -> dict[str, Any]:
+    """A configuration in which every field has its default."""
+    config: dict[str, Any] = {}
+    for section, fields in SECTIONS.items():
+        values = {name: declared.default for name, declared in settings_of(fields).items()}
+        config |= {section: values} if section else values
+    return config
