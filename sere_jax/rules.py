@@ -73,7 +73,7 @@ def unused(config: Any, systems: tuple[str, ...]) -> Iterator[str]:
     """
     for name, declared in settings_of(config).items():
         value = getattr(config, name)
-        needs = {field: (needed,) for field, needed in declared.needs.items()}
+        needs: dict[str, tuple] = {f: (needed,) for f, needed in declared.needs.items()}
         if declared.systems and config.system in systems:
             needs = {"system": declared.systems} | needs
         for field, needed in needs.items():
