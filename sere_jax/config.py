@@ -105,9 +105,8 @@ class ModelConfig:
     )
     data_layer: str = setting(
         "bernoulli",
-        "Name of the data layer. `bernoulli`: binarized images; `gaussian`: dequantized ones; "
-        "`discretized_logistic_mixture`: values 0..255; `masked_autoregressive_flow`: dequantized "
-        "ones in logit space.",
+        "`bernoulli`: binarized images; `gaussian`: dequantized; `discretized_logistic_mixture`: "
+        "values 0..255; `masked_autoregressive_flow`: dequantized, in logit space.",
         name_in("sere_jax.data_layer.DATA_LAYERS"),
     )
     data_scale: float = setting(

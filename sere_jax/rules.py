@@ -62,14 +62,11 @@ def refusal(path: str, value: Any, rule: Rule) -> str | None:
 
 
 def unused(config: Any, systems: tuple[str, ...]) -> Iterator[str]:
-    """Settings of `config` that are not at their default although nothing reads them.
+    """Settings of `config` that are not at their default although nothing reads them: why not.
 
     Args:
-        config: a record whose fields are declared settings, one of them `system`.
-        systems: those that are known to read some settings alone; others may read all.
-
-    Yields:
-        The setting, what leaves it unread, and the way out.
+        config: a record of declared settings, one of them `system`.
+        systems: those to which `Setting.systems` applies; others may read all.
     """
     for name, declared in settings_of(config).items():
         value = getattr(config, name)
@@ -129,7 +126,6 @@ def _is_integer(value: Any) -> bool:
 
 POSITIVE_INT = integer(1)
 NATURAL = integer(0)
-SEED = integer(0, bits=32)
 POSITIVE = Rule(
     "a number above 0, of at least 2^-126 and below 2^128 (float32)",
     lambda v: is_number(v) and v >= SMALLEST,
@@ -138,14 +134,11 @@ NOT_NEGATIVE = Rule(
     "a number of at least 0, and if above 0 from 2^-126 to below 2^128 (float32)",
     lambda v: is_number(v) and (v == 0 or v >= SMALLEST),
 )
-FRACTION = Rule("a number from 0 to 1", lambda v: is_number(v) and 0 <= v <= 1)
 BELOW_ONE = Rule(
     "a number from 0 to below 1, at most 1 - 2^-24 in float32",
     lambda v: is_number(v) and 0 <= v <= NEAREST_TO_ONE,
 )
 BOOLEAN = Rule("True or False", lambda v: isinstance(v, bool))
-TEXT = Rule("a text", lambda v: isinstance(v, str))
-NUMBER_OR_NONE = Rule("a number or None", lambda v: v is None or is_number(v))
 INSIDE_UNIT_INTERVAL = Rule(
     "a number between 0 and 1, by a millionth at least",
     lambda v: is_number(v) and 1e-6 <= v <= 1 - 1e-6,

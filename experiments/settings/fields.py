@@ -11,22 +11,23 @@ from sere_jax.config import ModelConfig
 from sere_jax.rules import (
     BELOW_ONE,
     BOOLEAN,
-    FRACTION,
     NATURAL,
     NOT_NEGATIVE,
-    NUMBER_OR_NONE,
     POSITIVE,
     POSITIVE_INT,
-    SEED,
-    TEXT,
     Rule,
     Setting,
+    integer,
     is_number,
     one_of,
     setting,
     settings_of,
 )
 
+SEED = integer(0, bits=32)
+TEXT = Rule("a text", lambda v: isinstance(v, str))
+FRACTION = Rule("a number from 0 to 1", lambda v: is_number(v) and 0 <= v <= 1)
+NUMBER_OR_NONE = Rule("a number or None", lambda v: v is None or is_number(v))
 VALIDATION_SIZE = Rule(
     "a number of examples above 0, or a fraction between 0 and 1",
     lambda v: is_number(v) and v > 0 and (v < 1 or float(v).is_integer()),
