@@ -19,7 +19,7 @@ import sere_jax
 from configs import digits
 from experiments import trained
 from experiments.command_line import modes as run
-from experiments.data.datasets import load_dataset
+from experiments.data import load_dataset
 from experiments.reporting import figures
 
 folder = pathlib.Path(os.environ.get("TUTORIAL_DIR") or tempfile.mkdtemp())
