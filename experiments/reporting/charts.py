@@ -182,12 +182,22 @@ def _draw_elbo(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
         return
     if len(train):
         marker = _marker_for(train)
-        style = {"linewidth": 1.2, "marker": marker, "markersize": 4, "label": "train"}
+        style: dict[str, Any] = {
+            "linewidth": 1.2,
+            "marker": marker,
+            "markersize": 4,
+            "label": "train",
+        }
         axes.plot(*train.T, color=_TRAIN, **style)
     if len(validation):
         marker = "o" if len(validation) <= 60 else None
         label = f"validation, best {validation[:, 1].max():.2f}"
-        style = {"linewidth": 1.6, "marker": marker, "markersize": 3.5, "label": label}
+        style: dict[str, Any] = {
+            "linewidth": 1.6,
+            "marker": marker,
+            "markersize": 3.5,
+            "label": label,
+        }
         axes.plot(*validation.T, color=ORANGE, **style)
     values = np.concatenate([train[:, 1], validation[:, 1]])
     lower, upper = _limits_of_the_bulk(values)
