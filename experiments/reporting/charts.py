@@ -180,25 +180,15 @@ def _draw_elbo(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     if not len(train) and not len(validation):
         axes.set_title("no ELBO logged yet", fontsize=11, color=MUTED)
         return
+    style: dict[str, Any]
     if len(train):
-        marker = _marker_for(train)
-        style: dict[str, Any] = {
-            "linewidth": 1.2,
-            "marker": marker,
-            "markersize": 4,
-            "label": "train",
-        }
-        axes.plot(*train.T, color=_TRAIN, **style)
+        style = {"linewidth": 1.2, "markersize": 4, "label": "train"}
+        axes.plot(*train.T, color=_TRAIN, marker=_marker_for(train), **style)
     if len(validation):
-        marker = "o" if len(validation) <= 60 else None
         label = f"validation, best {validation[:, 1].max():.2f}"
-        style: dict[str, Any] = {
-            "linewidth": 1.6,
-            "marker": marker,
-            "markersize": 3.5,
-            "label": label,
-        }
-        axes.plot(*validation.T, color=ORANGE, **style)
+        style = {"linewidth": 1.6, "markersize": 3.5, "label": label}
+        marker = "o" if len(validation) <= 60 else None
+        axes.plot(*validation.T, color=ORANGE, marker=marker, **style)
     values = np.concatenate([train[:, 1], validation[:, 1]])
     lower, upper = _limits_of_the_bulk(values)
     axes.set_ylim(lower, upper)
