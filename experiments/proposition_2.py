@@ -73,15 +73,8 @@ def train_posterior(
 ) -> list[Any]:
     """Maximizes the ELBO over the encoders and the posterior layers; all else stays as it is.
 
-    Args:
-        exact: what the training examples are drawn from.
-        model: a SeRe-VAE.
-        params: its parameters.
-        key: PRNG key.
-        steps: numbers of updates, increasing; the last one is the length of the training.
-
-    Returns:
-        The parameters after each of `steps`.
+    Examples are drawn from `exact`. `steps` are numbers of updates, increasing; the last one is the
+    length of the training. Returns the parameters after each of them.
     """
     optimizer = optax.adam(optax.exponential_decay(LEARNING_RATE, steps[-1], FINAL_FACTOR))
 
@@ -158,8 +151,7 @@ def train_both(
 ) -> dict[str, tuple[sere_jax.LatentVariableModel, list[Any]]]:
     """Trains the two posteriors of one generative model.
 
-    Returns:
-        By the name of the posterior: the model, and its parameters after each of `steps`.
+    Returns, by the name of the posterior, the model and its parameters after each of `steps`.
     """
     posteriors = {
         "SeRe-VAE": (exact, True),
@@ -179,16 +171,9 @@ def compare(
     steps: tuple[int, ...],
     path: str | os.PathLike[str],
 ) -> dict[str, list[float]]:
-    """Draws the figure.
+    """Draws the figure of what `train_both` returns.
 
-    Args:
-        exact: the generative model.
-        trained: from `train_both`.
-        steps: as for `train_both`.
-        path: PNG file to write.
-
-    Returns:
-        The mean gap in nats after each of `steps`, by the name of the posterior.
+    Returns the mean gap in nats after each of `steps`, by the name of the posterior.
     """
     x = exact_samples(exact, jax.random.key(2), NUM_TEST_EXAMPLES)
     mean, precision = exact.posterior(np.asarray(x[0, ..., 0]))

@@ -9,25 +9,21 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from experiments.system.files import open_atomically
 from experiments.system.paths import local_path
 
 _CACHE_FORMAT = 1
 
 
 def cached(builder: Any, split: str, feature: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
-    """The decoded images of a split, from the cache if the source files are the same.
+    """The decoded images of a split: from the cache if the source files are the same, else decoded.
 
-    Args:
-      builder: The TFDS builder of a prepared data set.
-      split: Name of the split.
-      feature: Name of the feature that holds the image.
-      decode: Decodes the images; called if the cache lacks them.
+    The feature of that name holds the image, and the builder is one of TFDS.
     """
     cache_file = _cache_file(builder, split)
     identity = _identity(builder, split, feature)
@@ -67,10 +63,8 @@ def _read(cache_file: pathlib.Path, identity: str) -> np.ndarray | None:
 
 
 def _write(cache_file: pathlib.Path, identity: str, images: np.ndarray) -> None:
-    """Writes atomically; a cache that cannot be written is done without."""
+    """A cache that cannot be written is done without."""
     with contextlib.suppress(OSError):
         cache_file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_file.parent) as directory:
-            incomplete = pathlib.Path(directory) / cache_file.name
-            np.savez(incomplete, identity=np.array(identity), images=images)
-            incomplete.replace(cache_file)
+        with open_atomically(cache_file) as file:
+            np.savez(file, identity=np.array(identity), images=images)

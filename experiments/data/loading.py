@@ -22,18 +22,9 @@ def load_dataset(dataset_config: ml_collections.ConfigDict) -> Dataset:
     """Loads a data set and holds out its validation examples.
 
     Args:
-      dataset_config: With the fields
-        `name`: a name in `DATASETS` (`digits` and `photos`, embedded; `npz`, the user's arrays), or
-          any image data set of TensorFlow Datasets (TFDS), `name[/config][:version]`.
-        `data_dir`: where TFDS data sets are stored; "": TFDS_DATA_DIR, else ~/tensorflow_datasets.
-        `download`: whether a TFDS data set not prepared yet is prepared now (default True).
-        `path`: the file of `npz`.
-        `validation_size`: how many of the last training examples are held out: a number, or a
-          fraction below 1; 0 for none (the default). It does not apply to a data set with a
-          validation set of its own.
-        `num_train_examples`: only the first of the remaining training examples are kept, at most
-          this number; 0 (default): all.
-        `image_size`: height and width of the patches of `photos` in pixels (default 32).
+      dataset_config: `config.dataset`; those of its fields that are missing have their defaults.
+        Its name is one in `DATASETS` (`digits` and `photos`, embedded; `npz`, the user's arrays),
+        or an image data set of TensorFlow Datasets (TFDS), `name[/config][:version]`.
 
     Raises:
       UserError: If the data set does not exist, is not prepared and cannot be, or is not one of

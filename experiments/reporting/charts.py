@@ -1,4 +1,7 @@
-"""Charts of runs as PNG files: learning curves and the KL of each layer."""
+"""Charts of runs: learning curves and the KL of each layer.
+
+Each function writes a PNG file and returns its path. Records are those of `read_metrics`.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,8 @@ def save_learning_curves(
     and says so. A panel below the ELBO appears for each of `gradient_norm`, `learning_rate` and
     `kl_weight` that has been logged.
 
-    Args:
-        metrics: Records as `read_metrics` returns them. Keys that a record lacks, and values
-            that are None or not finite, are skipped; there may be no records at all.
-        path: PNG file to write.
-
-    Returns:
-        `path`.
+    Keys that a record lacks, and values that are None or not finite, are skipped; there may be no
+    records at all.
     """
     panels = {
         name: points
@@ -60,18 +58,12 @@ def save_learning_curves_of_runs(
 ) -> Path:
     """Draws the validation ELBO of several runs against epochs, best first in the legends.
 
-    Args:
-        panels: By their titles, what to draw side by side: records as `read_metrics` returns them,
-            by the names of the runs; at least one record of a run is of the validation set.
-        path: PNG file to write.
-
-    Returns:
-        `path`.
+    `panels` stand side by side: by their titles, records by the names of the runs. At least one
+    record of each run is of the validation set.
     """
     figure = new_chart(max(9.0, 6.5 * len(panels)), 5.4)
-    for axes, (title, runs) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, runs) in zip(all_axes, panels.items(), strict=True):
         axes.set_title(title, fontsize=11)
         _draw_elbo_of_runs(axes, runs)
     return save(figure, path)
@@ -109,9 +101,6 @@ def save_kl_per_layer(
         history: Pairs of an epoch and the KL of each layer then, [L] in nats. If there are any,
             a second panel shows every layer over the epochs, in the colour of its bar.
 
-    Returns:
-        `path`.
-
     Raises:
         ValueError: `kl_per_layer` is not one-dimensional or empty, or an entry of the history
             has another number of layers.
@@ -123,9 +112,8 @@ def save_kl_per_layer(
     entries = sorted(history or (), key=lambda entry: entry[0])
     for epoch, entry in entries:
         if len(entry) != num_layers:
-            raise ValueError(
-                f"the history has {len(entry)} layers at epoch {epoch}, not {num_layers}"
-            )
+            problem = f"the history has {len(entry)} layers at epoch {epoch}, not {num_layers}"
+            raise ValueError(problem)
 
     figure = new_chart(8.0, 7.4 if entries else 4.0)
     axes_column = figure.subplots(2 if entries else 1, squeeze=False)[:, 0]

@@ -66,9 +66,7 @@ class Run:
     def bits_per_dim(self, name: str, step: int | None = None) -> np.ndarray:
         """Bits/dim of each test image [num] by its `elbo` or `log_likelihood`.
 
-        Args:
-            name: which of the two.
-            step: of an ELBO logged during training; None: of the final evaluation.
+        They are those of the final evaluation, or of an evaluation during training at `step`.
         """
         file = "test_images.npz" if step is None else f"test_elbo_{step}.npz"
         values = np.load(self.directory / file)[name].astype(np.float64)
@@ -119,15 +117,9 @@ class Gap:
 
 
 def paired_gap(first: Iterable[np.ndarray], second: Iterable[np.ndarray]) -> Gap:
-    """The gap between two systems on the same images.
-
-    Args:
-        first: bits/dim of each image [num], of each seed.
-        second: the same of the other system.
-    """
-    differences = np.stack(
-        [one - other for one, other in zip(first, second, strict=True)]
-    )  # [seeds, num]
+    """The gap between two systems by bits/dim of the same images [num], of each seed."""
+    pairs = zip(first, second, strict=True)
+    differences = np.stack([one - other for one, other in pairs])  # [seeds, num]
     return Gap(
         mean=float(differences.mean()),
         image_error=standard_error(differences.mean(axis=0)),

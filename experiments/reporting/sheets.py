@@ -1,4 +1,9 @@
-"""Sheets of images as PNG files, in which a pixel stays a crisp square."""
+"""Sheets of images, in which a pixel stays a crisp square.
+
+Each function writes a PNG file and returns its path. Images are [num, H, W, C], gray (C = 1) or RGB
+(C = 3): floats in [0, 1], clipped to that range with NaN as black, or uint8. Other shapes and types
+raise a ValueError.
+"""
 
 from __future__ import annotations
 
@@ -35,21 +40,14 @@ def save_image_grid(
     num_columns: int | None = None,
     upscale: int | None = None,
 ) -> Path:
-    """Writes images as one sheet, row by row, in which a pixel stays a crisp square.
+    """Writes images as one sheet, row by row.
 
     Args:
-        images: Images, [num, H, W, C], gray (C = 1) or RGB (C = 3): floats in [0, 1], clipped to
-            that range with NaN as black, or uint8.
+        images: [num, H, W, C].
         path: PNG file to write.
         num_columns: Images in a row; None makes the sheet as square as it can be.
         upscale: Side of the square, in pixels of the sheet, which one pixel of an image becomes;
             None takes the one for which the sheet is about 800 pixels wide.
-
-    Returns:
-        `path`.
-
-    Raises:
-        ValueError: The images have another shape or type, or a number is not positive.
     """
     pixels = _to_rgb(images)
     num, _, width, _ = pixels.shape
@@ -67,16 +65,8 @@ def save_image_grid(
 def save_comparison(rows: Mapping[str, npt.ArrayLike], path: str | os.PathLike[str]) -> Path:
     """Writes several versions of the same images, each above the next one.
 
-    Args:
-        rows: Versions by their labels, each [num, H, W, C] as for `save_image_grid`, in the same
-            order and of the same shape.
-        path: PNG file to write.
-
-    Returns:
-        `path`.
-
-    Raises:
-        ValueError: The images have another shape or type, or the shapes differ.
+    `rows` has the versions by their labels, [num, H, W, C] each, in the same order and of the same
+    shape.
     """
     pixels = [_to_rgb(images) for images in rows.values()]
     if any(version.shape != pixels[0].shape for version in pixels):
@@ -110,16 +100,8 @@ def save_build_up(
 
     Of many layers, evenly spaced ones are shown. Pixels that no layer has generated yet are gray.
 
-    Args:
-        images: [num, H, W, C] as for `save_image_grid`.
-        layer_of_pixel: [H, W], the layer from 0 to L - 1 that generates each pixel.
-        path: PNG file to write.
-
-    Returns:
-        `path`.
-
-    Raises:
-        ValueError: The images have another shape or type than allowed or than `layer_of_pixel`.
+    `images` are [num, H, W, C]; `layer_of_pixel` [H, W] has the layer from 0 to L - 1 that
+    generates each pixel.
     """
     pixels, layers = _to_rgb(images), np.asarray(layer_of_pixel)
     if layers.shape != pixels.shape[1:3]:

@@ -20,12 +20,10 @@ from experiments.system.paths import local_path
 class PreparationImpossibleError(UserError):
     """A data set cannot be prepared on this machine as it is: no network, or no TensorFlow.
 
-    Attributes:
-      reason: What stands in the way, without the way out.
+    `reason` says what stands in the way, without the way out.
     """
 
     def __init__(self, reason: str, way_out: str):
-        """Makes the message of both, as the parts of a sentence."""
         super().__init__(f"{reason}; {way_out}")
         self.reason = reason
 
@@ -51,10 +49,6 @@ def quiet_logs() -> Iterator[None]:
 @quiet_logs()
 def find_builder(name: str, data_dir: str = "") -> Any:
     """Returns the TFDS builder of a data set, prepared or not, without using the network.
-
-    Args:
-      name: Name of the data set, `name[/config][:version]`.
-      data_dir: Where TFDS data sets are stored; see `resolve_data_dir`.
 
     Raises:
       UserError: If TFDS has no such data set, and none is prepared in the directory.

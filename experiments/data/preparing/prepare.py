@@ -41,9 +41,8 @@ def prepare(name: str, data_dir: str = "", manual_dir: str | None = None) -> pat
 
     Raises:
       PreparationImpossibleError: If the host of the source files does not answer within 3 seconds,
-        or the data set needs TensorFlow, which is not installed.
-      UserError: If the data set or a source file does not exist, a checksum is wrong or the
-        directory is not writable.
+        or TensorFlow is needed and not installed.
+      UserError: If a name, a source file, a checksum or the directory is wrong.
     """
     builder = find_builder(name, data_dir)
     if is_prepared(builder):
@@ -72,8 +71,6 @@ def prepare(name: str, data_dir: str = "", manual_dir: str | None = None) -> pat
 
 
 def _prepare_without_tensorflow(builder: Any, manual_dir: pathlib.Path | None) -> None:
-    import tensorflow_datasets as tfds
-
     source_dir = manual_dir or _download_dir(builder)
     if manual_dir is None:
         download_source_files(builder, source_dir)
@@ -81,16 +78,10 @@ def _prepare_without_tensorflow(builder: Any, manual_dir: pathlib.Path | None) -
         verify_source_files(builder, source_dir)
     tensorflow_free = tensorflow_free_builder(type(builder))(data_dir=builder.data_dir_root)
     tensorflow_free.source_dir = source_dir
-    tensorflow_free.download_and_prepare(
-        file_format="array_record",
-        download_dir=_download_dir(builder),
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-    )
+    _write(tensorflow_free, None)
 
 
 def _prepare_with_tensorflow(builder: Any, manual_dir: pathlib.Path | None) -> None:
-    import tensorflow_datasets as tfds
-
     if importlib.util.find_spec("tensorflow") is None:
         raise PreparationImpossibleError(
             f"TensorFlow, needed to prepare {builder.name!r}, is not installed "
@@ -106,18 +97,22 @@ def _prepare_with_tensorflow(builder: Any, manual_dir: pathlib.Path | None) -> N
     if missing:
         require_reachable(missing[0])
     try:
-        builder.download_and_prepare(
-            file_format="array_record",
-            download_dir=_download_dir(builder),
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=manual_dir, try_download_gcs=False
-            ),
-        )
+        _write(builder, manual_dir)
     except Exception as error:  # Whatever the code of one of many hundred builders may raise.
         raise UserError(
             f"TensorFlow Datasets failed to prepare {builder.name!r} in {builder.data_dir_root}: "
             f"{summary(error)}; files downloaded by hand are given by --manual_dir=DIR"
         ) from error
+
+
+def _write(builder: Any, manual_dir: pathlib.Path | None) -> None:
+    import tensorflow_datasets as tfds
+
+    builder.download_and_prepare(
+        file_format="array_record",
+        download_dir=_download_dir(builder),
+        download_config=tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False),
+    )
 
 
 def _download_dir(builder: Any) -> pathlib.Path:

@@ -79,7 +79,6 @@ class _CifarReader:
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         import PIL.Image
 
-        example: dict[str, Any]
         label_keys = self._cifar_info.label_keys
         height, width, channels = self.info.features["image"].shape
         record_size = len(label_keys) + height * width * channels
@@ -88,19 +87,17 @@ class _CifarReader:
         for key, record in enumerate(itertools.chain(*batches)):
             labels, pixels = np.split(record, [len(label_keys)])
             image = pixels.reshape(channels, height, width).transpose(1, 2, 0)
-            example = dict(zip(label_keys, map(int, labels), strict=True))
-            example["id"] = f"{split}_{key:05d}"
-            # NumPy arrays would be encoded by TensorFlow, PIL images are not.
-            example["image"] = PIL.Image.fromarray(np.ascontiguousarray(image))
-            yield key, example
+            example = {
+                "id": f"{split}_{key:05d}",
+                # NumPy arrays would be encoded by TensorFlow, PIL images are not.
+                "image": PIL.Image.fromarray(np.ascontiguousarray(image)),
+            }
+            yield key, example | dict(zip(label_keys, map(int, labels), strict=True))
 
 
 SOURCE_READERS: dict[str, type] = {
-    "mnist": _IdxReader,
-    "fashion_mnist": _IdxReader,
-    "kmnist": _IdxReader,
-    "cifar10": _CifarReader,
-    "cifar100": _CifarReader,
+    **dict.fromkeys(("mnist", "fashion_mnist", "kmnist"), _IdxReader),
+    **dict.fromkeys(("cifar10", "cifar100"), _CifarReader),
 }
 
 
