@@ -19,8 +19,8 @@ import sere_jax
 from configs import digits
 from experiments import trained
 from experiments.command_line import modes as run
-from experiments.data.datasets import load_dataset
-from experiments.reporting import figures
+from experiments.data import load_dataset
+from experiments.reporting import sheets
 
 folder = pathlib.Path(os.environ.get("TUTORIAL_DIR") or tempfile.mkdtemp())
 folder.mkdir(parents=True, exist_ok=True)
@@ -100,11 +100,11 @@ print(f"{nll / (64 * np.log(2)):.3f} bits a pixel; KL of each layer", inference.
 
 # %%
 samples = sere_jax.sample(model, params, jax.random.key(4), 64, expected=True)
-figures.save_image_grid(samples, folder / "samples.png")
+sheets.save_image_grid(samples, folder / "samples.png")
 again = sere_jax.reconstruct(model, params, x[:10], key, expected=True)
-figures.save_comparison({"image": x[:10], "again": again}, folder / "reconstructions.png")
+sheets.save_comparison({"image": x[:10], "again": again}, folder / "reconstructions.png")
 paths = [sere_jax.interpolate(model, params, x[i], x[i + 1], key, num=10) for i in range(4)]
-figures.save_image_grid(np.concatenate(paths), folder / "paths.png", num_columns=10)
+sheets.save_image_grid(np.concatenate(paths), folder / "paths.png", num_columns=10)
 
 # %% [markdown]
 # ## Change the model, and load a trained one

@@ -3,7 +3,7 @@
 import numpy as np
 
 from configs import digits
-from experiments.data.datasets import DATASETS, Dataset, split_validation
+from experiments.data import DATASETS, Dataset, split_validation
 
 SIZE = 16  # of the images, in pixels
 NUM_TRAIN, NUM_TEST = 5000, 1000

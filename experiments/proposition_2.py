@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags, logging
+from matplotlib.axes import Axes
 
 import sere_jax
-from experiments.reporting import figures
+from experiments.reporting import canvas
 from experiments.system import console
 from experiments.system.errors import USER_ERROR, UserError
 from experiments.system.paths import local_path
@@ -32,6 +33,7 @@ FINAL_FACTOR = 1e-3
 NUM_STEPS = 3000
 NUM_TEST_EXAMPLES = 1000
 NUM_CODES = 400
+COLORS = {"SeRe-VAE": canvas.BLUE, "mean field": canvas.ORANGE}
 
 
 def example_model() -> LinearGaussian:
@@ -71,15 +73,8 @@ def train_posterior(
 ) -> list[Any]:
     """Maximizes the ELBO over the encoders and the posterior layers; all else stays as it is.
 
-    Args:
-        exact: what the training examples are drawn from.
-        model: a SeRe-VAE.
-        params: its parameters.
-        key: PRNG key.
-        steps: numbers of updates, increasing; the last one is the length of the training.
-
-    Returns:
-        The parameters after each of `steps`.
+    Examples are drawn from `exact`. `steps` are numbers of updates, increasing; the last one is the
+    length of the training. Returns the parameters after each of them.
     """
     optimizer = optax.adam(optax.exponential_decay(LEARNING_RATE, steps[-1], FINAL_FACTOR))
 
@@ -92,14 +87,14 @@ def train_posterior(
         x = exact_samples(exact, data_key, BATCH_SIZE)
         return -jnp.mean(sere_jax.objective(model, with_inference(trained), x, noise_key).value)
 
+    def update(step, state):
+        trained, optimizer_state = state
+        gradient = jax.grad(loss)(trained, jax.random.fold_in(key, step))
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state)
+        return optax.apply_updates(trained, updates), optimizer_state
+
     @jax.jit
     def train(state, first, last):
-        def update(step, state):
-            trained, optimizer_state = state
-            gradient = jax.grad(loss)(trained, jax.random.fold_in(key, step))
-            updates, optimizer_state = optimizer.update(gradient, optimizer_state)
-            return optax.apply_updates(trained, updates), optimizer_state
-
         return jax.lax.fori_loop(first, last, update, state)
 
     trained = {name: params["hierarchy"]["layers"][name] for name in INFERENCE_LAYERS}
@@ -156,8 +151,7 @@ def train_both(
 ) -> dict[str, tuple[sere_jax.LatentVariableModel, list[Any]]]:
     """Trains the two posteriors of one generative model.
 
-    Returns:
-        By the name of the posterior: the model, and its parameters after each of `steps`.
+    Returns, by the name of the posterior, the model and its parameters after each of `steps`.
     """
     posteriors = {
         "SeRe-VAE": (exact, True),
@@ -177,16 +171,9 @@ def compare(
     steps: tuple[int, ...],
     path: str | os.PathLike[str],
 ) -> dict[str, list[float]]:
-    """Draws the figure.
+    """Draws the figure of what `train_both` returns.
 
-    Args:
-        exact: the generative model.
-        trained: from `train_both`.
-        steps: as for `train_both`.
-        path: PNG file to write.
-
-    Returns:
-        The mean gap in nats after each of `steps`, by the name of the posterior.
+    Returns the mean gap in nats after each of `steps`, by the name of the posterior.
     """
     x = exact_samples(exact, jax.random.key(2), NUM_TEST_EXAMPLES)
     mean, precision = exact.posterior(np.asarray(x[0, ..., 0]))
@@ -196,15 +183,57 @@ def compare(
         copies = jnp.broadcast_to(x[0], (NUM_CODES, *x.shape[1:]))
         out = sere_jax.infer(model, history[-1], copies, jax.random.key(3))
         codes[name] = ((out.epsilon - out.prior_mean) / out.prior_scale)[:, :2, 0]
-    figures.save_posterior_comparison(
-        path,
-        exact=(mean[:2], np.linalg.inv(precision)[:2, :2]),
-        codes=codes,
-        steps=steps,
-        gaps=gaps,
-        mean_field_gap=exact.mean_field_gap(),
-    )
+    figure = canvas.new_chart(10.0, 4.3)
+    left, right = figure.subplots(1, 2, width_ratios=[1.0, 1.25])
+    _draw_codes(left, mean[:2], np.linalg.inv(precision)[:2, :2], codes)
+    _draw_gaps(right, steps, gaps, exact.mean_field_gap())
+    canvas.save(figure, path)
     return gaps
+
+
+def _draw_codes(
+    axes: Axes, mean: np.ndarray, covariance: np.ndarray, codes: dict[str, Array]
+) -> None:
+    """The exact posterior of the first two noises e_l, and samples [num, 2] of the trained ones."""
+    angles = np.linspace(0.0, 2 * np.pi, 200)
+    circle = np.stack([np.cos(angles), np.sin(angles)])
+    for radius in (1.0, 2.0, 3.0):
+        ellipse = mean[:, None] + radius * np.linalg.cholesky(covariance) @ circle
+        label = "exact posterior, 1 to 3 σ" if radius == 1.0 else None
+        axes.plot(*ellipse, color=canvas.TEXT, linewidth=1.0, label=label)
+    for name, samples in codes.items():
+        axes.plot(*np.asarray(samples).T, ".", color=COLORS[name], markersize=2.2, label=name)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_title("posterior of two codes, for one x", fontsize=11)
+    axes.set_xlabel("$e_1$")
+    axes.set_ylabel("$e_2$")
+    style: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": canvas.TEXT}
+    axes.legend(loc="upper right", markerscale=4, **style)
+    canvas.style_axes(axes)
+
+
+def _draw_gaps(
+    axes: Axes, steps: tuple[int, ...], gaps: dict[str, list[float]], mean_field_gap: float
+) -> None:
+    """log p(x) - ELBO in nats after each of `steps`, and the least of a factorized posterior."""
+
+    def write(text: str, value: float, offset: tuple[int, int], color: str, size: int) -> None:
+        place: dict[str, Any] = {"textcoords": "offset points", "xytext": offset, "ha": "right"}
+        axes.annotate(text, (steps[-1], value), fontsize=size, color=color, **place)
+
+    for name, values in gaps.items():
+        axes.plot(steps, values, color=COLORS[name], linewidth=1.8)
+        offset = (-14, 0) if values[-1] < mean_field_gap / 2 else (0, 8)
+        write(f"{name}: {values[-1]:.2g} nats", values[-1], offset, COLORS[name], 10)
+    axes.axhline(mean_field_gap, color=canvas.MUTED, linewidth=1.0, linestyle="--")
+    text = f"least mean-field gap: {mean_field_gap:.2f} nats"
+    write(text, mean_field_gap, (0, -13), canvas.MUTED, 9)
+    axes.set(xscale="log", yscale="log", xlabel="updates of the posterior")
+    axes.set_ylabel("log p(x) - ELBO (nats)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_title("gap of the bound, same generative model", fontsize=11)
+    canvas.style_axes(axes)
 
 
 def main(argv: list[str]) -> None:

@@ -22,7 +22,7 @@ from experiments import trained
 from experiments.distributed import processes as multihost
 from experiments.distributed.devices import replicate
 from experiments.distributed.processes import is_first_process, on_every_process, on_first_process
-from experiments.reporting import figures
+from experiments.reporting import charts, sheets
 from experiments.reporting.report import RESULTS_FILE, write_report
 from experiments.run_folder import weights
 from experiments.run_folder.checkpoints import Checkpoints
@@ -556,7 +556,7 @@ def _save_pictures(experiment, workdir, params, kl):
     _save_samples(experiment.model, experiment.config.sampling, workdir, params)
     if not experiment.model.config.has_latents:
         return
-    figures.save_kl_per_layer(
+    charts.save_kl_per_layer(
         kl.mean(axis=0), workdir / "kl_per_layer.png", history=_kl_history(workdir)
     )
     model = experiment.model
@@ -568,10 +568,10 @@ def _save_pictures(experiment, workdir, params, kl):
         return _pixels(model, images)
 
     versions = {"original": _pixels(model, x), "reconstruction": reconstruct()}
-    figures.save_comparison(versions, workdir / "reconstructions.png")
+    sheets.save_comparison(versions, workdir / "reconstructions.png")
     if model.generates_blocks and model.config.couple_data:
         versions["without δγ"] = reconstruct(residual=False)
-        figures.save_comparison(versions, workdir / "residual_layers.png")
+        sheets.save_comparison(versions, workdir / "residual_layers.png")
     _save_interpolation(experiment, workdir, params, x)
 
 
@@ -584,7 +584,7 @@ def _save_interpolation(experiment, workdir, params, x):
     ]
     if paths:
         pictures = _pixels(experiment.model, np.concatenate(paths))
-        figures.save_image_grid(
+        sheets.save_image_grid(
             pictures, workdir / "interpolation.png", num_columns=IMAGES_OF_A_PATH
         )
 
@@ -597,10 +597,10 @@ def _save_samples(model, sampling, workdir, params):
         for as_expected in (False, True)
     )
     pictures = _pixels(model, expected)
-    figures.save_image_grid(pictures, workdir / "samples.png")
+    sheets.save_image_grid(pictures, workdir / "samples.png")
     if model.generates_blocks:
         layer_of_pixel = create_partition(model.config).layer_of_pixel
-        figures.save_build_up(pictures[:8], layer_of_pixel, workdir / "build_up.png")
+        sheets.save_build_up(pictures[:8], layer_of_pixel, workdir / "build_up.png")
     return images, expected
 
 
@@ -613,7 +613,7 @@ def _pixels(model, x):
 def _save_curves(workdir):
     records = read_metrics(workdir)
     if records:
-        figures.save_learning_curves(records, workdir / "learning_curves.png")
+        charts.save_learning_curves(records, workdir / "learning_curves.png")
 
 
 def _kl_history(workdir):

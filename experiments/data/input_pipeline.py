@@ -3,6 +3,7 @@
 Everything random is keyed by (seed, step, place in the global batch), never by device.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -90,24 +91,21 @@ def augmentation(
         affine_until: from this step on there are no affine maps.
         max_value: largest pixel value of the images.
     """
+    return functools.partial(_augment, dataset, affine_until, max_value)
 
-    def augment(images, keys, step):
-        if dataset.horizontal_flip:
-            images = flip_horizontally(images, keys)
-        if dataset.random_affine:
-            affine_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-            images = jax.lax.cond(
-                step < affine_until,
-                lambda images: transform_at_random(
-                    images,
-                    affine_keys,
-                    dataset.random_affine,
-                    dataset.affine_contrast,
-                    max_value,
-                ),
-                lambda images: images,
-                images,
-            )
-        return images
 
-    return augment
+def _augment(
+    dataset: Any, affine_until: int, max_value: int, images: Array, keys: Array, step: Array
+) -> Array:
+    if dataset.horizontal_flip:
+        images = flip_horizontally(images, keys)
+    if dataset.random_affine:
+        affine_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        share, contrast = dataset.random_affine, dataset.affine_contrast
+        images = jax.lax.cond(
+            step < affine_until,
+            lambda images: transform_at_random(images, affine_keys, share, contrast, max_value),
+            lambda images: images,
+            images,
+        )
+    return images

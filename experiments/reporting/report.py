@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.run_folder.metrics import METRICS_FILE, read_metrics
 from experiments.run_folder.recorded import CONFIG_FILE
 from experiments.system.errors import UserError
 from experiments.system.files import open_atomically
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
+_TEMPLATE_FILE = "page.html"
 
 _NOT_AVAILABLE = "not available"
 _CAPTIONS = {
@@ -30,6 +33,28 @@ _CAPTIONS = {
     "learning_curves.png": "ELBO of training and validation, and the schedules",
     "kl_per_layer.png": "Information that each layer of latent variables carries",
 }
+
+
+class _Cell(NamedTuple):
+    """What stands beside a label: "text unit (aside)"; kind "strong" or "code" styles the text."""
+
+    text: str
+    kind: str = ""
+    unit: str = ""
+    aside: str = ""
+
+
+_Rows = Sequence[tuple[str, _Cell]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Section:
+    """A notice, a table, sections inside this one by their names, and figures by captions."""
+
+    notice: str = ""
+    rows: _Rows = ()
+    blocks: Sequence[tuple[str, _Section]] = ()
+    figures: Sequence[tuple[str, str]] = ()  # PNG in base64
 
 
 def write_report(workdir: str | os.PathLike[str]) -> Path:
@@ -61,12 +86,14 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
             f"{workdir} is not the directory of a run: it has none of {CONFIG_FILE}, "
             f"{METRICS_FILE} and {RESULTS_FILE}. Give the workdir of a training run."
         )
-    page = _PAGE.substitute(
-        title=escape(f"SeRe-VAE: {workdir.resolve().name}"),
-        results=_results_section(results, config),
-        training=_training_section(metrics),
-        figures=_figures_section(workdir),
-        config=_config_section(config),
+    sections = {
+        "Results": _results_section(results, config),
+        "Training": _training_section(metrics),
+        "Figures": _figures_section(workdir),
+        "Configuration": _config_section(config),
+    }
+    page = _template().render(
+        title=f"SeRe-VAE: {workdir.resolve().name}", sections=sections.items()
     )
     path = workdir / REPORT_FILE
     with open_atomically(path) as file:
@@ -74,42 +101,35 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _results_section(results: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> str:
+def _template() -> Template:
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(Path(__file__).with_name(_TEMPLATE_FILE).read_text("utf-8"))
+
+
+def _results_section(
+    results: Mapping[str, Any] | None, config: Mapping[str, Any] | None
+) -> _Section:
     paper_nll = _paper_nll(results, config)
     if results is None:
-        text = '<p class="notice">The final evaluation has not run.</p>'
-        if paper_nll is not None:
-            text += _table([("Negative log-likelihood in the paper", _nats(paper_nll))])
-        return text
+        rows = [("Negative log-likelihood in the paper", _Cell(_nats(paper_nll)))]
+        return _Section("The final evaluation has not run.", rows if paper_nll is not None else ())
 
     others = dict(results)
     for shown_elsewhere in ("paper_nll", "kl_per_layer", "evaluation"):
         others.pop(shown_elsewhere, None)
     nll, nll_stderr = others.pop("nll", None), others.pop("nll_stderr", None)
     rows = [("Negative log-likelihood of the test set", _nll_cell(nll, nll_stderr, paper_nll))]
-    for key, label, cell in (
-        ("elbo", "ELBO of the test set", _nats),
-        ("elbo_stderr", "Standard error of the ELBO", _nats),
-        ("bits_per_dim", "Bits per dimension of the log-likelihood", _bits),
-        ("elbo_bits_per_dim", "Bits per dimension of the ELBO", _bits),
-        ("num_importance_samples", "Importance samples per example", _count),
-        ("num_examples", "Test images", _count),
-        ("dataset", "Data set", escape),
-        ("validation_elbo", "Validation ELBO", _nats),
-        ("step", "Step of the weights evaluated", _count),
-        ("epoch", "Epoch of the weights evaluated", _decimal),
-        ("num_params", "Parameters", _count),
-        ("train_seconds", "Training time", _duration),
-        ("git_commit", "Git commit of the training", _code),
-        ("command", "Command of the training", _command),
-        ("evaluation_git_commit", "Git commit of the evaluation", _code),
-        ("evaluation_command", "Command of the evaluation", _command),
-    ):
+    for key, (label, shown) in _RESULTS.items():
         if key in others:
             value = others.pop(key)
-            rows.append((label, _NOT_AVAILABLE if value is None else cell(value)))
-    rows += [(escape(key), _value(_rounded(value))) for key, value in others.items()]
-    return _table(rows)
+            text = _NOT_AVAILABLE if value is None else shown(value)
+            rows.append((label, _Cell(text, "code" if shown in (str, _command) else "")))
+    rows += [(key, _Cell(_value(_rounded(value)))) for key, value in others.items()]
+    return _Section(rows=rows)
 
 
 def _paper_nll(results: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> Any:
@@ -120,22 +140,24 @@ def _paper_nll(results: Mapping[str, Any] | None, config: Mapping[str, Any] | No
     return paper.get("nll") if isinstance(paper, Mapping) else None
 
 
-def _nll_cell(nll: Any, stderr: Any, paper_nll: Any) -> str:
-    error = "" if stderr is None else f" ± {_stderr(stderr)}"
-    cell = _NOT_AVAILABLE if nll is None else f"<strong>{_decimal(nll)}{error}</strong> nats"
+def _nll_cell(nll: Any, stderr: Any, paper_nll: Any) -> _Cell:
+    aside = ""
     if paper_nll is not None:
-        comparison = f"paper: {_nats(paper_nll)}"
+        aside = f"paper: {_nats(paper_nll)}"
         if _is_number(nll) and _is_number(paper_nll):
-            comparison += f", difference {nll - paper_nll:+.2f}"
-        cell += f' <span class="aside">{comparison}</span>'
-    return cell
+            aside += f", difference {nll - paper_nll:+.2f}"
+    if nll is None:
+        return _Cell(_NOT_AVAILABLE, aside=aside)
+    error = "" if stderr is None else f" ± {_stderr(stderr)}"
+    return _Cell(f"{_decimal(nll)}{error}", "strong", " nats", aside)
 
 
-def _training_section(metrics: Sequence[Mapping[str, Any]]) -> str:
+def _training_section(metrics: Sequence[Mapping[str, Any]]) -> _Section:
     if not metrics:
-        return '<p class="notice">No metrics have been logged.</p>'
+        return _Section("No metrics have been logged.")
     last = max(metrics, key=lambda record: record["step"])
-    rows = [("Last logged step", f"{_count(last['step'])} (epoch {_decimal(last['epoch'])})")]
+    text = f"{_count(last['step'])} (epoch {_decimal(last['epoch'])})"
+    rows = [("Last logged step", _Cell(text))]
     validated = [
         record
         for record in metrics
@@ -143,58 +165,45 @@ def _training_section(metrics: Sequence[Mapping[str, Any]]) -> str:
     ]
     if validated:
         best = max(validated, key=lambda record: record["elbo"])
-        at_step = f'<span class="aside">at step {_count(best["step"])}</span>'
-        rows.append(("Best validation ELBO", f"{_nats(best['elbo'])} {at_step}"))
+        cell = _Cell(_nats(best["elbo"]), aside=f"at step {_count(best['step'])}")
+        rows.append(("Best validation ELBO", cell))
     trained = [record for record in metrics if record["split"] == "train"]
-    if trained:
-        for key, label in (
-            ("elbo", "Last training ELBO"),
-            ("bits_per_dim", "The same in bits per dimension"),
-            ("images_per_second", "Images per second"),
-            ("skipped_steps", "Skipped steps"),
-        ):
-            value = trained[-1].get(key)
-            if value is not None:
-                cell = {"elbo": _nats, "bits_per_dim": _bits}.get(key, _count)
-                rows.append((label, cell(value)))
-    return _table(rows)
+    for key, label, shown in (
+        ("elbo", "Last training ELBO", _nats),
+        ("bits_per_dim", "The same in bits per dimension", _bits),
+        ("images_per_second", "Images per second", _count),
+        ("skipped_steps", "Skipped steps", _count),
+    ):
+        value = trained[-1].get(key) if trained else None
+        if value is not None:
+            rows.append((label, _Cell(shown(value))))
+    return _Section(rows=rows)
 
 
-def _figures_section(workdir: Path) -> str:
+def _figures_section(workdir: Path) -> _Section:
     order = list(_CAPTIONS)
     paths = sorted(
         workdir.glob("*.png"),
         key=lambda path: (order.index(path.name) if path.name in order else len(order), path.name),
     )
-    if not paths:
-        return '<p class="notice">No figures have been drawn.</p>'
-    return "\n".join(_figure(path) for path in paths)
+    figures = [
+        (_CAPTIONS.get(path.name, path.name), base64.b64encode(path.read_bytes()).decode())
+        for path in paths
+    ]
+    return _Section("" if figures else "No figures have been drawn.", figures=figures)
 
 
-def _figure(path: Path) -> str:
-    caption = escape(_CAPTIONS.get(path.name, path.name))
-    data = base64.b64encode(path.read_bytes()).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{caption}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
+def _config_section(config: Mapping[str, Any] | None) -> _Section:
+    return _Section(f"{CONFIG_FILE} is missing.") if config is None else _nested(config)
 
 
-def _config_section(config: Mapping[str, Any] | None) -> str:
-    if config is None:
-        return f'<p class="notice">{CONFIG_FILE} is missing.</p>'
-    return _nested_table(config)
-
-
-def _nested_table(entries: Mapping[str, Any]) -> str:
+def _nested(entries: Mapping[str, Any]) -> _Section:
     """Table of the plain entries, then a collapsible block for each entry that is nested."""
     nested = {key: value for key, value in entries.items() if _is_nested(value)}
-    plain = [(escape(key), _value(value)) for key, value in entries.items() if key not in nested]
-    blocks = [
-        f"<details open><summary>{escape(key)}</summary>{_nested_table(_keyed(value))}</details>"
-        for key, value in nested.items()
-    ]
-    return "\n".join([_table(plain) if plain else "", *blocks])
+    return _Section(
+        rows=[(key, _Cell(_value(entries[key]))) for key in entries if key not in nested],
+        blocks=[(key, _nested(_keyed(value))) for key, value in nested.items()],
+    )
 
 
 def _is_nested(value: Any) -> bool:
@@ -209,19 +218,12 @@ def _keyed(value: Mapping[str, Any] | list[Any]) -> Mapping[str, Any]:
     return {str(index): item for index, item in enumerate(value)}
 
 
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    body = "\n".join(
-        f'<tr><th scope="row">{label}</th><td>{cell}</td></tr>' for label, cell in rows
-    )
-    return f"<table>\n{body}\n</table>"
-
-
 def _value(value: Any) -> str:
     if isinstance(value, str) and value:
-        return escape(value)
+        return value
     if isinstance(value, list) and value:
         return ", ".join(_value(item) for item in value)
-    return escape(json.dumps(value))
+    return json.dumps(value)
 
 
 def _rounded(value: Any) -> Any:
@@ -254,14 +256,8 @@ def _count(value: Any) -> str:
     return f"{value:,.0f}" if _is_number(value) else _value(value)
 
 
-def _code(value: Any) -> str:
-    return f"<code>{escape(str(value))}</code>"
-
-
 def _command(value: Any) -> str:
-    words = shlex.join(map(str, value)) if isinstance(value, list) else str(value)
-    # Each word is a box of its own, as browsers break lines after the hyphens of a flag.
-    return "<code>" + " ".join(f"<span>{escape(word)}</span>" for word in words.split()) + "</code>"
+    return shlex.join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _duration(value: Any) -> str:
@@ -289,86 +285,22 @@ def _read_json_object(path: Path) -> dict[str, Any] | None:
     return content
 
 
-_PAGE = Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<style>
-:root {
-  --page: #f5f7fa; --card: #ffffff; --text: #1f2933; --muted: #616e7c; --line: #e4e7eb;
-  --accent: #2b5f9e;
+# How entries of results.json are told, in this order.
+_RESULTS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "elbo": ("ELBO of the test set", _nats),
+    "elbo_stderr": ("Standard error of the ELBO", _nats),
+    "bits_per_dim": ("Bits per dimension of the log-likelihood", _bits),
+    "elbo_bits_per_dim": ("Bits per dimension of the ELBO", _bits),
+    "num_importance_samples": ("Importance samples per example", _count),
+    "num_examples": ("Test images", _count),
+    "dataset": ("Data set", _value),
+    "validation_elbo": ("Validation ELBO", _nats),
+    "step": ("Step of the weights evaluated", _count),
+    "epoch": ("Epoch of the weights evaluated", _decimal),
+    "num_params": ("Parameters", _count),
+    "train_seconds": ("Training time", _duration),
+    "git_commit": ("Git commit of the training", str),
+    "command": ("Command of the training", _command),
+    "evaluation_git_commit": ("Git commit of the evaluation", str),
+    "evaluation_command": ("Command of the evaluation", _command),
 }
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #14181d; --card: #1d232a; --text: #e4e7eb; --muted: #9aa5b1; --line: #323a44;
-    --accent: #8cb8ea;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--text);
-  font: 16px/1.5 system-ui, sans-serif;
-}
-main { max-width: 60rem; margin: 0 auto; }
-h1 { font-size: 1.6rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 0 0 .75rem; }
-section {
-  margin: 1.25rem 0; padding: 1.25rem; background: var(--card); border: 1px solid var(--line);
-  border-radius: .6rem;
-}
-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .5rem .4rem 0; text-align: left; vertical-align: top; }
-tr + tr > * { border-top: 1px solid var(--line); }
-th { width: 18rem; font-weight: normal; color: var(--muted); overflow-wrap: anywhere; }
-td { overflow-wrap: anywhere; }
-strong { font-size: 1.35rem; color: var(--accent); }
-.aside { color: var(--muted); white-space: nowrap; }
-.aside::before { content: "("; }
-.aside::after { content: ")"; }
-.notice { margin: 0; color: var(--muted); }
-.notice + table { margin-top: .75rem; }
-code { font: .875em/1.5 ui-monospace, monospace; }
-code span { display: inline-block; max-width: 100%; word-break: break-all; }
-figure { margin: 0 0 2rem; }
-figure:last-child { margin-bottom: 0; }
-img {
-  display: block; width: 100%; max-width: 50rem; height: auto; margin: 0 auto;
-  border-radius: .4rem;
-}
-figcaption { margin-top: .5rem; text-align: center; color: var(--muted); }
-details { margin-top: .75rem; padding-left: .9rem; border-left: 2px solid var(--line); }
-summary { cursor: pointer; font-weight: 600; }
-@media (max-width: 36rem) {
-  section { padding: 1rem; }
-  th { width: 42%; }
-  .aside { display: block; white-space: normal; }
-}
-</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
-<section>
-<h2>Results</h2>
-$results
-</section>
-<section>
-<h2>Training</h2>
-$training
-</section>
-<section>
-<h2>Figures</h2>
-$figures
-</section>
-<section>
-<h2>Configuration</h2>
-$config
-</section>
-</main>
-</body>
-</html>
-""")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import socket
@@ -32,6 +33,8 @@ _LOG_FILE_REFRESH_SECONDS = 10.0
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads the records of `workdir/metrics.jsonl` in the order in which they were logged.
 
+    Of a run that is kept in `results/`, those of `metrics.jsonl.gz`.
+
     Each record has the keys `step`, `epoch` and `split` and then its metrics; a metric that was
     NaN or infinite is None. The last line is left out if a killed run tore it. Without the file
     the list is empty.
@@ -40,9 +43,13 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
         UserError: a line other than the last one is not a JSON object with a step.
     """
     path = Path(workdir) / METRICS_FILE
-    if not path.exists():
+    if path.exists():
+        content = path.read_bytes()
+    elif (packed := path.with_name(f"{METRICS_FILE}.gz")).exists():
+        content = gzip.decompress(packed.read_bytes())
+    else:
         return []
-    lines = path.read_bytes().rstrip(b"\n").split(b"\n")
+    lines = content.rstrip(b"\n").split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -12,8 +12,7 @@ import numpy as np
 import optax
 
 import sere_jax
-from experiments.data import input_pipeline
-from experiments.data.datasets import Dataset, load_dataset
+from experiments.data import Dataset, input_pipeline, load_dataset
 from experiments.distributed.devices import num_devices
 from experiments.settings import durations, schedules
 from experiments.settings.checks import check_configuration

@@ -14,7 +14,7 @@ from scipy import integrate, stats
 
 import sere_jax
 from experiments import trained
-from experiments.data.datasets import DATASETS, Dataset, load_dataset
+from experiments.data import DATASETS, Dataset, load_dataset
 from experiments.system.errors import UserError
 from sere_jax.bijector import BIJECTORS
 from sere_jax.data_layer import DATA_LAYERS, create_data_layer

@@ -16,8 +16,8 @@ import sklearn.datasets
 import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification import mnist
 
-from experiments import prepare_data
-from experiments.data import datasets
+from experiments.data import Dataset, load_dataset, preparing
+from experiments.data import tfds as tfds_loader
 from experiments.system.errors import UserError
 
 
@@ -28,7 +28,7 @@ def cache_home(tmp_path, monkeypatch) -> pathlib.Path:
     return tmp_path / "cache"
 
 
-def _load(**fields) -> datasets.Dataset:
+def _load(**fields) -> Dataset:
     defaults = {
         "data_dir": "",
         "path": "",
@@ -37,7 +37,7 @@ def _load(**fields) -> datasets.Dataset:
         "image_size": 32,
         "download": True,
     }
-    return datasets.load_dataset(ml_collections.ConfigDict({**defaults, **fields}))
+    return load_dataset(ml_collections.ConfigDict({**defaults, **fields}))
 
 
 def _refusal(**fields) -> str:
@@ -106,7 +106,7 @@ def test_fingerprint_depends_on_all_images():
     parts = [images[:3], images[3:5], images[5:]]
 
     def fingerprint(name="a", parts=parts, max_value=255):
-        return datasets.Dataset(name, *parts, max_value).fingerprint
+        return Dataset(name, *parts, max_value).fingerprint
 
     assert fingerprint() == fingerprint(name="b") == fingerprint(parts=[p.copy() for p in parts])
     others = [
@@ -431,7 +431,7 @@ def test_prepares_on_first_use(mnist_source, server, tmp_path, monkeypatch):
 
     assert _as_set(dataset.test) == _as_set(source.images["test"])
     assert len(dataset.train) == 60
-    assert prepare_data.is_prepared(prepare_data.find_builder("mnist", str(tmp_path / "data")))
+    assert preparing.is_prepared(preparing.find_builder("mnist", str(tmp_path / "data")))
 
 
 @pytest.mark.parametrize("address", ["closed_url", "silent_url"])
@@ -472,13 +472,13 @@ def test_data_set_that_needs_tensorflow_is_refused(tmp_path, monkeypatch):
 def count_decoding(monkeypatch) -> list[str]:
     """The splits decoded so far."""
     decoded = []
-    decode = datasets._decode_split
+    decode = tfds_loader._decode_split
 
     def counting(builder, split, feature):
         decoded.append(split)
         return decode(builder, split, feature)
 
-    monkeypatch.setattr(datasets, "_decode_split", counting)
+    monkeypatch.setattr(tfds_loader, "_decode_split", counting)
     return decoded
 
 
@@ -557,10 +557,10 @@ def test_unwritable_cache_is_done_without(tmp_path, monkeypatch):
 
 
 def test_genuine_mnist():
-    if not (prepare_data.resolve_data_dir() / "mnist" / "3.0.1").exists():
+    if not (preparing.resolve_data_dir() / "mnist" / "3.0.1").exists():
         pytest.skip("MNIST is not prepared in TFDS_DATA_DIR")
     # Only the smaller split: to decode the other takes ten seconds.
-    images = datasets._read_split(prepare_data.find_builder("mnist"), "test", "image")
+    images = tfds_loader._read_split(preparing.find_builder("mnist"), "test", "image")
     assert images.shape == (10_000, 28, 28, 1)
     # The widely published mean of the test pixels.
     assert images.mean() / 255 == pytest.approx(0.1325, abs=5e-5)
@@ -569,11 +569,11 @@ def test_genuine_mnist():
 def test_import_is_light():
     script = """
 import sys
-from experiments.data import datasets
+import experiments.data
 heavy = {"tensorflow_datasets", "tensorflow", "sklearn", "requests", "PIL", "jax"}
 print(sorted(heavy & set(sys.modules)))
 """
-    root = pathlib.Path(datasets.__file__).parents[2]
+    root = pathlib.Path(__file__).parents[2]
     process = subprocess.run(
         [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True
     )

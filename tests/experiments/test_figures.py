@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.reporting import figures
-from experiments.reporting.figures import (
-    save_build_up,
-    save_comparison,
-    save_image_grid,
+from experiments.reporting import charts
+from experiments.reporting.charts import (
     save_kl_per_layer,
     save_learning_curves,
     save_learning_curves_of_runs,
 )
+from experiments.reporting.sheets import save_build_up, save_comparison, save_image_grid
 
 GAP = np.array([203, 210, 217])
 MARGIN, GAP_WIDTH = 12, 2
@@ -191,14 +189,14 @@ def test_blow_up_at_the_start_does_not_squash_the_rest():
     values = -90.0 + np.random.default_rng(0).normal(size=1000)
     blown_up = values.copy()
     blown_up[:20] = -np.geomspace(1e8, 1e3, 20)
-    lower, upper = figures._limits_of_the_bulk(blown_up)
+    lower, upper = charts._limits_of_the_bulk(blown_up)
     assert values.min() - 2.0 < lower < values.min() + 2.0
     assert upper >= values.max()
 
 
 def test_all_values_are_shown_where_none_is_far_off():
     values = np.linspace(-100.0, -80.0, 50)
-    lower, upper = figures._limits_of_the_bulk(values)
+    lower, upper = charts._limits_of_the_bulk(values)
     assert lower <= values.min() and values.max() <= upper
 
 

@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from experiments import prepare_data, trained
+from experiments import trained
+from experiments.data import preparing
 from experiments.system.errors import UserError
 from experiments.system.paths import check_name, local_path
 
@@ -16,7 +17,7 @@ def home(tmp_path, monkeypatch):
 
 def test_the_home_folder_stands_for_a_tilde_and_all_else_is_left(tmp_path):
     assert local_path("~/run", "--workdir") == tmp_path / "run"
-    assert prepare_data.resolve_data_dir("~/data") == tmp_path / "data"
+    assert preparing.resolve_data_dir("~/data") == tmp_path / "data"
     for path in ("a/~", "./~", "/a b", "lr[1e-3]", "ünï", "-x", "a:b", "#?%20"):
         assert str(local_path(path, "--workdir")) == str(pathlib.Path(path))
     with pytest.raises(UserError, match=rf"no run in --workdir={tmp_path}/absent;"):
@@ -29,8 +30,8 @@ def test_addresses_are_refused(address, monkeypatch):
     for refuse in (
         lambda: local_path(address, "--workdir"),
         lambda: trained.load(address),
-        lambda: prepare_data.resolve_data_dir(address),
-        lambda: prepare_data.resolve_data_dir(),
+        lambda: preparing.resolve_data_dir(address),
+        lambda: preparing.resolve_data_dir(),
     ):
         with pytest.raises(UserError, match=f"={address} is an address; name a folder"):
             refuse()

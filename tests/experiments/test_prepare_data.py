@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.image_classification import cifar, mnist
 
-from experiments import prepare_data
+from experiments.data import preparing
 from experiments.system.errors import UserError
 
 
@@ -44,7 +44,7 @@ def _command_line(*arguments: str) -> subprocess.CompletedProcess:
         [sys.executable, "-m", "experiments.prepare_data", *arguments],
         capture_output=True,
         text=True,
-        cwd=pathlib.Path(prepare_data.__file__).parents[1],
+        cwd=pathlib.Path(__file__).parents[2],
     )
 
 
@@ -57,7 +57,7 @@ def test_downloads_mnist_and_the_like(
     source.write(server.directory)
     monkeypatch.setattr(builder_cls, "url_infos", source.url_infos(server.url))
 
-    directory = prepare_data.prepare(name, str(tmp_path / "data"))
+    directory = preparing.prepare(name, str(tmp_path / "data"))
 
     assert directory == tmp_path / "data" / name / "3.0.1"
     for split, images in source.images.items():
@@ -75,7 +75,7 @@ def test_prepares_cifar(builder_cls, tmp_path, server, monkeypatch, request):
     source.write(server.directory)
     monkeypatch.setattr(builder_cls, "url_infos", source.url_infos(server.url))
 
-    prepare_data.prepare(name, str(tmp_path / "data"))
+    preparing.prepare(name, str(tmp_path / "data"))
 
     for split, images in source.images.items():
         examples = _read(name, tmp_path / "data", split)
@@ -91,7 +91,7 @@ def test_prepares_cifar(builder_cls, tmp_path, server, monkeypatch, request):
 
 def test_keeps_what_the_official_builder_declares(served_mnist, tmp_path):
     official = tfds.builder("mnist", data_dir=tmp_path / "elsewhere")
-    prepare_data.prepare("mnist", str(tmp_path / "data"))
+    preparing.prepare("mnist", str(tmp_path / "data"))
     prepared = tfds.builder_from_directory(tmp_path / "data" / "mnist" / "3.0.1")
 
     assert prepared.info.full_name == official.info.full_name
@@ -102,11 +102,11 @@ def test_keeps_what_the_official_builder_declares(served_mnist, tmp_path):
 
 
 def test_does_nothing_if_prepared(served_mnist, server, tmp_path):
-    prepare_data.prepare("mnist", str(tmp_path / "data"))
+    preparing.prepare("mnist", str(tmp_path / "data"))
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
     server.downloads.clear()
 
-    prepare_data.prepare("mnist", str(tmp_path / "data"))
+    preparing.prepare("mnist", str(tmp_path / "data"))
 
     assert server.downloads == []
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == written
@@ -114,10 +114,10 @@ def test_does_nothing_if_prepared(served_mnist, server, tmp_path):
 
 def test_reads_the_environment_variable(served_mnist, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "from_environment"))
-    assert prepare_data.prepare("mnist").is_relative_to(tmp_path / "from_environment")
-    assert prepare_data.resolve_data_dir(str(tmp_path)) == tmp_path
+    assert preparing.prepare("mnist").is_relative_to(tmp_path / "from_environment")
+    assert preparing.resolve_data_dir(str(tmp_path)) == tmp_path
     monkeypatch.delenv("TFDS_DATA_DIR")
-    assert prepare_data.resolve_data_dir() == pathlib.Path.home() / "tensorflow_datasets"
+    assert preparing.resolve_data_dir() == pathlib.Path.home() / "tensorflow_datasets"
 
 
 @pytest.mark.parametrize("manual", [False, True])
@@ -127,7 +127,7 @@ def test_refuses_a_wrong_checksum(manual, served_mnist, server, tmp_path):
     manual_dir = str(server.directory) if manual else None
 
     with pytest.raises(UserError, match="train-labels-idx1-ubyte.gz has a wrong checksum") as info:
-        prepare_data.prepare("mnist", str(tmp_path / "data"), manual_dir)
+        preparing.prepare("mnist", str(tmp_path / "data"), manual_dir)
 
     assert "\n" not in str(info.value)
     assert not list((tmp_path / "data").rglob("train-labels*"))
@@ -139,12 +139,12 @@ def test_refuses_a_missing_file_and_goes_on_from_there(served_mnist, server, tmp
     content = missing.read_bytes()
     missing.unlink()
     with pytest.raises(UserError, match="404.*t10k-labels-idx1-ubyte.gz.*--manual_dir"):
-        prepare_data.prepare("mnist", str(tmp_path / "data"))
+        preparing.prepare("mnist", str(tmp_path / "data"))
     assert not (tmp_path / "data" / "mnist").exists()
 
     missing.write_bytes(content)
     server.downloads.clear()
-    prepare_data.prepare("mnist", str(tmp_path / "data"))
+    preparing.prepare("mnist", str(tmp_path / "data"))
     assert server.downloads == ["/t10k-labels-idx1-ubyte.gz"]
 
 
@@ -152,15 +152,15 @@ def test_replaces_a_damaged_earlier_download(served_mnist, tmp_path):
     earlier = tmp_path / "data" / "downloads" / "mnist" / "train-images-idx3-ubyte.gz"
     earlier.parent.mkdir(parents=True)
     earlier.write_bytes(b"half of it")
-    prepare_data.prepare("mnist", str(tmp_path / "data"))
+    preparing.prepare("mnist", str(tmp_path / "data"))
     assert earlier.read_bytes() == served_mnist.contents[earlier.name]
 
 
 def test_unreachable_host_fails_soon(closed_url, mnist_source, tmp_path, monkeypatch):
     monkeypatch.setattr(mnist.MNIST, "url_infos", mnist_source(1).url_infos(closed_url))
     start = time.monotonic()
-    with pytest.raises(prepare_data.PreparationImpossibleError, match="cannot be reached") as info:
-        prepare_data.prepare("mnist", str(tmp_path / "data"))
+    with pytest.raises(preparing.PreparationImpossibleError, match="cannot be reached") as info:
+        preparing.prepare("mnist", str(tmp_path / "data"))
     assert time.monotonic() - start < 5
     assert closed_url in str(info.value)
     assert "--manual_dir" in str(info.value)
@@ -172,7 +172,7 @@ def test_manual_dir_downloads_nothing(mnist_source, closed_url, tmp_path, monkey
     source.write(tmp_path / "manual")
     monkeypatch.setattr(mnist.MNIST, "url_infos", source.url_infos(closed_url))
 
-    prepare_data.prepare("mnist", str(tmp_path / "data"), str(tmp_path / "manual"))
+    preparing.prepare("mnist", str(tmp_path / "data"), str(tmp_path / "manual"))
 
     examples = _read("mnist", tmp_path / "data", "train")
     _assert_same_examples(examples, source.images["train"], source.labels["train"])
@@ -182,9 +182,9 @@ def test_manual_dir_downloads_nothing(mnist_source, closed_url, tmp_path, monkey
 def test_manual_dir_without_a_file_names_it(served_mnist, server, tmp_path):
     (server.directory / "train-images-idx3-ubyte.gz").unlink()
     with pytest.raises(UserError, match=f"{server.directory} lacks train-images-idx3-ubyte.gz"):
-        prepare_data.prepare("mnist", str(tmp_path / "data"), str(server.directory))
+        preparing.prepare("mnist", str(tmp_path / "data"), str(server.directory))
     with pytest.raises(UserError, match="is not a directory"):
-        prepare_data.prepare("mnist", str(tmp_path / "data"), str(tmp_path / "nowhere"))
+        preparing.prepare("mnist", str(tmp_path / "data"), str(tmp_path / "nowhere"))
     assert server.downloads == []
 
 
@@ -194,7 +194,7 @@ def test_data_sets_with_equal_file_names_are_not_mixed(mnist_source, tmp_path, m
     for name, source in sources.items():
         source.write(tmp_path / name)
         monkeypatch.setattr(builders[name], "url_infos", source.url_infos(f"http://host/{name}"))
-        prepare_data.prepare(name, str(tmp_path / "data"), str(tmp_path / name))
+        preparing.prepare(name, str(tmp_path / "data"), str(tmp_path / name))
 
     for name, source in sources.items():
         examples = _read(name, tmp_path / "data", "test")
@@ -210,7 +210,7 @@ def test_data_sets_with_equal_file_names_are_downloaded_apart(
         source.write(server.directory / name)
         url_infos = source.url_infos(f"{server.url}/{name}")
         monkeypatch.setattr(builders[name], "url_infos", url_infos)
-        prepare_data.prepare(name, str(tmp_path / "data"))
+        preparing.prepare(name, str(tmp_path / "data"))
 
     for name, source in sources.items():
         examples = _read(name, tmp_path / "data", "test")
@@ -223,7 +223,7 @@ def test_killed_preparation_is_not_taken_for_prepared(served_mnist, server, tmp_
         import PIL.Image
         from tensorflow_datasets.core.download import checksums
         from tensorflow_datasets.image_classification import mnist
-        from experiments import prepare_data
+        from experiments.data import preparing
 
         def killed_at_the_50th(image, remaining=list(range(50)), from_array=PIL.Image.fromarray):
             if not remaining:
@@ -236,7 +236,7 @@ def test_killed_preparation_is_not_taken_for_prepared(served_mnist, server, tmp_
         paths = [f"{source_dir}/{name}" for name in os.listdir(source_dir)]
         infos = [checksums.compute_url_info(path) for path in paths]
         mnist.MNIST.url_infos = {f"{url}/{info.filename}": info for info in infos}
-        prepare_data.prepare("mnist", data_dir)
+        preparing.prepare("mnist", data_dir)
     """
     data_dir = tmp_path / "data"
     arguments = [server.url, str(server.directory), str(data_dir)]
@@ -244,24 +244,24 @@ def test_killed_preparation_is_not_taken_for_prepared(served_mnist, server, tmp_
     assert process.returncode == -9
     assert list((data_dir / "mnist").iterdir())  # It was killed while it wrote.
 
-    assert not prepare_data.is_prepared(prepare_data.find_builder("mnist", str(data_dir)))
-    prepare_data.prepare("mnist", str(data_dir))
+    assert not preparing.is_prepared(preparing.find_builder("mnist", str(data_dir)))
+    preparing.prepare("mnist", str(data_dir))
     examples = _read("mnist", data_dir, "train")
     _assert_same_examples(examples, served_mnist.images["train"], served_mnist.labels["train"])
 
 
 @pytest.mark.parametrize("lost", ["dataset_info.json", "mnist-train.array_record-00000-of-00001"])
 def test_damaged_directory_is_refused(lost, served_mnist, tmp_path):
-    directory = prepare_data.prepare("mnist", str(tmp_path / "data"))
+    directory = preparing.prepare("mnist", str(tmp_path / "data"))
     (directory / lost).unlink()
     with pytest.raises(UserError, match=rf"damaged \(.*{lost}.*\).*in another directory"):
-        prepare_data.prepare("mnist", str(tmp_path / "data"))
+        preparing.prepare("mnist", str(tmp_path / "data"))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a directory that cannot be created")
 def test_unwritable_directory_is_refused(served_mnist):
     with pytest.raises(UserError, match="cannot be written to /proc/data.*--data_dir"):
-        prepare_data.prepare("mnist", "/proc/data")
+        preparing.prepare("mnist", "/proc/data")
 
 
 @pytest.mark.parametrize(
@@ -275,14 +275,14 @@ def test_unwritable_directory_is_refused(served_mnist):
 )
 def test_unknown_data_set_is_refused(name, message, tmp_path):
     with pytest.raises(UserError, match=message) as info:
-        prepare_data.prepare(name, str(tmp_path))
+        preparing.prepare(name, str(tmp_path))
     assert "\n" not in str(info.value)
 
 
 def test_other_data_sets_need_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"TensorFlow.*'sere-jax\[tensorflow\]'.*mnist"):
-        prepare_data.prepare("svhn_cropped", str(tmp_path))
+        preparing.prepare("svhn_cropped", str(tmp_path))
 
 
 def test_official_builders_are_not_left_to_retry_for_minutes(closed_url, tmp_path, monkeypatch):
@@ -291,12 +291,12 @@ def test_official_builders_are_not_left_to_retry_for_minutes(closed_url, tmp_pat
     infos = {f"{closed_url}/train.mat": checksums.UrlInfo(1, "0", "train.mat")}
     monkeypatch.setattr(builder_cls, "url_infos", infos)
     for manual_dir in (None, str(tmp_path)):
-        with pytest.raises(prepare_data.PreparationImpossibleError, match="cannot be reached"):
-            prepare_data.prepare("svhn_cropped", str(tmp_path / "data"), manual_dir)
+        with pytest.raises(preparing.PreparationImpossibleError, match="cannot be reached"):
+            preparing.prepare("svhn_cropped", str(tmp_path / "data"), manual_dir)
 
 
 def test_command_line(served_mnist, tmp_path):
-    prepare_data.prepare("mnist", str(tmp_path / "data"))
+    preparing.prepare("mnist", str(tmp_path / "data"))
 
     process = _command_line("--dataset=mnist", f"--data_dir={tmp_path / 'data'}")
     assert process.returncode == 0

@@ -1,5 +1,6 @@
 """RESULTS.md from runs with known figures."""
 
+import gzip
 import json
 import math
 
@@ -8,19 +9,15 @@ import pytest
 from scipy import stats
 
 from experiments import results
-from experiments.results import (
-    cases_section,
-    finished_runs,
-    flows_section,
-    likelihood_section,
-    paired_gap,
-    short_runs_section,
-)
+from experiments.reporting.records import finished_runs, paired_gap
+from experiments.reporting.tables import cases_tables, flows_table, likelihood_table
+from experiments.run_folder.metrics import read_metrics
+from experiments.system.errors import UserError
 
 NUM_VALUES = 12
 
 
-def keep_run(directory, bits, validation_bits=9.0, seed=0):
+def keep_run(directory, bits, seed=0, **fields):
     """A kept run whose test images need `bits` bits/dim: halfway, by ELBO, importance-weighted."""
     directory.mkdir(parents=True)
     halfway, elbo, log_likelihood = (
@@ -29,17 +26,14 @@ def keep_run(directory, bits, validation_bits=9.0, seed=0):
     )
     np.savez(directory / "test_elbo_50.npz", elbo=halfway)
     np.savez(directory / "test_images.npz", elbo=elbo, log_likelihood=log_likelihood)
-    fields = {"step": 100, "num_importance_samples": 5, "num_params": 1234, "train_seconds": 600.0}
-    fields["kl_per_layer"] = [5.0, 0.2, 0.01]
+    always = {"step": 100, "num_importance_samples": 5, "num_params": 1234, "train_seconds": 600.0}
+    always |= {"kl_per_layer": [5.0, 0.2, 0.01], "epoch": 60.0, "git_commit": "0123456789"}
+    always |= {"nll_stderr": 0.25, "elbo": -90.0, "elbo_stderr": 0.5, "paper_nll": None}
+    fields = always | fields
     (directory / "results.json").write_text(json.dumps(fields))
     (directory / "config.json").write_text('{"model": {"data_shape": [2, 2, 3]}}')
-    records = [
-        {"split": "test", "step": 50},
-        {"split": "validation", "step": 50, "bits_per_dim": 9.9, "kl": 1.0, "elbo_stderr": 1.0},
-        {"split": "validation", "bits_per_dim": validation_bits, "kl": 7.0, "elbo_stderr": 0.1},
-    ]
-    lines = [json.dumps({"step": 100, "epoch": 1.0} | record) for record in records]
-    (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    line = json.dumps({"step": 100, "epoch": 1.0, "split": "validation", "elbo": -91.0}) + "\n"
+    (directory / "metrics.jsonl.gz").write_bytes(gzip.compress(line.encode()))
 
 
 def test_a_paired_gap_has_the_error_of_a_paired_test():
@@ -65,7 +59,7 @@ def test_cases_are_compared_at_half_and_at_the_end(tmp_path):
         keep_run(tmp_path / f"case2_seed{seed}", (7.0, 6.0, 5.9), seed=seed)
         keep_run(tmp_path / f"case3_seed{seed}", (6.5, 5.0, 4.8), seed=seed)
 
-    text = "\n".join(cases_section(tmp_path))
+    text = "\n".join(cases_tables(finished_runs(tmp_path)))
 
     assert "| case1 | not run |" in text
     assert "case1 - case2" not in text
@@ -73,7 +67,9 @@ def test_cases_are_compared_at_half_and_at_the_end(tmp_path):
     row = next(line for line in text.split("\n") if line.startswith("| case2 - case3"))
     for value in (0.5, 1.0, 1.1):
         assert f"{value:.3f} ± 0.000 (seeds: {value:.3f}, {value:.3f})" in row
-    assert "| 100 |" in text and "1,234" in text and "(K = 5) | 2 of 3 | 1,234 | 10 |" in text
+    assert (
+        "| 100 |" in text and "1,234" in text and "(K = 5) | 2 of 3 | 1,234 | 10 | record |" in text
+    )
 
 
 def test_without_elbos_after_half_these_are_left_out(tmp_path):
@@ -81,7 +77,7 @@ def test_without_elbos_after_half_these_are_left_out(tmp_path):
         keep_run(tmp_path / name, (7.0, 6.0, 5.9))
     (tmp_path / "case2_seed0" / "test_elbo_50.npz").unlink()
 
-    lines = cases_section(tmp_path)
+    lines = cases_tables(finished_runs(tmp_path))
 
     (first,) = (line for line in lines if line.startswith("| [case2_seed0"))
     (other,) = (line for line in lines if line.startswith("| [case3_seed0"))
@@ -89,37 +85,26 @@ def test_without_elbos_after_half_these_are_left_out(tmp_path):
     assert any(line.startswith("| case2 - case3 |  | 0.000") for line in lines)
 
 
-def test_short_runs_are_sorted_by_their_last_validation(tmp_path):
-    keep_run(tmp_path / "tiles", (7.0, 6.0, 5.9), validation_bits=6.5)
-    keep_run(tmp_path / "context4", (7.0, 6.0, 5.9), validation_bits=5.25)
-
-    lines = short_runs_section(tmp_path)
-
-    assert "context4" in lines[-2] and "tiles" in lines[-1]
-    error = 0.1 / (NUM_VALUES * math.log(2))
-    assert f"| 5.2500 ± {error:.4f} | 7 |" in lines[-2]
-
-
 def test_gaps_are_those_of_the_seeds_that_both_systems_have(tmp_path):
     for name, bits in (("case1_seed0", 6.0), ("case2_seed0", 5.5), ("case2_seed1", 9.0)):
         keep_run(tmp_path / name, (bits, bits, bits))
 
-    row = next(line for line in cases_section(tmp_path) if line.startswith("| case1 - case2"))
+    row = next(
+        line for line in cases_tables(finished_runs(tmp_path)) if line.startswith("| case1 - case2")
+    )
 
     assert "0.500 ± 0.000 (seeds: 0.500)" in row
 
 
 def test_flows_are_listed_best_first_and_bounds_apart_from_exact_values(tmp_path):
     for name, elbo, latent_shape in (("maf10", 2500.0, [0]), ("sere_maf", 3000.0, [40])):
-        keep_run(tmp_path / name, (7.0, 6.0, 5.9))
+        fields = {"elbo": elbo, "elbo_stderr": 1.5, "nll": -elbo - 20, "nll_stderr": 1.25}
+        fields |= {"elbo_bits_per_dim": 4.5, "epoch": 12.0}
+        keep_run(tmp_path / name, (7.0, 6.0, 5.9), **fields)
         config = {"model": {"data_shape": [2, 2, 3], "latent_shape": latent_shape}}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
-        fields = json.loads((tmp_path / name / "results.json").read_text())
-        fields |= {"elbo": elbo, "elbo_stderr": 1.5, "nll": -elbo - 20, "nll_stderr": 1.25}
-        fields |= {"elbo_bits_per_dim": 4.5, "epoch": 12.0}
-        (tmp_path / name / "results.json").write_text(json.dumps(fields))
 
-    not_run, first, second = flows_section(tmp_path)[-3:]
+    not_run, first, second = flows_table(finished_runs(tmp_path))[-3:]
 
     assert not_run.startswith("| maf5 | not run |")
     assert "| 3000.0 ± 1.5 | 3020.0 ± 1.2 (K = 5) | 4.5000 | 2 of 3 |" in first
@@ -128,28 +113,22 @@ def test_flows_are_listed_best_first_and_bounds_apart_from_exact_values(tmp_path
 
 def test_runs_on_mnist_are_listed_best_first_and_missing_ones_named(tmp_path):
     for name, nll, paper_nll in (("worse", 84.25, 83.0), ("better", 81.5, None)):
-        keep_run(tmp_path / name, (7.0, 6.0, 5.9))
-        fields = json.loads((tmp_path / name / "results.json").read_text())
-        fields |= {"nll": nll, "nll_stderr": 0.25, "elbo": -90.0, "elbo_stderr": 0.5, "epoch": 60.0}
-        fields |= {"paper_nll": paper_nll, "git_commit": "0123456789"}
-        (tmp_path / name / "results.json").write_text(json.dumps(fields))
+        keep_run(tmp_path / name, (7.0, 6.0, 5.9), nll=nll, paper_nll=paper_nll)
+    (tmp_path / "better" / "weights.npz").touch()
     expected = {"better": ("a.py", 81.0), "missing": ("b.py:c", 79.5)}
 
-    first, second, missing = likelihood_section("Heading", [], tmp_path, expected)[-3:]
+    first, second, missing = likelihood_table(finished_runs(tmp_path), expected)[-3:]
 
     cells = "| 81.50 ± 0.25 |  | -90.00 ± 0.50 | 2 of 3 | 1,234 | 60 | 10 | `0123456` |"
-    assert first.startswith("| [better](") and first.endswith(cells)
+    assert first.startswith("| [better](") and first.endswith(f"{cells} re-evaluable |")
     assert second.startswith("| [worse](") and "| 84.25 ± 0.25 | 83.00 |" in second
+    assert second.endswith("| record |")
     assert missing.startswith("| missing: `b.py:c` | not run | 79.50 |")
 
 
 def test_runs_on_mnist_are_compared_image_by_image(tmp_path):
     for name, bits in (("sere_vae", 6.0), ("other", 6.5)):
-        keep_run(tmp_path / name, (7.0, 6.0, bits), seed=len(name))
-        fields = json.loads((tmp_path / name / "results.json").read_text())
-        fields |= {"nll": bits, "nll_stderr": 0.25, "elbo": -90.0, "elbo_stderr": 0.5}
-        fields |= {"epoch": 60.0, "paper_nll": None, "git_commit": "0123456789"}
-        (tmp_path / name / "results.json").write_text(json.dumps(fields))
+        keep_run(tmp_path / name, (7.0, 6.0, bits), seed=len(name), nll=bits)
     ours, theirs = (
         np.load(tmp_path / name / "test_images.npz")["log_likelihood"]
         for name in ("other", "sere_vae")
@@ -157,38 +136,62 @@ def test_runs_on_mnist_are_compared_image_by_image(tmp_path):
     paired = stats.ttest_rel(theirs, ours).confidence_interval(0.6827)
     error = (paired.high - paired.low) / 2
 
-    expected = {"missing": ("a.py", 81.0)}
-    lines = likelihood_section("Heading", [], tmp_path, expected, reference="sere_vae")
+    runs, expected = finished_runs(tmp_path), {"missing": ("a.py", 81.0)}
+    described = {"other": "one option", "missing": "another"}
+    lines = likelihood_table(runs, expected, reference="sere_vae", descriptions=described)
 
     header, _, reference, other, missing = lines[-5:]
     cells = [[cell.strip() for cell in line.split("|")] for line in (header, reference, other)]
     column = cells[0].index("difference to sere_vae")
     assert cells[1][column] == ""
     assert cells[2][column] == f"{(theirs - ours).mean():+.2f} ± {error:.2f}"
+    assert cells[2][cells[0].index("what")] == "one option"
+    assert missing.startswith("| missing: `a.py` | another | not run | 81.00 |")
     assert header.count("|") == reference.count("|") == missing.count("|")
 
 
-def test_systems_and_options_have_a_table_each(tmp_path, monkeypatch):
+def test_the_table_of_the_readme_has_the_systems_best_first(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS_DIRECTORY", tmp_path)
-    for name, nll in (("sere_vae", 83.0), ("iaf", 84.5), ("context2", 82.25), ("of_ours", 80.0)):
-        run = tmp_path / "mnist_comparison" / name
-        keep_run(run, (7.0, 6.0, nll), seed=0)
-        fields = json.loads((run / "results.json").read_text())
-        fields |= {"nll": nll, "nll_stderr": 0.25, "elbo": -90.0, "elbo_stderr": 0.5}
-        (run / "results.json").write_text(json.dumps(fields | {"paper_nll": None, "epoch": 60.0}))
+    names = ("mnist_comparison/iaf", "mnist/mlp", "mnist_comparison/context2", "mnist/of_ours")
+    for name, nll in zip(names, (84.5, 81.0, 82.25, 80.0), strict=True):
+        keep_run(tmp_path / name, (7.0, 6.0, nll), nll=nll, paper_nll=83.04)
+    (tmp_path / "mnist/mlp" / "weights.npz").touch()
 
-    _, systems, options = results.mnist_tables().split("\n\n")
+    _, _, *rows = results.readme_table().strip().split("\n")
 
-    in_nats = NUM_VALUES * math.log(2)  # the same noise in all: the differences are exact
-    (_, _, first, second), (_, _, option) = (
-        table.strip().split("\n") for table in (systems, options)
-    )
-    assert first.startswith("| [sere_vae](") and "| 83.00 ± 0.25 |" in first
-    assert second.startswith("| [iaf](") and f"| {1.5 * in_nats:+.2f} ± 0.00 | 1,234 |" in second
-    assert (
-        option.startswith("| [context2](") and "| all layers see the two previous codes |" in option
-    )
-    assert f"| 82.25 ± 0.25 | {-0.75 * in_nats:+.2f} ± 0.00 |" in option
+    assert [row.partition("](")[0] for row in rows] == [
+        "| [SeRe-VAE",
+        "| [IAF, in generation and inference",
+    ]
+    assert rows[0].endswith("/mnist/mlp) | 60 | 81.00 ± 0.25 | 83.04 | re-evaluable |")
+    assert rows[1].endswith("/mnist_comparison/iaf) | 60 | 84.50 ± 0.25 | 83.04 | record |")
+
+
+@pytest.mark.parametrize("name", ["git_commit", "evaluation_git_commit"])
+def test_runs_of_changed_files_are_refused(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setattr(results, "RESULTS_DIRECTORY", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    keep_run(tmp_path / "mnist" / "mine", (7.0, 6.0, 5.9), **{name: "0123456789-dirty"})
+
+    message = f"mine/results.json has {name}=0123456789-dirty: .*commit the files and run it again"
+    with pytest.raises(UserError, match=message):
+        results.page()
+    with pytest.raises(SystemExit, match="2"):
+        results.main()
+
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.startswith("error: ") and output.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mnist"]
+
+
+def test_the_log_of_a_kept_run_is_compressed_that_of_a_live_one_is_not(tmp_path):
+    keep_run(tmp_path / "run", (7.0, 6.0, 5.9))
+    (kept,) = finished_runs(tmp_path)["run"].metrics
+    assert kept == {"step": 100, "epoch": 1.0, "split": "validation", "elbo": -91.0}
+
+    live = kept | {"elbo": -90.0}
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(live) + "\n")
+    assert read_metrics(tmp_path / "run") == [live]
 
 
 def test_unfinished_runs_do_not_count(tmp_path):
@@ -199,17 +202,17 @@ def test_unfinished_runs_do_not_count(tmp_path):
 
 
 def test_the_page_is_that_of_the_kept_runs():
-    """RESULTS.md is not typed in by hand, nor are the README's tables."""
+    """RESULTS.md is not typed in by hand, nor is the README's table."""
     assert results.page() == results.PAGE.read_text()
     readme = results.README.read_text()
-    assert results.mnist_tables() in readme
-    assert results.with_tables(readme, results.mnist_tables()) == readme
+    assert results.with_table(readme, results.readme_table()) == readme
 
 
-def test_tables_take_the_place_of_those_before():
-    readme = f"above\n{results.TABLES_START}\nold\n{results.TABLES_END}below\n"
-    expected = f"above\n{results.TABLES_START}\nnew\n\n{results.TABLES_END}below\n"
-    assert results.with_tables(readme, "new\n") == expected
-    for lost in (results.TABLES_START, results.TABLES_END):
-        with pytest.raises(ValueError, match="needs the lines"):
-            results.with_tables(readme.replace(lost, ""), "new\n")
+def test_the_table_takes_the_place_of_the_one_before():
+    readme = f"above\n{results.TABLE_START}\nold\n{results.TABLE_END}below\n"
+    expected = f"above\n{results.TABLE_START}\nnew\n\n{results.TABLE_END}below\n"
+    assert results.with_table(readme, "new\n") == expected
+    assert results.with_table("without a table\n", "new\n") == "without a table\n"
+    for lost in (results.TABLE_START, results.TABLE_END):
+        with pytest.raises(UserError, match="needs the lines"):
+            results.with_table(readme.replace(lost, ""), "new\n")

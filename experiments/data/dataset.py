@@ -1,0 +1,87 @@
+"""A data set as arrays of uint8, and what is held out of it."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+
+import ml_collections
+import numpy as np
+
+from experiments.system.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set of images of one shape.
+
+    Attributes:
+      name: The name it was loaded by.
+      train: uint8 [num, height, width, channels], values 0..max_value.
+      validation: The same for the held-out training examples; num is 0 if none was held out.
+      test: The same for the test examples.
+      max_value: The brightest value: 255, 16 for `digits`, 1 for binary images.
+    """
+
+    name: str
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    max_value: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        height, width, channels = self.train.shape[1:]
+        return height, width, channels
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that depend on all images and on their order, not on the name."""
+        digest = hashlib.sha256(f"max_value={self.max_value}".encode())
+        for images in (self.train, self.validation, self.test):
+            digest.update(str(images.shape).encode())
+            digest.update(np.ascontiguousarray(images).data)
+        return digest.hexdigest()[:16]
+
+
+# Loaders by the names of their data sets; a file of yours may enter another one.
+DATASETS: dict[str, Callable[[ml_collections.ConfigDict], Dataset]] = {}
+
+
+def split_validation(
+    train: np.ndarray, dataset_config: ml_collections.ConfigDict
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (the first, the last) training examples, as `config.dataset.validation_size` says.
+
+    Raises:
+      UserError: If it is impossible, or leaves nothing to train on.
+    """
+    num_validation = num_validation_examples(dataset_config, len(train))
+    if num_validation >= len(train):
+        raise UserError(
+            f"config.dataset.validation_size={dataset_config.validation_size} leaves nothing of "
+            f"the {len(train)} training examples of {dataset_config.name!r}; hold out fewer than "
+            f"{len(train)}, or use more images"
+        )
+    num_train = len(train) - num_validation
+    return train[:num_train], train[num_train:]
+
+
+def num_validation_examples(dataset_config: ml_collections.ConfigDict, num_train: int) -> int:
+    """How many examples `config.dataset.validation_size` holds out of `num_train`."""
+    validation_size = dataset_config.get("validation_size", 0)
+    if 0 < validation_size < 1:
+        return max(1, round(validation_size * num_train))
+    # A field of type float turns 5000 into 5000.0.
+    if validation_size < 0 or validation_size != int(validation_size):
+        raise UserError(
+            f"config.dataset.validation_size={validation_size} is neither a number of examples "
+            "(0, 1, 2, ...) nor a fraction between 0 and 1"
+        )
+    return int(validation_size)
+
+
+def describe(array: np.ndarray) -> str:
+    """Type and shape, for messages."""
+    return f"{array.dtype}, shape {list(array.shape)}"

@@ -1,0 +1,75 @@
+"""Data sets by their names.
+
+A data set is read once and kept in memory as a whole; the input pipeline moves it to the device. To
+add one, write its loader and enter it in `DATASETS`, from whatever file.
+"""
+
+import dataclasses
+
+import ml_collections
+import numpy as np
+
+from experiments.data.dataset import DATASETS, Dataset, describe
+from experiments.data.embedded import load_digits, load_photos
+from experiments.data.npz import load_npz
+from experiments.data.tfds import load_tfds
+from experiments.system.errors import UserError
+
+DATASETS.update(digits=load_digits, photos=load_photos, npz=load_npz)
+
+
+def load_dataset(dataset_config: ml_collections.ConfigDict) -> Dataset:
+    """Loads a data set and holds out its validation examples.
+
+    Args:
+      dataset_config: `config.dataset`; those of its fields that are missing have their defaults.
+        Its name is one in `DATASETS` (`digits` and `photos`, embedded; `npz`, the user's arrays),
+        or an image data set of TensorFlow Datasets (TFDS), `name[/config][:version]`.
+
+    Raises:
+      UserError: If the data set does not exist, is not prepared and cannot be, or is not one of
+        images of one shape; if a field of the configuration has an impossible value.
+    """
+    _check_name_and_path(dataset_config)
+    dataset = DATASETS.get(dataset_config.name, load_tfds)(dataset_config)
+    _check_arrays(dataset)
+    num_train_examples = dataset_config.get("num_train_examples", 0)
+    if num_train_examples < 0:
+        raise UserError(
+            f"config.dataset.num_train_examples={num_train_examples} is negative; allowed are "
+            "0 (all) and positive numbers"
+        )
+    if num_train_examples:
+        dataset = dataclasses.replace(dataset, train=dataset.train[:num_train_examples])
+    return dataset
+
+
+def _check_name_and_path(dataset_config: ml_collections.ConfigDict) -> None:
+    name, path = dataset_config.name, dataset_config.get("path", "")
+    if not isinstance(name, str) or not name:
+        raise UserError(
+            f"config.dataset.name={name!r} is not a name; allowed are {', '.join(DATASETS)} and "
+            "the image data sets of TensorFlow Datasets, for example mnist"
+        )
+    if path and (name in ("digits", "photos") or name not in DATASETS):
+        raise UserError(
+            f"config.dataset.path={path!r} means nothing to {name!r}; set it to '', or choose "
+            "config.dataset.name=npz"
+        )
+
+
+def _check_arrays(dataset: Dataset) -> None:
+    """Refuses what a loader must not return."""
+    for split in ("train", "validation", "test"):
+        images = getattr(dataset, split)
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise UserError(
+                f"the images of the data set {dataset.name!r} must be uint8 [num, height, width, "
+                f"channels], but those of {split!r} are {describe(images)}"
+            )
+        largest = images.max(initial=0)
+        if largest > dataset.max_value:
+            raise UserError(
+                f"the data set {dataset.name!r} says that max_value={dataset.max_value} is white, "
+                f"but {split!r} holds the value {largest}"
+            )

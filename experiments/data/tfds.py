@@ -1,0 +1,142 @@
+"""Image data sets of TensorFlow Datasets (TFDS), read without TensorFlow."""
+
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from experiments.data import preparing
+from experiments.data.cache import cached
+from experiments.data.dataset import Dataset, split_validation
+from experiments.system.errors import UserError
+
+_EXAMPLES_PER_READ = 512
+
+
+@preparing.quiet_logs()
+def load_tfds(dataset_config: ml_collections.ConfigDict) -> Dataset:
+    """Loads a data set of TFDS, after preparing it if need be.
+
+    Without a split `test`, the split `validation` is the test set; with both, it is the validation
+    set. The decoded images are cached.
+    """
+    builder = _prepared_builder(dataset_config)
+    feature = _image_feature(builder)
+    splits = builder.info.splits
+    if "train" not in splits or not {"test", "validation"} & set(splits):
+        raise UserError(
+            f"the data set {dataset_config.name!r} has the splits {', '.join(sorted(splits))}; "
+            "needed are 'train' and one of 'test' and 'validation': choose another data set, or "
+            "split it yourself and use --config.dataset.name=npz"
+        )
+    train = _read_split(builder, "train", feature)
+    test = _read_split(builder, "test" if "test" in splits else "validation", feature)
+    if {"test", "validation"} <= set(splits):
+        validation = _read_split(builder, "validation", feature)
+    else:
+        train, validation = split_validation(train, dataset_config)
+    for split, images in [("test", test), ("validation", validation)]:
+        if images.shape[1:] != train.shape[1:]:
+            raise _varying_shapes(builder, split, train.shape[1:], images.shape[1:])
+    return Dataset(dataset_config.name, train, validation, test, max_value=255)
+
+
+def _prepared_builder(dataset_config: ml_collections.ConfigDict) -> Any:
+    """Returns a TFDS builder whose files exist, after preparing them if need be."""
+    name, data_dir = dataset_config.name, dataset_config.get("data_dir", "")
+    builder = preparing.find_builder(name, data_dir)
+    if preparing.is_prepared(builder):
+        return builder
+    feature = _image_feature(builder)
+    if dataset_config.get("download", True):
+        try:
+            preparing.prepare(name, data_dir)
+            return preparing.find_builder(name, data_dir)
+        except preparing.PreparationImpossibleError as error:
+            obstacle = error.reason
+            cause: Exception | None = error
+    else:
+        obstacle, cause = "config.dataset.download is False", None
+    num_channels = builder.info.features[feature].shape[-1]
+    embedded = "--config=configs/digits.py" if num_channels == 1 else "--config.dataset.name=photos"
+    raise UserError(
+        f"the data set {name!r} is not prepared in {builder.data_path}, and {obstacle}; prepare it "
+        "on a machine with a network, or from files already downloaded, by: "
+        f"{preparing.preparation_command(builder)} -- or try, without any download: {embedded}"
+    ) from cause
+
+
+def _image_feature(builder: Any) -> str:
+    """Returns the name of the feature that holds the image."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    images = [
+        name
+        for name, feature in (features.items() if hasattr(features, "items") else ())
+        if isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8
+    ]
+    if "image" in images:
+        return "image"
+    if len(images) == 1:
+        return images[0]
+    raise UserError(
+        f"the data set {builder.name!r} has {len(images) or 'no'} features that are uint8 images; "
+        "needed is one, or one called 'image': choose another data set, or save its images "
+        "yourself and use --config.dataset.name=npz"
+    )
+
+
+def _read_split(builder: Any, split: str, feature: str) -> np.ndarray:
+    return cached(builder, split, feature, lambda: _decode_split(builder, split, feature))
+
+
+def _decode_split(builder: Any, split: str, feature: str) -> np.ndarray:
+    import tqdm
+
+    description = f"Decoding {builder.name} {split}"
+    try:
+        source = builder.as_data_source(split)
+        shape = source[0][feature].shape
+        images = np.empty((len(source), *shape), np.uint8)
+        with tqdm.tqdm(
+            total=len(source), desc=description, unit=" images", delay=1.0, mininterval=1.0
+        ) as progress:
+            # One example at a time takes three times as long.
+            for start in range(0, len(source), _EXAMPLES_PER_READ):
+                indices = range(start, min(start + _EXAMPLES_PER_READ, len(source)))
+                for index, example in zip(indices, source.__getitems__(indices), strict=True):
+                    if example[feature].shape != shape:
+                        raise _varying_shapes(builder, split, shape, example[feature].shape)
+                    images[index] = example[feature]
+                progress.update(len(indices))
+    except UserError:
+        raise
+    except NotImplementedError as error:
+        raise UserError(
+            f"the data set {builder.name!r} in {builder.data_path} is stored as "
+            f"{builder.info.file_format}, which only TensorFlow reads; prepare it in another "
+            f"directory, as array_record: {preparing.preparation_command(builder, 'DIR')}"
+        ) from error
+    except MemoryError as error:
+        raise UserError(
+            f"the split {split!r} of the data set {builder.name!r} does not fit into memory; "
+            "choose a smaller data set, or save part of it and use --config.dataset.name=npz"
+        ) from error
+    except Exception as error:  # Damaged files raise whatever the C++ reader or Pillow does.
+        raise UserError(
+            f"the data set {builder.name!r} in {builder.data_path} cannot be read "
+            f"({type(error).__name__}); prepare it again in another directory DIR and name that by "
+            f"config.dataset.data_dir: {preparing.preparation_command(builder, 'DIR')}"
+        ) from error
+    return images
+
+
+def _varying_shapes(
+    builder: Any, split: str, shape: tuple[int, ...], other: tuple[int, ...]
+) -> UserError:
+    return UserError(
+        f"the data set {builder.name!r} has images of different shapes ({list(shape)}, and "
+        f"{list(other)} in the split {split!r}); images of one shape are needed: choose another "
+        "data set, or resize them yourself and use --config.dataset.name=npz"
+    )

@@ -1,0 +1,273 @@
+"""Charts of runs: learning curves and the KL of each layer.
+
+Each function writes a PNG file and returns its path. Records are those of `read_metrics`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from experiments.reporting.canvas import BLUE, MUTED, ORANGE, TEXT, new_chart, save, style_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_TRAIN = "#7aa6d8"
+_LAYERS_COLOR_MAP = "viridis"
+
+
+def save_learning_curves(
+    metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]
+) -> Path:
+    """Draws the ELBO of training and validation against epochs, and the schedules below.
+
+    The ELBO's axis leaves out values far below the others, those of the first updates above all,
+    and says so. A panel below the ELBO appears for each of `gradient_norm`, `learning_rate` and
+    `kl_weight` that has been logged.
+
+    Keys that a record lacks, and values that are None or not finite, are skipped; there may be no
+    records at all.
+    """
+    panels = {
+        name: points
+        for name in ("gradient_norm", "learning_rate", "kl_weight")
+        if len(points := _points(metrics, "train", name))
+    }
+    figure = new_chart(8.0, 4.2 + 1.25 * len(panels))
+    axes_column = figure.subplots(
+        1 + len(panels), sharex=True, squeeze=False, height_ratios=[3.4] + [1.0] * len(panels)
+    )[:, 0]
+    _draw_elbo(axes_column[0], metrics)
+    for axes, (name, points) in zip(axes_column[1:], panels.items(), strict=True):
+        _draw_schedule(axes, name, points)
+    axes_column[-1].set_xlabel("epochs")
+    figure.align_ylabels(axes_column)
+    return save(figure, path)
+
+
+def save_learning_curves_of_runs(
+    panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path: str | os.PathLike[str]
+) -> Path:
+    """Draws the validation ELBO of several runs against epochs, best first in the legends.
+
+    `panels` stand side by side: by their titles, records by the names of the runs. At least one
+    record of each run is of the validation set.
+    """
+    figure = new_chart(max(9.0, 6.5 * len(panels)), 5.4)
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, runs) in zip(all_axes, panels.items(), strict=True):
+        axes.set_title(title, fontsize=11)
+        _draw_elbo_of_runs(axes, runs)
+    return save(figure, path)
+
+
+def _draw_elbo_of_runs(axes: Axes, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    curves = {name: _points(records, "validation", "elbo") for name, records in runs.items()}
+    names = sorted(curves, key=lambda name: -curves[name][:, 1].max())
+    for name, color, dashes in zip(
+        names, _layer_colors(len(names)), itertools.cycle(["-", "--"]), strict=False
+    ):
+        label = f"{name}, {curves[name][:, 1].max():.2f}"
+        style = {"color": color, "marker": _marker_for(curves[name]), "label": label}
+        axes.plot(*curves[name].T, linestyle=dashes, linewidth=1.4, **style)
+    # What the first epochs look like would squeeze the rest.
+    highest = max(curve[:, 1].max() for curve in curves.values())
+    lowest = min(curve[len(curve) // 10 :, 1].min() for curve in curves.values())
+    axes.set_ylim(lowest, highest + 0.05 * (highest - lowest or 1.0))
+    axes.set_xlabel("epochs")
+    axes.set_ylabel("validation ELBO (nats)")
+    style_axes(axes)
+    axes.legend(frameon=False, fontsize=9, labelcolor=TEXT, loc="best")
+
+
+def save_kl_per_layer(
+    kl_per_layer: npt.ArrayLike,
+    path: str | os.PathLike[str],
+    history: Iterable[tuple[float, Sequence[float | None]]] | None = None,
+) -> Path:
+    """Draws how much information each layer of latent variables carries, as Figure S8 does.
+
+    Args:
+        kl_per_layer: KL of each layer l = 1, ..., L, [L] in nats; NaN leaves its bar out.
+        path: PNG file to write.
+        history: Pairs of an epoch and the KL of each layer then, [L] in nats. If there are any,
+            a second panel shows every layer over the epochs, in the colour of its bar.
+
+    Raises:
+        ValueError: `kl_per_layer` is not one-dimensional or empty, or an entry of the history
+            has another number of layers.
+    """
+    kl = np.asarray(kl_per_layer, dtype=np.float64)
+    if kl.ndim != 1 or not kl.size:
+        raise ValueError(f"kl_per_layer must have the shape [L], not {kl.shape}")
+    num_layers = len(kl)
+    entries = sorted(history or (), key=lambda entry: entry[0])
+    for epoch, entry in entries:
+        if len(entry) != num_layers:
+            problem = f"the history has {len(entry)} layers at epoch {epoch}, not {num_layers}"
+            raise ValueError(problem)
+
+    figure = new_chart(8.0, 7.4 if entries else 4.0)
+    axes_column = figure.subplots(2 if entries else 1, squeeze=False)[:, 0]
+    colors = _layer_colors(num_layers) if entries else [BLUE] * num_layers
+
+    bars = axes_column[0]
+    layers = np.arange(1, num_layers + 1)
+    bars.bar(layers, np.nan_to_num(kl), width=0.8 if num_layers > 1 else 0.4, color=colors)
+    bars.set_xlim((0.4, num_layers + 0.6) if num_layers > 1 else (0.0, 2.0))
+    bars.set_title(f"KL of all layers together: {np.nansum(kl):.2f} nats", fontsize=11)
+    bars.set_xlabel("layer $l$")
+    bars.set_ylabel("KL (nats)")
+    if num_layers <= 20:
+        bars.set_xticks(layers)
+    style_axes(bars, grid_axis="y")
+
+    if entries:
+        _draw_kl_history(axes_column[1], entries, colors)
+    return save(figure, path)
+
+
+def _draw_schedule(axes: Axes, name: str, points: np.ndarray) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.plot(*points.T, color=BLUE, linewidth=1.1, marker=_marker_for(points), markersize=4)
+    match name:
+        case "gradient_norm":
+            axes.set_ylabel("gradient norm")
+            positive = points[points[:, 1] > 0, 1]
+            decades = np.ptp(np.log10(positive)) if len(positive) else 0.0
+            if decades > 0.5:  # a linear axis labels a narrow range better
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(
+                    LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=5)
+                )
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter(NullFormatter())
+        case "learning_rate":
+            axes.set_ylabel("learning rate")
+            axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        case "kl_weight":
+            axes.set_ylabel("KL weight")
+            axes.set_ylim(0.0, 1.08 * max(1.0, points[:, 1].max()))
+    style_axes(axes)
+
+
+def _draw_elbo(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    train = _points(metrics, "train", "elbo")
+    validation = _points(metrics, "validation", "elbo")
+    axes.set_ylabel("ELBO (nats)")
+    style_axes(axes)
+    if not len(train) and not len(validation):
+        axes.set_title("no ELBO logged yet", fontsize=11, color=MUTED)
+        return
+    style: dict[str, Any]
+    if len(train):
+        style = {"linewidth": 1.2, "markersize": 4, "label": "train"}
+        axes.plot(*train.T, color=_TRAIN, marker=_marker_for(train), **style)
+    if len(validation):
+        label = f"validation, best {validation[:, 1].max():.2f}"
+        style = {"linewidth": 1.6, "markersize": 3.5, "label": label}
+        marker = "o" if len(validation) <= 60 else None
+        axes.plot(*validation.T, color=ORANGE, marker=marker, **style)
+    values = np.concatenate([train[:, 1], validation[:, 1]])
+    lower, upper = _limits_of_the_bulk(values)
+    axes.set_ylim(lower, upper)
+    num_cut = int(np.sum((values < lower) | (values > upper)))
+    if num_cut:
+        note = f"{num_cut} of {len(values)} values lie outside the axis"
+        axes.set_title(note, loc="right", fontsize=9, color=MUTED)
+    axes.legend(loc="lower right", frameon=False, fontsize=10, labelcolor=TEXT)
+    _add_bits_per_dim(axes, metrics)
+
+
+def _add_bits_per_dim(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """An axis on the right in bits/dim, which are affine in nats; records tell how."""
+    both = np.array(
+        [
+            (record["elbo"], record["bits_per_dim"])
+            for record in metrics
+            if all(_is_finite_number(record.get(name)) for name in ("elbo", "bits_per_dim"))
+        ]
+    )
+    if len(both) < 2 or not np.ptp(both[:, 0]):
+        return
+    lowest, highest = both[both[:, 0].argmin()], both[both[:, 0].argmax()]
+    slope = (highest[1] - lowest[1]) / (highest[0] - lowest[0])
+
+    def to_bits(elbo):
+        return lowest[1] + slope * (elbo - lowest[0])
+
+    def to_elbo(bits):
+        return lowest[0] + (bits - lowest[1]) / slope
+
+    bits_axes = axes.secondary_yaxis("right", functions=(to_bits, to_elbo))
+    bits_axes.set_ylabel("bits/dim", fontsize=11, color=TEXT)
+    bits_axes.tick_params(colors=MUTED, labelsize=10)
+    bits_axes.spines["right"].set_color(MUTED)
+
+
+def _draw_kl_history(
+    axes: Axes,
+    entries: Sequence[tuple[float, Sequence[float | None]]],
+    colors: Sequence[Any],
+) -> None:
+    epochs = np.array([epoch for epoch, _ in entries], dtype=np.float64)
+    kl = np.array([entry for _, entry in entries], dtype=np.float64)
+    line_width = 1.6 if len(colors) <= 20 else 0.9
+    for layer_kl, color in zip(kl.T, colors, strict=True):
+        marker = "o" if len(epochs) == 1 else None
+        axes.plot(epochs, layer_kl, color=color, linewidth=line_width, marker=marker)
+    if not np.any(kl < 0):
+        axes.set_ylim(bottom=0)
+    axes.set_title("KL of each layer during training, in the colour of its bar", fontsize=11)
+    axes.set_xlabel("epochs")
+    axes.set_ylabel("KL (nats)")
+    style_axes(axes)
+
+
+def _points(metrics: Sequence[Mapping[str, Any]], split: str, name: str) -> np.ndarray:
+    pairs = [
+        (record["epoch"], record[name])
+        for record in metrics
+        if record.get("split") == split
+        and _is_finite_number(record.get("epoch"))
+        and _is_finite_number(record.get(name))
+    ]
+    return np.array(pairs, dtype=np.float64).reshape(-1, 2)
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _limits_of_the_bulk(values: np.ndarray) -> tuple[float, float]:
+    """Axis limits with room for all values but those far outside the bulk of them.
+
+    More is allowed to lie below than above, as the ELBO of the first updates is very low.
+    """
+    bulk_lower = np.percentile(values, 10, method="higher")
+    bulk_upper = np.percentile(values, 99)
+    bulk = bulk_upper - bulk_lower
+    lower = max(values.min(), bulk_lower - bulk)
+    upper = min(values.max(), bulk_upper + bulk)
+    margin = 0.05 * (upper - lower) or 0.05 * abs(upper) or 1.0
+    return lower - margin, upper + margin
+
+
+def _marker_for(points: np.ndarray) -> str | None:
+    return "o" if len(points) == 1 else None
+
+
+def _layer_colors(num_layers: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    # The last tenth of the map is a yellow that is hard to see on white.
+    return list(colormaps[_LAYERS_COLOR_MAP](np.linspace(0.0, 0.9, num_layers)))

@@ -1,0 +1,127 @@
+"""Finished runs that are kept in `results/`, and how they compare image by image.
+
+A kept run is a workdir without its checkpoints and without the pictures that a command draws again:
+`config.json`, `results.json`, `metrics.jsonl.gz` (by `gzip -9n metrics.jsonl`), where runs are
+compared image by image `test_*.npz`, and either `weights.npz` (`--mode=export`) or `samples.png`.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.reporting.report import RESULTS_FILE
+from experiments.run_folder.metrics import read_metrics
+from experiments.run_folder.recorded import CONFIG_FILE
+from experiments.run_folder.weights import WEIGHTS_FILE
+from experiments.system.errors import UserError
+from experiments.training.evaluation import standard_error
+
+_RUN_FILES = (CONFIG_FILE, RESULTS_FILE)
+LEAST_KL = 0.1  # nats of a layer whose codes say something of the image
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    directory: pathlib.Path
+
+    @functools.cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The run's configuration."""
+        return json.loads((self.directory / CONFIG_FILE).read_bytes())
+
+    @functools.cached_property
+    def results(self) -> Mapping[str, Any]:
+        """Its `results.json`."""
+        return json.loads((self.directory / RESULTS_FILE).read_bytes())
+
+    @functools.cached_property
+    def metrics(self) -> Sequence[Mapping[str, Any]]:
+        """The log."""
+        return read_metrics(self.directory)
+
+    @property
+    def kind(self) -> str:
+        """'re-evaluable' if its weights are kept, else 'record'."""
+        return "re-evaluable" if (self.directory / WEIGHTS_FILE).exists() else "record"
+
+    @property
+    def layers_in_use(self) -> str:
+        """How many layers have a KL of at least `LEAST_KL`, of how many."""
+        kl = self.results["kl_per_layer"]
+        return f"{sum(value >= LEAST_KL for value in kl)} of {len(kl)}"
+
+    @property
+    def link(self) -> str:
+        """Its name, as a link to its directory."""
+        return f"[{self.directory.name}]({self.directory.as_posix()})"
+
+    def bits_per_dim(self, name: str, step: int | None = None) -> np.ndarray:
+        """Bits/dim of each test image [num] by its `elbo` or `log_likelihood`.
+
+        They are those of the final evaluation, or of an evaluation during training at `step`.
+        """
+        file = "test_images.npz" if step is None else f"test_elbo_{step}.npz"
+        values = np.load(self.directory / file)[name].astype(np.float64)
+        return -values / (math.prod(self.config["model"]["data_shape"]) * math.log(2))
+
+    def log_likelihood(self) -> np.ndarray:
+        """Importance-weighted log p(x) of each test image, in nats, [num]."""
+        return np.load(self.directory / "test_images.npz")["log_likelihood"].astype(np.float64)
+
+    def tested_steps(self) -> list[int]:
+        """Steps during training of which the test images' ELBOs are kept, in order."""
+        files = self.directory.glob("test_elbo_*.npz")
+        steps = sorted(int(file.stem.removeprefix("test_elbo_")) for file in files)
+        return [step for step in steps if step < self.results["step"]]
+
+
+def finished_runs(directory: pathlib.Path) -> dict[str, Run]:
+    """The runs kept in a folder by their names, sorted.
+
+    Raises:
+        UserError: the code of one of them was not that of a commit.
+    """
+    paths = sorted(directory.iterdir()) if directory.is_dir() else []
+    runs = [Run(path) for path in paths if all((path / name).exists() for name in _RUN_FILES)]
+    for run in runs:
+        for name in ("git_commit", "evaluation_git_commit"):
+            commit = run.results.get(name) or ""
+            if commit.endswith("-dirty"):
+                raise UserError(
+                    f"{run.directory / RESULTS_FILE} has {name}={commit}: files differed from that "
+                    "commit, so that nobody can compute these figures again; commit the files and "
+                    "run it again, or remove the folder"
+                )
+    return {run.directory.name: run for run in runs}
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """How much fewer bits/dim the second of two systems needs."""
+
+    mean: float
+    image_error: float  # standard error over test images, paired
+    per_seed: tuple[float, ...]
+
+    def __str__(self) -> str:
+        seeds = ", ".join(f"{value:.3f}" for value in self.per_seed)
+        return f"{self.mean:.3f} ± {self.image_error:.3f} (seeds: {seeds})"
+
+
+def paired_gap(first: Iterable[np.ndarray], second: Iterable[np.ndarray]) -> Gap:
+    """The gap between two systems by bits/dim of the same images [num], of each seed."""
+    pairs = zip(first, second, strict=True)
+    differences = np.stack([one - other for one, other in pairs])  # [seeds, num]
+    return Gap(
+        mean=float(differences.mean()),
+        image_error=standard_error(differences.mean(axis=0)),
+        per_seed=tuple(float(value) for value in differences.mean(axis=1)),
+    )
