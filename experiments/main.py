@@ -17,7 +17,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.command_line import flags as command_line
+from experiments.command_line.flags import CommandLineError, check_processes, configurations, parse
 from experiments.system import console
 from experiments.system.errors import DIVERGED, INTERRUPTED, USER_ERROR, UserError
 from experiments.system.paths import local_path
@@ -89,12 +89,16 @@ def main(_: list[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
     try:
         if _is_one_of_several():
-            from experiments.distributed import processes as multihost
+            from experiments.distributed import processes
 
-            multihost.initialize(*_process_flags())
-        from experiments.command_line import modes as run
+            processes.initialize(*_process_flags())
+        from experiments.command_line import modes
 
-        getattr(run, _MODE.value)(_CONFIG.value, workdir, command)
+        arguments = (_CONFIG.value, workdir, command)
+        if _MODE.value == "train":
+            modes.train(*arguments, config_argument=_config_argument())
+        else:
+            getattr(modes, _MODE.value)(*arguments)
     except (UserError, ConfigError) as error:
         _fail(str(error), USER_ERROR)
     except TrainingDivergedError as error:
@@ -110,24 +114,24 @@ def main(_: list[str]) -> None:
     except Exception as error:
         if not _is_one_of_several():
             raise
-        multihost.exit_at_once(error)
+        processes.exit_at_once(error)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; what is wrong with it is one line on stderr."""
     if any(argument in ("-h", "-help", "--help", "--helpshort") for argument in argv[1:]):
         _, _, own_flags = flags.FLAGS.main_module_help().partition(":\n")  # after this file's path
-        print(f"{__doc__}\nconfigurations:\n{command_line.configurations()}\nflags:\n{own_flags}")
+        print(f"{__doc__}\nconfigurations:\n{configurations()}\nflags:\n{own_flags}")
         sys.exit(0)
     if any(argument in ("-helpfull", "--helpfull") for argument in argv[1:]):
         print(flags.FLAGS.get_help())
         sys.exit(0)
     logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error below
     try:
-        remaining = command_line.parse(argv)
+        remaining = parse(argv)
         if _is_one_of_several():
-            command_line.check_processes(_MODE.value, *_process_flags())
-    except command_line.CommandLineError as error:
+            check_processes(_MODE.value, *_process_flags())
+    except CommandLineError as error:
         _fail(str(error), USER_ERROR)
     if remaining[1:]:
         _fail(f"unexpected arguments {' '.join(remaining[1:])}; see --help", USER_ERROR)

@@ -20,9 +20,9 @@ import numpy as np
 
 from configs import mnist_comparison, mnist_mlp, mnist_resnet
 from experiments.reporting import figures
-from experiments.reporting.report import RESULTS_FILE
+from experiments.run_folder import RESULTS_FILE
+from experiments.run_folder.configuration import CONFIG_FILE
 from experiments.run_folder.metrics import read_metrics
-from experiments.run_folder.recorded import CONFIG_FILE
 from experiments.system import console
 from experiments.system.files import open_atomically
 from experiments.training.evaluation import standard_error

@@ -12,12 +12,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from experiments.run_folder import RESULTS_FILE
+from experiments.run_folder.configuration import CONFIG_FILE
 from experiments.run_folder.metrics import METRICS_FILE, read_metrics
-from experiments.run_folder.recorded import CONFIG_FILE
 from experiments.system.errors import UserError
 from experiments.system.files import open_atomically
 
-RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 
 _NOT_AVAILABLE = "not available"
