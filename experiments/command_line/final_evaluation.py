@@ -17,13 +17,7 @@ from experiments.training.state import count_parameters
 
 
 def evaluate_and_report(experiment: Experiment, folder: RunFolder, command: str) -> None:
-    """Evaluates the run's weights on the test set; writes results, pictures and the report.
-
-    Args:
-        experiment: of the run.
-        folder: of the run, locked.
-        command: as the user typed it.
-    """
+    """Evaluates the run's weights on the test set; writes results, pictures and the report."""
     which = experiment.config.evaluation.checkpoint
     averages, about = folder.load_weights(experiment.state_template(), which)
     _tell_of_other_images(experiment, folder, about)

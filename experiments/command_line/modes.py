@@ -41,8 +41,7 @@ def train(
     with RunFolder(workdir) as folder:
         experiment = create_same_experiment(config, "train", folder.check_can_train)
         tell(*(f"note: {sentence}" for sentence in unusual_settings(experiment)))
-        if not folder.has_checkpoints():
-            check_initial_weights(experiment)
+        check_initial_weights(experiment, workdir)
         extension = config_argument if experiment.uses_extension() else None
         folder.open_for_training(config, extension)
         if not train_to_last_step(experiment, folder, command):

@@ -22,11 +22,7 @@ def save_pictures(
 ) -> None:
     """Draws samples, and for a model with codes reconstructions, interpolations and KLs.
 
-    Args:
-        experiment: of the run.
-        params: averaged parameters.
-        kl: [num, L] nats, of the test images.
-        workdir: where the pictures go.
+    `kl` [num, L], in nats, is that of the test images.
     """
     model = experiment.model
     save_samples(model, params, experiment.config.sampling, workdir)
@@ -49,12 +45,6 @@ def save_samples(
     model: sere_jax.LatentVariableModel, params: Any, sampling: Any, workdir: pathlib.Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws samples, as most papers do by their expectations, and how layers build them up.
-
-    Args:
-        model: from `sere_jax.create_model`.
-        params: averaged parameters.
-        sampling: `config.sampling`.
-        workdir: where the pictures go.
 
     Returns:
         The samples and their expectations, [num, h, w, c] in data space.

@@ -42,7 +42,7 @@ class _Folder(type(epath.Path())):  # type: ignore[misc]
         return (self / path.name for path in pathlib.Path(self).glob(pattern))
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The folder `checkpoints/` of a workdir.
 
     Arrays are saved as host arrays, so that any number of devices can resume them. With several
@@ -294,9 +294,6 @@ class Checkpoints:
         """Waits for the last save and lets go of the folder."""
         with self._writing():
             self._manager.close()
-
-    def __enter__(self) -> "Checkpoints":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()

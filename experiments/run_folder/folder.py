@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -98,11 +97,6 @@ class RunFolder(contextlib.ExitStack):
         check_configuration_of(self.path, config)
 
     @done_by_first_process
-    def has_checkpoints(self) -> bool:
-        """Whether there is a folder of checkpoints, be it empty."""
-        return os.path.isdir(self.path / CHECKPOINTS)  # False where pathlib would raise
-
-    @done_by_first_process
     def lock(self) -> None:
         """Creates the folder and holds its lock."""
         self.enter_context(lock(self.path))
@@ -111,9 +105,7 @@ class RunFolder(contextlib.ExitStack):
     def open_for_training(self, config: Any, extension: str | None) -> None:
         """Holds the lock, records what is trained and opens the checkpoints.
 
-        Args:
-            config: of the run.
-            extension: see `record_extension`; None where there is none, or it is not known.
+        `extension`, see `record_extension`, is None where there is none or it is not known.
         """
         self.enter_context(lock(self.path))
         check_can_train(self.path, config)
@@ -130,14 +122,9 @@ class RunFolder(contextlib.ExitStack):
     ) -> tuple[Any, dict[str, Any]] | None:
         """State and progress of the newest readable checkpoint; None where a run is to start.
 
-        Args:
-            template: a state of the same structure and shapes.
-            config: of the run, which must be that of the checkpoint.
-            fingerprint: of the images, likewise.
-            lost_after: step by which a run has certainly saved.
-
         Raises:
-            UserError: the checkpoints cannot be read, are of another run, or are gone.
+            UserError: the checkpoints cannot be read, are of another configuration or of other
+                images, or are gone though step `lost_after` was reached, when one must exist.
         """
 
         def restore():
@@ -218,11 +205,7 @@ class RunFolder(contextlib.ExitStack):
 
     @done_by_first_process
     def is_evaluated(self, evaluation: Any) -> bool:
-        """Whether `results.json` is of the weights and the evaluation that are asked for.
-
-        Args:
-            evaluation: `config.evaluation`.
-        """
+        """Whether `results.json` is of the weights and of the settings `config.evaluation`."""
         path = self.path / RESULTS_FILE
         if not path.exists():
             return False

@@ -6,8 +6,8 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
-class MetricsLogger:
+class MetricsLogger(AbstractContextManager):
     """Logs metrics to `workdir/metrics.jsonl` and to TensorBoard in `workdir/tensorboard`.
 
     Each line of `metrics.jsonl` is a JSON object with `step`, `epoch` and `split`, then the
@@ -83,11 +83,7 @@ class MetricsLogger:
             raise
 
     def write(
-        self,
-        step: int,
-        epoch: float,
-        split: str,
-        metrics: Mapping[str, float | Sequence[float]],
+        self, step: int, epoch: float, split: str, metrics: Mapping[str, float | Sequence[float]]
     ) -> None:
         """Logs `metrics` of one split, such as "train" or "validation".
 
@@ -111,15 +107,7 @@ class MetricsLogger:
         self._file.write(line.encode() + b"\n")
         self._file.flush()
 
-        scalars = {}
-        for name, value in values.items():
-            if isinstance(value, float):
-                scalars[f"{split}/{name}"] = value
-                continue
-            num_digits = len(str(len(value)))
-            for index, item in enumerate(value, start=1):
-                scalars[f"{split}_{name}/{index:0{num_digits}d}"] = item
-        self._tensorboard.write(int(step), scalars)
+        self._tensorboard.write(int(step), _to_scalars(split, values))
 
     def close(self) -> None:
         """Flushes and closes both logs; closing again does nothing."""
@@ -128,17 +116,7 @@ class MetricsLogger:
         finally:
             self._tensorboard.close()
 
-    def __enter__(self) -> MetricsLogger:
-        """Returns the logger itself."""
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Closes the logger."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -146,6 +124,18 @@ def _drop_records_after(step: int, workdir: Path) -> None:
     kept = [record for record in read_metrics(workdir) if record["step"] <= step]
     with open_atomically(workdir / METRICS_FILE) as file:
         file.writelines(json.dumps(record).encode() + b"\n" for record in kept)
+
+
+def _to_scalars(split: str, values: Mapping[str, float | list[float]]) -> dict[str, float]:
+    scalars = {}
+    for name, value in values.items():
+        if isinstance(value, float):
+            scalars[f"{split}/{name}"] = value
+            continue
+        num_digits = len(str(len(value)))
+        for index, item in enumerate(value, start=1):
+            scalars[f"{split}_{name}/{index:0{num_digits}d}"] = item
+    return scalars
 
 
 def _numbers(name: str, value: float | Sequence[float]) -> float | list[float]:
@@ -156,5 +146,4 @@ def _numbers(name: str, value: float | Sequence[float]) -> float | list[float]:
         raise ValueError(
             f"metric {name!r} must be a number or a flat sequence, not of shape {array.shape}"
         )
-    numbers: float | list[float] = array.tolist()
-    return numbers
+    return array.tolist()

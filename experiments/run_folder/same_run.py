@@ -55,17 +55,10 @@ def check_configuration_of(workdir: pathlib.Path, config: Any) -> None:
 def check_checkpoint(
     workdir: pathlib.Path, step: int, progress: dict[str, Any], config: Any, fingerprint: str
 ) -> None:
-    """Checks that a checkpoint was trained with `config`, on the images of that fingerprint.
-
-    Args:
-        workdir: of the run.
-        step: of the checkpoint.
-        progress: what was saved with it.
-        config: the configuration now.
-        fingerprint: of the data set now.
+    """Checks that a checkpoint, saved with `progress`, has this configuration and these images.
 
     Raises:
-        UserError: it was not.
+        UserError: it has not.
     """
     if progress["dataset_fingerprint"] != fingerprint:
         raise UserError(

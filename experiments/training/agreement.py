@@ -16,11 +16,7 @@ def create_same_experiment(
 ) -> Experiment:
     """`create_experiment` in all processes, with the same settings and the same images.
 
-    Args:
-        config: of the experiment.
-        mode: of the command.
-        check_folder: whether the run folder fits `config`; called before the images are loaded,
-            as that may take long.
+    `check_folder` is called with `config` before the images are loaded, as that may take long.
 
     Raises:
         UserError, ConfigError: of `create_experiment` or `check_folder`, or processes differ.

@@ -22,10 +22,7 @@ from experiments.training.state import TrainState
 def train_to_last_step(experiment: Experiment, folder: RunFolder, command: str) -> bool:
     """Trains from the last checkpoint, or from the start, until the end or a signal.
 
-    Args:
-        experiment: what to train.
-        folder: of the run, open for training.
-        command: as the user typed it, which is saved with the weights.
+    `folder` is open for training; `command` is saved with the weights.
 
     Returns:
         Whether the last step was reached; False after a signal. The state is saved either way.

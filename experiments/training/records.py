@@ -15,11 +15,7 @@ def train_record(
 ) -> dict[str, Any]:
     """Means over the updates of a dispatch, in nats, and the settings of its last one.
 
-    Args:
-        experiment: of the run.
-        state: after the dispatch.
-        metrics: `StepMetrics` of the dispatch, as floats.
-        steps_per_second: in that dispatch.
+    `state` is that after the dispatch, `metrics` are its `StepMetrics` as floats.
     """
     count = metrics.count or math.nan
     step = int(state.step) - 1

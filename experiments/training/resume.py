@@ -1,6 +1,8 @@
 """Where a training begins: at the last checkpoint, at other weights, or anew."""
 
 import dataclasses
+import os
+import pathlib
 from typing import Any
 
 import jax
@@ -8,6 +10,7 @@ import numpy as np
 
 import sere_jax
 from experiments.distributed.processes import done_by_first_process, restored_by_first_process
+from experiments.run_folder.checkpoints import CHECKPOINTS
 from experiments.run_folder.folder import RunFolder
 from experiments.settings.configuration import differences
 from experiments.system.errors import UserError
@@ -40,9 +43,10 @@ def resume(experiment: Experiment, folder: RunFolder) -> tuple[TrainState, float
 
 
 @done_by_first_process
-def check_initial_weights(experiment: Experiment) -> None:
-    """Checks that `config.training.initial_weights` can be used, before anything is written."""
-    _initial_params(experiment)
+def check_initial_weights(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Checks weights that a training will start from, before anything is written."""
+    if not os.path.isdir(workdir / CHECKPOINTS):  # False where pathlib would raise
+        _initial_params(experiment)
 
 
 def _first_state(experiment: Experiment) -> TrainState:

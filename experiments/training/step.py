@@ -77,11 +77,7 @@ def dispatch(
 ) -> tuple[TrainState, StepMetrics]:
     """Makes `num_steps` updates; they must not cross the end of an epoch.
 
-    Args:
-        settings: of the step.
-        state: before the updates.
-        images: [num, h, w, c] uint8, the whole training set.
-        num_steps: [], int32.
+    `images` [num, h, w, c] uint8 are the whole training set.
     """
     order_key = jax.random.fold_in(as_key(state.key), 2**32 - 1)
     epoch = state.step // settings.steps_per_epoch
@@ -100,12 +96,7 @@ def update(
 ) -> tuple[TrainState, StepMetrics]:
     """One update, or none if the objective or its gradient is not finite.
 
-    Args:
-        settings: of the step.
-        state: before the update.
-        metrics: of the updates before, in this dispatch.
-        images: [num, h, w, c] uint8.
-        order: [num], the permutation of this epoch.
+    `metrics` are those of this dispatch so far; `order` [num] is the permutation of this epoch.
     """
     training = settings.training
     x, keys = make_batch(settings, state, images, order)
