@@ -90,10 +90,16 @@ def _with_configuration(argv):
 def _import_extension(workdir):
     """Imports the file that the run in `workdir` takes a bijector, say, from, and says so."""
     argument = recorded_extension(workdir)
-    if argument is not None:
-        path = argument.partition(":")[0]
-        print(f"note: importing {path}, whose parts --workdir={workdir} uses", file=sys.stderr)
-        load(argument)
+    if argument is None:
+        return
+    path, colon, variant = argument.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise CommandLineError(
+            f"--workdir={workdir} uses parts of {path}, which is not there any more; give "
+            f"--config=FILE{colon}{variant} where that file is now"
+        )
+    print(f"note: importing {path}, whose parts --workdir={workdir} uses", file=sys.stderr)
+    load(argument)
 
 
 def _config_of(workdir):
