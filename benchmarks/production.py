@@ -14,7 +14,8 @@ from benchmarks.harness import Step
 from experiments.data import input_pipeline
 from experiments.distributed.devices import replicate
 from experiments.settings import schedules
-from experiments.training import step as training
+from experiments.training.state import init_state
+from experiments.training.step import StepSettings, create_train_dispatch
 
 BATCHES = 10  # of a data set whose size does not matter
 QUICK_BATCH_SIZE = 8
@@ -90,8 +91,8 @@ def train_step(
         model: instead of that of the configuration, with the same parameters.
     """
     num_examples = num_examples or BATCHES * config.training.batch_size
-    dispatch, init_state = _create_dispatch(config, num_examples, model)
-    state, images = replicate(init_state()), replicate(random_images(config, num_examples))
+    dispatch, create_state = _create_dispatch(config, num_examples, model)
+    state, images = replicate(create_state()), replicate(random_images(config, num_examples))
 
     def step():
         nonlocal state
@@ -104,9 +105,9 @@ def train_step(
 def compile_train_step(config: ConfigDict) -> jax.stages.Compiled:
     """The program of the production step, traced and compiled anew, without any array."""
     num_examples = BATCHES * config.training.batch_size
-    dispatch, init_state = _create_dispatch(config, num_examples)
+    dispatch, create_state = _create_dispatch(config, num_examples)
     images = jax.ShapeDtypeStruct((num_examples, *config.model.data_shape), jnp.uint8)
-    return dispatch.func.lower(*dispatch.args, jax.eval_shape(init_state), images, 1).compile()
+    return dispatch.func.lower(*dispatch.args, jax.eval_shape(create_state), images, 1).compile()
 
 
 def _create_dispatch(config, num_examples, model=None):
@@ -115,13 +116,13 @@ def _create_dispatch(config, num_examples, model=None):
     optimizer = schedules.create_optimizer(
         config.training, lambda step: config.training.learning_rate
     )
-    dispatch = training.create_train_dispatch(
-        model or ours,
-        optimizer,
-        config.training,
+    settings = StepSettings(
+        model=model or ours,
+        optimizer=optimizer,
+        training=config.training,
         kl_weight=lambda step: jnp.ones(()),
+        augment=input_pipeline.augmentation(config.dataset, affine_until=0, max_value=255),
         num_examples=num_examples,
         max_value=255,
-        augment=input_pipeline.augmentation(config.dataset, affine_until=0, max_value=255),
     )
-    return dispatch, functools.partial(training.init_state, ours, optimizer, 0)
+    return create_train_dispatch(settings), functools.partial(init_state, ours, optimizer, 0)

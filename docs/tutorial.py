@@ -18,7 +18,7 @@ import optax
 import sere_jax
 from configs import digits
 from experiments import trained
-from experiments.command_line import modes as run
+from experiments.command_line import modes
 from experiments.data import load_dataset
 from experiments.reporting import sheets
 
@@ -110,15 +110,15 @@ sheets.save_image_grid(np.concatenate(paths), folder / "paths.png", num_columns=
 # ## Change the model, and load a trained one
 #
 # Another bijector is another name in the configuration; `examples/bijector.py` adds one of its own.
-# What the command does, `run.train` does from Python: it trains, evaluates, draws and reports, and
-# goes on from the last checkpoint if it is called again. `trained.load` gives back the model and
-# its averaged weights.
+# What the command does, `modes.train` does from Python: it trains, evaluates, draws and reports,
+# and goes on from the last checkpoint if it is called again. `trained.load` gives back the model
+# and its averaged weights.
 
 # %%
 config.model.bijector = "spline_coupling"
 config.training.num_steps = 100
 config.training.evaluate_every = config.training.checkpoint_every = "50%"
 config.evaluation.num_importance_samples = config.evaluation.num_examples = 50
-run.train(config, folder / "splines", command="docs/tutorial.py")
+modes.train(config, folder / "splines", command="docs/tutorial.py")
 model, params = trained.load(folder / "splines")
 print("-ELBO of the loaded model:", -sere_jax.elbo(model, params, x, key).mean(), "nats")

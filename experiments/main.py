@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 import jax
 
-from experiments.command_line import flags as command_line
+from experiments.command_line.flags import CommandLineError, check_processes, configurations, parse
 from experiments.system.errors import (
     DIVERGED,
     INTERRUPTED,
@@ -84,18 +84,23 @@ def default_workdir(config_argument: str) -> pathlib.Path:
 def main(_: list[str]) -> None:
     """Runs one mode; what it alone imports comes after the flags have been checked."""
     jax.config.update("jax_enable_x64", False)  # whatever the environment says
+
     logging.set_verbosity(logging.WARNING)
     silence_repeated_errors()
     workdir = _workdir()
     command = shlex.join(["python", "-m", "experiments.main", *sys.argv[1:]])
     try:
         if _is_one_of_several():
-            from experiments.distributed import processes as multihost
+            from experiments.distributed import processes
 
-            multihost.initialize(*_process_flags())
-        from experiments.command_line import modes as run
+            processes.initialize(*_process_flags())
+        from experiments.command_line import modes
 
-        getattr(run, _MODE.value)(_CONFIG.value, workdir, command)
+        arguments = (_CONFIG.value, workdir, command)
+        if _MODE.value == "train":
+            modes.train(*arguments, config_argument=_config_argument())
+        else:
+            getattr(modes, _MODE.value)(*arguments)
     except (UserError, ConfigError) as error:
         _fail(str(error), USER_ERROR)
     except TrainingDivergedError as error:
@@ -111,24 +116,24 @@ def main(_: list[str]) -> None:
     except Exception as error:
         if not _is_one_of_several():
             raise
-        multihost.exit_at_once(error)
+        processes.exit_at_once(error)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; what is wrong with it is one line on stderr."""
     if any(argument in ("-h", "-help", "--help", "--helpshort") for argument in argv[1:]):
         _, _, own_flags = flags.FLAGS.main_module_help().partition(":\n")  # after this file's path
-        print(f"{__doc__}\nconfigurations:\n{command_line.configurations()}\nflags:\n{own_flags}")
+        print(f"{__doc__}\nconfigurations:\n{configurations()}\nflags:\n{own_flags}")
         sys.exit(0)
     if any(argument in ("-helpfull", "--helpfull") for argument in argv[1:]):
         print(flags.FLAGS.get_help())
         sys.exit(0)
     logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error below
     try:
-        remaining = command_line.parse(argv)
+        remaining = parse(argv)
         if _is_one_of_several():
-            command_line.check_processes(_MODE.value, *_process_flags())
-    except command_line.CommandLineError as error:
+            check_processes(_MODE.value, *_process_flags())
+    except CommandLineError as error:
         _fail(str(error), USER_ERROR)
     if remaining[1:]:
         _fail(f"unexpected arguments {' '.join(remaining[1:])}; see --help", USER_ERROR)

@@ -5,56 +5,6 @@ from experiments import trained
 model, params = trained.load("runs/digits")
 """
 
-import os
-import pathlib
-from typing import Any
+from experiments.training.trained_model import load
 
-import jax
-import optax
-
-import sere_jax
-from experiments.run_folder import recorded, weights
-from experiments.settings import schedules
-from experiments.system.errors import UserError
-from experiments.system.paths import local_path
-from experiments.training import step as training
-
-
-def load(
-    workdir: str | os.PathLike[str], *, checkpoint: str | None = None
-) -> tuple[sere_jax.LatentVariableModel, Any]:
-    """The model of a workdir and its averaged parameters, those that evaluation uses.
-
-    The data set is not needed; a bijector or data layer from a file of your own is, so import that
-    file first. The workdir is only read, and may be that of a run that goes on, or a folder with
-    `config.json` and the weights that were exported from one.
-
-    Args:
-        workdir: of a run.
-        checkpoint: "best", of the highest validation ELBO (the last one, if there was no
-            validation), or "last"; None: the one that the run's configuration says.
-
-    Raises:
-        UserError: there is no run or no checkpoint, or it cannot be read.
-        ConfigError: the model needs an extension whose file is not imported.
-        ValueError: `checkpoint` is neither of the two.
-    """
-    if checkpoint not in (None, "best", "last"):
-        raise ValueError(f"checkpoint={checkpoint!r} must be 'best' or 'last'")
-    workdir = local_path(workdir, "workdir")
-    try:
-        config = recorded.get_config(str(workdir))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    model, params, _ = restore(config, workdir, checkpoint)
-    return model, jax.tree.map(jax.numpy.asarray, params)
-
-
-def restore(
-    config: Any, workdir: pathlib.Path, checkpoint: str | None = None
-) -> tuple[sere_jax.LatentVariableModel, Any, dict[str, Any]]:
-    """The model of `config`, and what `weights.load` returns for the run in `workdir`."""
-    model = sere_jax.create_model(config)
-    optimizer = schedules.create_optimizer(config.training, optax.constant_schedule(0.0))
-    template = training.state_template(model, optimizer, config.seed)
-    return model, *weights.load(workdir, template, checkpoint or config.evaluation.checkpoint)
+__all__ = ["load"]

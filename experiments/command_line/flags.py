@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import shlex
+import sys
 import traceback
 from collections import Counter
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.run_folder import recorded
+from experiments.run_folder import configuration
+from experiments.run_folder.extension import recorded_extension
 from experiments.system.errors import UserError
 from experiments.system.paths import local_path
 from sere_jax.rules import nearest
@@ -30,7 +32,7 @@ _TYPES: dict[type, str] = {
 }
 
 _MODES_OF_SEVERAL_PROCESSES = ("train", "evaluate")
-_RECORDED = pathlib.Path(recorded.__file__)
+_RECORDED = pathlib.Path(configuration.__file__)
 
 
 class CommandLineError(Exception):
@@ -79,10 +81,26 @@ def _with_configuration(argv):
                 )
             return argv
         workdir = local_path(workdir, "--workdir")
-        recorded.get_config(str(workdir))
+        configuration.get_config(str(workdir))
+        _import_extension(workdir)
     except (ValueError, UserError) as error:
         raise CommandLineError(str(error)) from error
     return [argv[0], f"--config={_RECORDED}:{workdir}", *argv[1:]]
+
+
+def _import_extension(workdir):
+    """Imports the file that the run in `workdir` takes a bijector, say, from, and says so."""
+    argument = recorded_extension(workdir)
+    if argument is None:
+        return
+    path, colon, variant = argument.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise CommandLineError(
+            f"--workdir={workdir} uses parts of {path}, which is not there any more; give "
+            f"--config=FILE{colon}{variant} where that file is now"
+        )
+    print(f"note: importing {path}, whose parts --workdir={workdir} uses", file=sys.stderr)
+    load(argument)
 
 
 def _config_of(workdir):

@@ -4,22 +4,25 @@ With one process every function here is a plain call. With several, each has to 
 of them in the same order, since they wait for each other.
 """
 
+import functools
 import json
 import re
 import signal
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 
-from experiments.distributed import devices as parallel
+from experiments.distributed import devices
 from experiments.system.errors import LOST_PROCESS, USER_ERROR, UserError, exit_with
 from sere_jax.config import ConfigError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 # All processes have to be there within this time; the hosts of a pod may start minutes apart.
@@ -79,9 +82,9 @@ def initialize(
     finally:
         signal.signal(signal.SIGINT, previous)
         watchdog.cancel()
-    devices = [len(jax.local_devices(process_index=i)) for i in range(parallel.num_processes())]
-    if len(set(devices)) > 1:
-        raise UserError(f"the processes have {devices} devices; all must have the same number")
+    counts = [len(jax.local_devices(process_index=i)) for i in range(devices.num_processes())]
+    if len(set(counts)) > 1:
+        raise UserError(f"the processes have {counts} devices; all must have the same number")
 
 
 def is_first_process() -> bool:
@@ -96,18 +99,16 @@ def on_every_process(function: Callable[[], T]) -> T:
         UserError, ConfigError: of `function`; with several processes a UserError with the message
             of the first one in which it failed.
     """
-    num_processes = parallel.num_processes()
-    if num_processes == 1:
+    total = devices.num_processes()
+    if total == 1:
         return function()
     message = None
     try:
         result = function()
     except (UserError, ConfigError) as error:
         message = str(error)
-    first_failed = num_processes - parallel.maximum(
-        0 if message is None else num_processes - jax.process_index()
-    )
-    if first_failed < num_processes:
+    first_failed = total - devices.maximum(0 if message is None else total - jax.process_index())
+    if first_failed < total:
         message = _json_of_process(first_failed, message)
         raise UserError(message + (f" (process {first_failed})" if first_failed else ""))
     return result
@@ -122,9 +123,39 @@ def on_first_process(function: Callable[[], T]) -> T | None:
     return on_every_process(function if is_first_process() else lambda: None)
 
 
+def done_by_first_process(function: Callable[P, T]) -> Callable[P, T]:
+    """All processes call `function`; the first one does it while the others wait.
+
+    Its answer is a JSON value, and that of all of them. So is a UserError that it raises.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return json_of_first_process(on_first_process(lambda: function(*args, **kwargs)))
+
+    return call
+
+
+def skipped_by_others(function: Callable[P, T]) -> Callable[P, T | None]:
+    """The first process calls `function`; in the others it does nothing. Nobody waits."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        return function(*args, **kwargs) if is_first_process() else None
+
+    return call
+
+
+@skipped_by_others
+def tell(*lines: str) -> None:
+    """Prints lines on stderr."""
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
 def json_of_first_process(value: Any) -> Any:
     """The JSON value of process 0, in all processes."""
-    return value if parallel.num_processes() == 1 else _json_of_process(0, value)
+    return value if devices.num_processes() == 1 else _json_of_process(0, value)
 
 
 def arrays_of_first_process(tree: Any) -> Any:
@@ -133,10 +164,10 @@ def arrays_of_first_process(tree: Any) -> Any:
     Args:
         tree: arrays, whose shapes and types are the same in all processes.
     """
-    if parallel.num_processes() == 1:
+    if devices.num_processes() == 1:
         return tree
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    received = parallel.from_process(0, [_to_words(leaf.tobytes()) for leaf in leaves])
+    received = devices.from_process(0, [_to_words(leaf.tobytes()) for leaf in leaves])
     return jax.tree.unflatten(
         jax.tree.structure(tree),
         [
@@ -146,24 +177,38 @@ def arrays_of_first_process(tree: Any) -> Any:
     )
 
 
+def restored_by_first_process(
+    template: Any, restore: Callable[[], tuple[Any, Any] | None]
+) -> tuple[Any, Any] | None:
+    """What `restore` returns in process 0, in all processes.
+
+    Args:
+        template: arrays of the same structure, shapes and types as those that are restored.
+        restore: () -> arrays and a JSON value other than None, or None.
+    """
+    arrays, record = on_first_process(restore) or (template, None)
+    record = json_of_first_process(record)
+    return None if record is None else (arrays_of_first_process(arrays), record)
+
+
 def check_same(what: str, compute: Callable[[], Any], describe: Callable[[Any, Any], str]) -> None:
     """Checks that a JSON value is the same in all processes.
 
     Args:
         what: it is, for the message.
         compute: the value of this process; not called if there is no other.
-        describe: (value here, value of process 0) -> the difference, or "" if there is none.
+        describe: (value here, value of process 0) -> in what they differ, "" if it does not matter.
 
     Raises:
         UserError: in all processes, if one has a different value.
     """
-    if parallel.num_processes() == 1:
+    if devices.num_processes() == 1:
         return
     value = compute()
     expected = json_of_first_process(value)
 
     def check():
-        if difference := describe(value, expected):
+        if value != expected and (difference := describe(value, expected)):
             raise UserError(
                 f"{what} differ from those of process 0: {difference}; start all processes with "
                 "the same command, code and data"
@@ -174,9 +219,9 @@ def check_same(what: str, compute: Callable[[], Any], describe: Callable[[Any, A
 
 def any_signal(signal_number: int | None) -> int | None:
     """The signal that one of the processes has received, in all of them; None without one."""
-    if parallel.num_processes() == 1:
+    if devices.num_processes() == 1:
         return signal_number
-    return parallel.maximum(signal_number or 0) or None
+    return devices.maximum(signal_number or 0) or None
 
 
 def exit_at_once(error: BaseException) -> NoReturn:
@@ -222,10 +267,10 @@ def _first_line(error):
 
 def _json_of_process(index, value):
     data = json.dumps(value).encode() if jax.process_index() == index else b""
-    length = int(parallel.from_process(index, np.int32(len(data))))
+    length = int(devices.from_process(index, np.int32(len(data))))
     # Few lengths, since each is compiled.
     padded = max(1 << (length - 1).bit_length(), 4096)
-    words = parallel.from_process(index, _to_words(data.ljust(padded, b"\0")))
+    words = devices.from_process(index, _to_words(data.ljust(padded, b"\0")))
     return json.loads(_to_bytes(words, length))
 
 

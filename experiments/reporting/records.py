@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from experiments.reporting.report import RESULTS_FILE
+from experiments.run_folder.configuration import CONFIG_FILE
 from experiments.run_folder.metrics import read_metrics
-from experiments.run_folder.recorded import CONFIG_FILE
 from experiments.run_folder.weights import WEIGHTS_FILE
 from experiments.system.errors import UserError
 from experiments.training.evaluation import standard_error

@@ -11,15 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from experiments.run_folder import RESULTS_FILE
+from experiments.run_folder.configuration import CONFIG_FILE
 from experiments.run_folder.metrics import METRICS_FILE, read_metrics
-from experiments.run_folder.recorded import CONFIG_FILE
 from experiments.system.errors import UserError
 from experiments.system.files import open_atomically
 
 if TYPE_CHECKING:
     from jinja2 import Template
-
-RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 _TEMPLATE_FILE = "page.html"
 

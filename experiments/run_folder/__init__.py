@@ -1,1 +1,3 @@
-"""The folder of one run: configuration, lock, checkpoints, metrics, weights."""
+"""The folder of one run: configuration, lock, checkpoints, logs, weights, results."""
+
+RESULTS_FILE = "results.json"

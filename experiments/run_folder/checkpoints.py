@@ -23,8 +23,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from experiments.system.errors import UserError
 from experiments.system.paths import check_name
-from experiments.training.step import TrainState
 
+CHECKPOINTS = "checkpoints"
 METRIC = "elbo"
 CHECKSUM = "checksum"
 # What the system refuses though the checkpoint may be whole.
@@ -42,13 +42,13 @@ class _Folder(type(epath.Path())):  # type: ignore[misc]
         return (self / path.name for path in pathlib.Path(self).glob(pattern))
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The folder `checkpoints/` of a workdir.
 
     Arrays are saved as host arrays, so that any number of devices can resume them. With several
     processes the first one alone has it; it neither needs the others nor waits for them. Orbax does
     not notice a flipped bit in an array's file: each checkpoint holds a checksum of all that is
-    saved.
+    saved. A state is a `TrainState`.
 
     Args:
         workdir: the run's folder.
@@ -58,7 +58,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 2, read_only: bool = False):
         check_name(workdir)
-        self.directory = (workdir / "checkpoints").absolute()
+        self.directory = (workdir / CHECKPOINTS).absolute()
         if read_only and not self.directory.is_dir():
             raise UserError(f"there is no checkpoint in {workdir}; train first (--mode=train)")
         if not read_only:
@@ -93,7 +93,7 @@ class Checkpoints:
 
     def save(
         self,
-        state: TrainState,
+        state: Any,
         progress: dict[str, Any],
         validation_elbo: float | None = None,
     ) -> None:
@@ -127,7 +127,7 @@ class Checkpoints:
                 metrics=None if validation_elbo is None else {METRIC: validation_elbo},
             )
 
-    def check(self) -> None:
+    def raise_save_errors(self) -> None:
         """Returns at once; raises the OSError of the last `save` if it has failed meanwhile."""
         if not self._manager.is_saving_in_progress():
             self.wait()
@@ -156,7 +156,12 @@ class Checkpoints:
         metrics = self._manager.metrics(step)
         return metrics[METRIC] if metrics else None
 
-    def restore(self, template: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+    def choose(self, which: str) -> int | None:
+        """The step of "best" (of the last one without any validation) or "last"; None: no steps."""
+        best = self.best_step() if which == "best" else None
+        return best or max(self.steps(), default=None)
+
+    def restore(self, template: Any, step: int) -> tuple[Any, dict[str, Any]]:
         """The state of one checkpoint, as host arrays, and its progress.
 
         Args:
@@ -205,7 +210,7 @@ class Checkpoints:
             )
         return restored.state, progress
 
-    def restore_latest(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore_latest(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest readable checkpoint, or None where there is none at all.
 
         A damaged one is set aside (renamed, not deleted) and the one before it is taken.
@@ -290,9 +295,6 @@ class Checkpoints:
         with self._writing():
             self._manager.close()
 
-    def __enter__(self) -> "Checkpoints":
-        return self
-
     def __exit__(self, *_) -> None:
         self.close()
 
@@ -304,7 +306,7 @@ def _error_code(error: Exception) -> int | None:
 
 
 def _checksum(
-    step: int, state: TrainState, progress: dict[str, Any], validation_elbo: float | None
+    step: int, state: Any, progress: dict[str, Any], validation_elbo: float | None
 ) -> int:
     """CRC-32 of all that a checkpoint holds; `step` is the name of its folder."""
     checksum = zlib.crc32(json.dumps([step, progress, validation_elbo], sort_keys=True).encode())

@@ -17,6 +17,7 @@ from sere_jax.data_layer import data_space_of
 from sere_jax.functions import likelihood_and_elbo
 
 Array = jax.Array
+Images = jax.Array | np.ndarray
 Progress = Callable[[int, float], None]
 
 # Every run is measured on the same binarized images, whatever its seed.
@@ -89,7 +90,7 @@ class Evaluator:
         self._elbo_terms = parallelize(elbo_terms, num_arguments=3)
         self._log_likelihood = parallelize(log_likelihood, num_arguments=3)
 
-    def to_data_space(self, images: Array, indices: Array) -> tuple[Array, Array]:
+    def to_data_space(self, images: Images, indices: Array | np.ndarray) -> tuple[Array, Array]:
         """What the model is evaluated on.
 
         Args:
@@ -126,7 +127,7 @@ class Evaluator:
         )
         return Elbo(log_likelihood, kl)
 
-    def log_volume(self, images: Array) -> float:
+    def log_volume(self, images: Images) -> float:
         """What turns a mean log-density in data space into one of pixels v in [0, 1], in nats.
 
         It is the mean of log|dx/dv| over images as they are evaluated: 0 but in the logit space of

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,20 +12,22 @@ import numpy as np
 import optax
 
 import sere_jax
-from experiments.data import Dataset, input_pipeline, load_dataset
+from experiments.data import DATASETS, Dataset, input_pipeline, load_dataset
 from experiments.distributed.devices import num_devices
 from experiments.settings import durations, schedules
 from experiments.settings.checks import check_configuration
 from experiments.system.errors import UserError
-from experiments.training import step as training
 from experiments.training.evaluation import Evaluator, bits_per_dim
+from experiments.training.state import TrainState, count_parameters, init_state, state_template
+from experiments.training.step import StepSettings, create_train_dispatch
+from sere_jax.bijector import BIJECTORS
 from sere_jax.compilation import jit
-from sere_jax.data_layer import data_space_of
-from sere_jax.data_space import binarize
+from sere_jax.data_layer import DATA_LAYERS, data_space_of
+from sere_jax.networks.family import NETWORKS
+from sere_jax.partition import PARTITIONS
 
 NUM_VOLUME_IMAGES = 5000
 NUM_WHITENED_IMAGES = 50_000  # at most, that flows with direct connections start from
-MANY_GREY_PIXELS = 0.5  # photographs have 0.8, digits of 8 x 8 pixels 0.35
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Experiment:
             num_importance_samples=self.config.evaluation.num_importance_samples,
         )
 
-    def init_state(self) -> training.TrainState:
+    def init_state(self) -> TrainState:
         """The state before the first step; flows start from the first images."""
         x = None
         if self.model.config.has_flows:
@@ -64,29 +66,28 @@ class Experiment:
                 num_images = max(num_images, NUM_WHITENED_IMAGES)
             images = jnp.asarray(self.dataset.train[:num_images])
             x, _ = self.evaluator.to_data_space(images, jnp.arange(len(images)))
-        create = functools.partial(
-            training.init_state, self.model, self.optimizer, self.config.seed
-        )
+        create = functools.partial(init_state, self.model, self.optimizer, self.config.seed)
         return jit(create, optimize=False)(x)
 
-    def state_template(self) -> training.TrainState:
-        """See `training.state_template`."""
-        return training.state_template(self.model, self.optimizer, self.config.seed)
+    def state_template(self) -> TrainState:
+        """See `training.state.state_template`."""
+        return state_template(self.model, self.optimizer, self.config.seed)
 
-    def create_train_dispatch(self):
-        """See `training.create_train_dispatch`."""
-        return training.create_train_dispatch(
-            self.model,
-            self.optimizer,
-            self.config.training,
+    def create_train_dispatch(self) -> Callable:
+        """See `training.step.create_train_dispatch`."""
+        settings = StepSettings(
+            model=self.model,
+            optimizer=self.optimizer,
+            training=self.config.training,
             kl_weight=self.kl_weight,
+            augment=self.augmentation(),
             num_examples=len(self.dataset.train),
             max_value=self.dataset.max_value,
-            augment=self.augmentation(),
             importance_weighted_from=self.duration_in_steps("training", "importance_weighted_from"),
         )
+        return create_train_dispatch(settings)
 
-    def augmentation(self):
+    def augmentation(self) -> Callable:
         """See `input_pipeline.augmentation`."""
         until = self.duration_in_steps("dataset", "random_affine_until")
         return input_pipeline.augmentation(self.config.dataset, until, self.dataset.max_value)
@@ -101,7 +102,7 @@ class Experiment:
         max_value = self.dataset.max_value
         return bits_per_dim(nll, self.model.config, max_value, self._log_volume(split))
 
-    def _log_volume(self, split):
+    def _log_volume(self, split: str) -> float:
         """Of "train" that of the first images, the same to a few thousandths of a bit."""
         if split not in self._log_volumes:
             images = {
@@ -149,65 +150,22 @@ class Experiment:
             "the activations of a step",
         ]
 
-    def doubts(self) -> list[str]:
-        """What is allowed but seldom meant, a sentence each."""
-        return [
-            *self._doubts_about_pixels(),
-            *self._doubts_about_durations(),
-            *self._doubts_about_best(),
-        ]
-
-    def _doubts_about_durations(self):
-        for field, outcome in {
-            "kl_warmup": "the KL never gets its full weight",
-            "importance_weighted_from": "only the ELBO is trained",
-        }.items():
-            steps = self.duration_in_steps("training", field)
-            if steps > 0 and steps >= self.total_steps:
-                yield (
-                    f"config.training.{field}={self.config.training[field]!r} is no shorter than "
-                    f"the training of {self.total_steps} steps: {outcome}"
-                )
-
-    def _doubts_about_pixels(self):
-        if data_space_of(self.model.config).from_images is not binarize:
-            return
-        images = self.dataset.train[:NUM_VOLUME_IMAGES] / self.dataset.max_value
-        share = float(np.mean((images > 0.1) & (images < 0.9)))
-        if share >= MANY_GREY_PIXELS:
-            yield (
-                f"{share:.0%} of the pixels of {self.dataset.name!r} are neither black nor white, "
-                f"and config.model.data_layer={self.config.model.data_layer!r} draws each as black "
-                "or white; 'discretized_logistic_mixture' models 256 levels, 'gaussian' "
-                "dequantized ones"
-            )
-
-    def _doubts_about_best(self):
-        if self.config.evaluation.checkpoint != "best" or not len(self.dataset.validation):
-            return
-        training = self.config.training
-        evaluate, save = (
-            self.interval_in_steps("training", name)
-            for name in ("evaluate_every", "checkpoint_every")
-        )
-        if max(evaluate, save) % min(evaluate, save):
-            yield (
-                "config.evaluation.checkpoint='best' is the best of those checkpoints that are "
-                f"evaluated: with config.training.evaluate_every={training.evaluate_every!r} and "
-                f"checkpoint_every={training.checkpoint_every!r} every "
-                f"{math.lcm(evaluate, save)} steps; let one be a multiple of the other"
-            )
-        begins = training.importance_weighted_from
-        if durations.is_longer_than_zero(begins):
-            yield (
-                f"config.training.importance_weighted_from={begins!r} may lower the ELBO, and "
-                "config.evaluation.checkpoint='best' is that of the highest ELBO; 'last' has the "
-                "whole training"
-            )
-
-    def test_images(self):
+    def test_images(self) -> np.ndarray:
         """The part of the test set that is evaluated, [num, h, w, c] uint8."""
         return self.dataset.test[: self.config.evaluation.num_examples or None]
+
+    def uses_extension(self) -> bool:
+        """Whether a part that the configuration names is defined outside this project."""
+        model = self.config.model
+        parts = [
+            BIJECTORS.get(model.bijector),
+            DATA_LAYERS.get(model.data_layer),
+            PARTITIONS.get(model.partition),
+            *NETWORKS.get(model.network, ()),
+            DATASETS.get(self.config.dataset.name),
+        ]
+        packages = {part.__module__.partition(".")[0] for part in parts if part is not None}
+        return not packages <= {"sere_jax", "experiments"}
 
 
 def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
@@ -229,37 +187,9 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
         )
     model = sere_jax.create_model(config)
     _check_size(model)
-    weight_decay = config.training.weight_decay
-    if weight_decay and model.config.flow_direct_connections:
-        raise UserError(
-            f"config.training.weight_decay={weight_decay} would shrink the linear autoregression "
-            "that flow_direct_connections=True starts from, which is not trained; set it to 0, or "
-            "config.model.flow_direct_connections to False"
-        )
+    _check_weight_decay(config.training, model)
     dataset = load_dataset(config.dataset)
-    if dataset.image_shape != tuple(config.model.data_shape):
-        raise UserError(
-            f"config.model.data_shape={tuple(config.model.data_shape)} does not fit the images of "
-            f"{config.dataset.name!r}, which have the shape {dataset.image_shape}"
-        )
-    max_value = data_space_of(model.config).max_value
-    if max_value not in (None, dataset.max_value):
-        raise UserError(
-            f"config.model.data_layer={config.model.data_layer!r} models the values 0 to "
-            f"{max_value}, the images of {config.dataset.name!r} have 0 to {dataset.max_value}; "
-            "choose 'bernoulli' or 'gaussian'"
-        )
-    num_examples = config.evaluation.num_examples
-    if num_examples > len(dataset.test):
-        raise UserError(
-            f"config.evaluation.num_examples={num_examples} exceeds the {len(dataset.test)} test "
-            f"images of {config.dataset.name!r}; choose at most {len(dataset.test)}, or 0 for all"
-        )
-    if batch_size > len(dataset.train):
-        raise UserError(
-            f"config.training.batch_size={batch_size} exceeds the {len(dataset.train)} training "
-            f"examples of {config.dataset.name!r}; choose at most {len(dataset.train)}"
-        )
+    _check_images(config, model, dataset)
     steps_per_epoch = len(dataset.train) // batch_size
     total_steps = durations.total_training_steps(config.training, steps_per_epoch)
     steps = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
@@ -273,7 +203,43 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
     )
 
 
-def _check_size(model):
+def _check_weight_decay(training: Any, model: sere_jax.LatentVariableModel) -> None:
+    if training.weight_decay and model.config.flow_direct_connections:
+        raise UserError(
+            f"config.training.weight_decay={training.weight_decay} would shrink the linear "
+            "autoregression that flow_direct_connections=True starts from, which is not trained; "
+            "set it to 0, or config.model.flow_direct_connections to False"
+        )
+
+
+def _check_images(config: Any, model: sere_jax.LatentVariableModel, dataset: Dataset) -> None:
+    name, batch_size = config.dataset.name, config.training.batch_size
+    if dataset.image_shape != tuple(config.model.data_shape):
+        raise UserError(
+            f"config.model.data_shape={tuple(config.model.data_shape)} does not fit the images of "
+            f"{name!r}, which have the shape {dataset.image_shape}"
+        )
+    max_value = data_space_of(model.config).max_value
+    if max_value not in (None, dataset.max_value):
+        raise UserError(
+            f"config.model.data_layer={config.model.data_layer!r} models the values 0 to "
+            f"{max_value}, the images of {name!r} have 0 to {dataset.max_value}; "
+            "choose 'bernoulli' or 'gaussian'"
+        )
+    num_examples = config.evaluation.num_examples
+    if num_examples > len(dataset.test):
+        raise UserError(
+            f"config.evaluation.num_examples={num_examples} exceeds the {len(dataset.test)} test "
+            f"images of {name!r}; choose at most {len(dataset.test)}, or 0 for all"
+        )
+    if batch_size > len(dataset.train):
+        raise UserError(
+            f"config.training.batch_size={batch_size} exceeds the {len(dataset.train)} training "
+            f"examples of {name!r}; choose at most {len(dataset.train)}"
+        )
+
+
+def _check_size(model: sere_jax.LatentVariableModel) -> None:
     """Refuses a model whose training state exceeds the memory of the machine."""
     shapes = jax.eval_shape(functools.partial(sere_jax.init, model), jax.random.key(0))
     # Parameters, their averages and the optimizer's two moments, float32.
@@ -286,8 +252,3 @@ def _check_size(model):
             f"{needed / 1e9:.3g} GB of memory to train, this machine has {present / 1e9:.3g} GB; "
             "lower one of them"
         )
-
-
-def count_parameters(params: Any) -> int:
-    """Number of values in a tree of arrays."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

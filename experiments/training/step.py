@@ -1,33 +1,42 @@
 """The training step: many optimizer updates a dispatch, on all devices."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 
 import sere_jax
 from experiments.data import input_pipeline
 from experiments.distributed.devices import DEVICES, mean_over_devices, num_devices, parallelize
+from experiments.training.state import TrainState
 from sere_jax.arrays import as_key
 
 Array = jax.Array
 
 
-@struct.dataclass
-class TrainState:
-    """All that a run needs to go on: saved, restored and updated as one."""
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What an update depends on besides the state and the images."""
 
-    step: Array  # [], updates tried
-    key: Array  # raw key data of the run's PRNG key, uint32
-    params: Any
-    ema_params: Any  # exponential moving average, used in evaluation
-    opt_state: Any
-    skipped_steps: Array  # [], updates skipped as not finite
-    consecutive_skips: Array  # [], the latest ones in a row; stays at the cap once reached
+    model: sere_jax.LatentVariableModel
+    optimizer: optax.GradientTransformation
+    training: Any  # `config.training`
+    kl_weight: Callable[[Array], Array]  # step -> weight of the KL
+    augment: Callable[[Array, Array, Array], Array]  # see `input_pipeline.augmentation`
+    num_examples: int  # size of the training set
+    max_value: int  # largest value of its pixels
+    # Step from which `training.num_train_samples` are drawn; one is drawn before it, for the ELBO.
+    importance_weighted_from: int = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training set."""
+        return self.num_examples // self.training.batch_size
 
 
 @struct.dataclass
@@ -51,154 +60,146 @@ class StepMetrics:
         return cls(zero, zero, zero, zero, zero, zero, zero, jnp.inf * jnp.ones(()), zero)
 
 
-def init_state(
-    model: sere_jax.LatentVariableModel,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    x: Array | None = None,
-) -> TrainState:
-    """The state before the first step; `x`, see `sere_jax.init`."""
-    key = as_key(jax.random.key(seed))
-    params = sere_jax.init(model, jax.random.fold_in(key, 0), x)
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(
-        step=zero,
-        key=jax.random.key_data(jax.random.fold_in(key, 1)),
-        params=params,
-        ema_params=params,
-        opt_state=optimizer.init(params),
-        skipped_steps=zero,
-        consecutive_skips=zero,
-    )
-
-
-def state_template(
-    model: sere_jax.LatentVariableModel, optimizer: optax.GradientTransformation, seed: int
-) -> TrainState:
-    """Zeros of the structure and shapes of a state, for restoring; nothing is compiled."""
-    shapes = jax.eval_shape(lambda: init_state(model, optimizer, seed))
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-
-
 def create_train_dispatch(
-    model: sere_jax.LatentVariableModel,
-    optimizer: optax.GradientTransformation,
-    training: Any,
-    *,
-    kl_weight: Callable[[Array], Array],
-    num_examples: int,
-    max_value: int,
-    augment: Callable[[Array, Array, Array], Array],
-    importance_weighted_from: int = 0,
+    settings: StepSettings,
 ) -> Callable[[TrainState, Array, int], tuple[TrainState, StepMetrics]]:
-    """Builds the function (state, images, num_steps) -> (state, metrics).
+    """Compiles `dispatch` for all devices: (state, images, num_steps) -> (state, metrics).
 
-    It makes `num_steps` updates on all devices. `num_steps` is an argument of the compiled
-    program, not a constant of it: one compilation serves every length, and the updates do not
-    depend on how they are cut into dispatches. A dispatch must not cross the end of an epoch.
-    The state is donated.
-
-    Args:
-        model: from `sere_jax.create_model`.
-        optimizer: optax transformation.
-        training: `config.training`.
-        kl_weight: schedule of the KL's weight.
-        num_examples: size of the training set.
-        max_value: largest value of its pixels.
-        augment: see `input_pipeline.augmentation`.
-        importance_weighted_from: step from which `training.num_train_samples` are drawn; before it
-            it is one, for the ELBO.
+    `num_steps` is an argument of the compiled program, not a constant of it: one compilation
+    serves every length, and the updates do not depend on how they are cut into dispatches. The
+    state is donated.
     """
-    batch_size = training.batch_size
+    return parallelize(functools.partial(dispatch, settings), donate=(0,), num_arguments=3)
+
+
+def dispatch(
+    settings: StepSettings, state: TrainState, images: Array, num_steps: Array
+) -> tuple[TrainState, StepMetrics]:
+    """Makes `num_steps` updates; they must not cross the end of an epoch.
+
+    `images` [num, h, w, c] uint8 are the whole training set.
+    """
+    order_key = jax.random.fold_in(as_key(state.key), 2**32 - 1)
+    epoch = state.step // settings.steps_per_epoch
+    order = input_pipeline.epoch_order(order_key, epoch, settings.num_examples)
+
+    def body(_, carry):
+        state, metrics = carry
+        return update(settings, state, metrics, images, order)
+
+    state, metrics = jax.lax.fori_loop(0, num_steps, body, (state, StepMetrics.zeros()))
+    return state, metrics.replace(parameter_norm=optax.tree.norm(state.params))
+
+
+def update(
+    settings: StepSettings, state: TrainState, metrics: StepMetrics, images: Array, order: Array
+) -> tuple[TrainState, StepMetrics]:
+    """One update, or none if the objective or its gradient is not finite.
+
+    `metrics` are those of this dispatch so far; `order` [num] is the permutation of this epoch.
+    """
+    training = settings.training
+    x, keys = make_batch(settings, state, images, order)
+    gradients, means = mean_over_devices(
+        gradient(settings, state.step, state.params, x, keys, settings.kl_weight(state.step))
+    )
+    norm = optax.tree.norm(gradients)
+    proceed = jnp.isfinite(norm) & jnp.isfinite(means.value)
+    proceed &= state.consecutive_skips < training.max_consecutive_skips
+    decay = jnp.minimum(training.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    clip: Array | float = 1.0
+    if training.max_gradient_norm:
+        clip = jnp.minimum(1.0, training.max_gradient_norm / norm)
+
+    # Decided before the update, not by its result: each array is then written once, in place.
+    params, ema_params, opt_state = jax.lax.cond(
+        proceed,
+        functools.partial(apply_gradients, settings.optimizer, state, clip, decay),
+        lambda _: (state.params, state.ema_params, state.opt_state),
+        gradients,
+    )
+    skipped = 1 - proceed.astype(jnp.int32)
+    state = TrainState(
+        step=state.step + 1,
+        key=state.key,
+        params=params,
+        ema_params=ema_params,
+        opt_state=opt_state,
+        skipped_steps=state.skipped_steps + skipped,
+        consecutive_skips=jnp.where(
+            state.consecutive_skips < training.max_consecutive_skips,
+            (state.consecutive_skips + 1) * skipped,
+            state.consecutive_skips,
+        ),
+    )
+    return state, _accumulate(metrics, means, norm, clip < 1.0, proceed)
+
+
+def make_batch(
+    settings: StepSettings, state: TrainState, images: Array, order: Array
+) -> tuple[Array, Array]:
+    """This device's part of the batch: x [B, h, w, c] in data space, [B] keys for its noise.
+
+    All that is random is keyed by the run, the step and the place in the global batch.
+    """
+    batch_size = settings.training.batch_size
     device_batch = batch_size // num_devices()
-    steps_per_epoch = num_examples // batch_size
+    places = jax.lax.axis_index(DEVICES) * device_batch + jnp.arange(device_batch)
+    start = state.step % settings.steps_per_epoch * batch_size
+    chosen = images[order[start + places]]
+    step_key = jax.random.fold_in(as_key(state.key), state.step)
+    keys = jax.vmap(lambda place: jax.random.split(jax.random.fold_in(step_key, place), 3))(places)
+    chosen = settings.augment(chosen, keys[:, 0], state.step)
+    x = sere_jax.to_data_space(settings.model, chosen, keys[:, 1], settings.max_value)
+    return x, keys[:, 2]
 
-    def gradient_of(num_samples):
-        def objective(params, x, keys, weight):
-            terms = sere_jax.objective(
-                model, params, x, keys, kl_weight=weight, num_samples=num_samples
-            )
-            means = jax.tree.map(jnp.mean, terms)
-            return -means.value, means
 
-        return jax.grad(objective, has_aux=True)
+def gradient(
+    settings: StepSettings, step: Array, params: Any, x: Array, keys: Array, kl_weight: Array
+) -> tuple[Any, sere_jax.Objective]:
+    """The gradient of `loss`, and the means that go with it, for the samples of this step."""
+    one, final = (
+        jax.grad(functools.partial(loss, settings.model, num_samples), has_aux=True)
+        for num_samples in (1, settings.training.num_train_samples)
+    )
+    arguments = (params, x, keys, kl_weight)
+    if settings.training.num_train_samples == 1 or settings.importance_weighted_from == 0:
+        return final(*arguments)
+    return jax.lax.cond(step < settings.importance_weighted_from, one, final, *arguments)
 
-    def gradient(step, *arguments):
-        final = gradient_of(training.num_train_samples)
-        if training.num_train_samples == 1 or importance_weighted_from == 0:
-            return final(*arguments)
-        return jax.lax.cond(step < importance_weighted_from, gradient_of(1), final, *arguments)
 
-    def batch(state, images, order):
-        places = jax.lax.axis_index(DEVICES) * device_batch + jnp.arange(device_batch)
-        start = state.step % steps_per_epoch * batch_size
-        chosen = images[order[start + places]]
-        step_key = jax.random.fold_in(as_key(state.key), state.step)
-        keys = jax.vmap(lambda place: jax.random.split(jax.random.fold_in(step_key, place), 3))(
-            places
-        )
-        chosen = augment(chosen, keys[:, 0], state.step)
-        x = sere_jax.to_data_space(model, chosen, keys[:, 1], max_value)
-        return x, keys[:, 2]
+def loss(
+    model: sere_jax.LatentVariableModel,
+    num_samples: int,
+    params: Any,
+    x: Array,
+    keys: Array,
+    kl_weight: Array,
+) -> tuple[Array, sere_jax.Objective]:
+    """Minus the mean of `sere_jax.objective` in nats, and the means of all its terms."""
+    terms = sere_jax.objective(model, params, x, keys, kl_weight=kl_weight, num_samples=num_samples)
+    means = jax.tree.map(jnp.mean, terms)
+    return -means.value, means
 
-    def update(state, metrics, images, order):
-        x, keys = batch(state, images, order)
-        gradients, means = mean_over_devices(
-            gradient(state.step, state.params, x, keys, kl_weight(state.step))
-        )
-        norm = optax.tree.norm(gradients)
-        proceed = jnp.isfinite(norm) & jnp.isfinite(means.value)
-        proceed &= state.consecutive_skips < training.max_consecutive_skips
-        decay = jnp.minimum(training.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        clip: Array | float = 1.0
-        if training.max_gradient_norm:
-            clip = jnp.minimum(1.0, training.max_gradient_norm / norm)
 
-        def apply(gradients):
-            gradients = jax.tree.map(lambda gradient: clip * gradient, gradients)
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            ema_params = jax.tree.map(
-                lambda average, new: average + (1.0 - decay) * (new - average),
-                state.ema_params,
-                params,
-            )
-            return params, ema_params, opt_state
+def apply_gradients(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    clip: Array | float,
+    decay: Array,
+    gradients: Any,
+) -> tuple[Any, Any, Any]:
+    """Parameters, their averages and the optimizer's state after a step along `clip * gradients`.
 
-        # Decided before the update, not by its result: each array is then written once, in place.
-        params, ema_params, opt_state = jax.lax.cond(
-            proceed,
-            apply,
-            lambda _: (state.params, state.ema_params, state.opt_state),
-            gradients,
-        )
-        skipped = 1 - proceed.astype(jnp.int32)
-        state = TrainState(
-            step=state.step + 1,
-            key=state.key,
-            params=params,
-            ema_params=ema_params,
-            opt_state=opt_state,
-            skipped_steps=state.skipped_steps + skipped,
-            consecutive_skips=jnp.where(
-                state.consecutive_skips < training.max_consecutive_skips,
-                (state.consecutive_skips + 1) * skipped,
-                state.consecutive_skips,
-            ),
-        )
-        return state, _accumulate(metrics, means, norm, clip < 1.0, proceed)
-
-    def dispatch(state, images, num_steps):
-        order_key = jax.random.fold_in(as_key(state.key), 2**32 - 1)
-        order = input_pipeline.epoch_order(order_key, state.step // steps_per_epoch, num_examples)
-
-        def body(_, carry):
-            return update(carry[0], carry[1], images, order)
-
-        state, metrics = jax.lax.fori_loop(0, num_steps, body, (state, StepMetrics.zeros()))
-        return state, metrics.replace(parameter_norm=optax.tree.norm(state.params))
-
-    return parallelize(dispatch, donate=(0,), num_arguments=3)
+    The averages keep the share `decay` of what they were.
+    """
+    gradients = jax.tree.map(lambda gradient: clip * gradient, gradients)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = jax.tree.map(
+        lambda average, new: average + (1.0 - decay) * (new - average), state.ema_params, params
+    )
+    return params, ema_params, opt_state
 
 
 def _accumulate(metrics, means, norm, clipped, proceed):

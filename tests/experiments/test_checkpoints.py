@@ -10,7 +10,7 @@ import pytest
 
 from experiments.run_folder.checkpoints import Checkpoints
 from experiments.system.errors import UserError
-from experiments.training.step import TrainState
+from experiments.training.state import TrainState
 
 
 def state_at(step, size=3):
@@ -243,7 +243,7 @@ def test_a_save_that_fails_in_the_background_is_raised_soon(size_of_files, tmp_p
             resource.setrlimit(resource.RLIMIT_FSIZE, (size_of_files, hard))
             checkpoints.save(state_at(2, 50_000), {"train_seconds": 2.0})
             for _ in range(10_000):
-                checkpoints.check()
+                checkpoints.raise_save_errors()
                 time.sleep(0.01)
             pytest.fail("the save that failed is not noticed")
     finally:  # after closing: a save may go on where it is not the arrays that failed

@@ -5,7 +5,9 @@ import pytest
 
 from configs import cifar_checkerboard, digits
 from experiments.system.errors import UserError
-from experiments.training.experiment import count_parameters, create_experiment
+from experiments.training.experiment import create_experiment
+from experiments.training.state import count_parameters
+from experiments.training.unusual_settings import unusual_settings
 
 
 @pytest.mark.parametrize("data_layer", ["bernoulli", "gaussian", "discretized_logistic_mixture"])
@@ -13,14 +15,14 @@ def test_who_draws_photographs_black_or_white_is_told(data_layer):
     config = cifar_checkerboard.get_config("small")
     config.model.data_layer = data_layer
 
-    doubts = create_experiment(config).doubts()
+    sentences = unusual_settings(create_experiment(config))
 
     if data_layer != "bernoulli":
-        assert doubts == []
+        assert sentences == []
         return
-    (doubt,) = doubts
-    assert "71% of the pixels of 'photos' are neither black nor white" in doubt
-    assert "discretized_logistic_mixture" in doubt
+    (sentence,) = sentences
+    assert "71% of the pixels of 'photos' are neither black nor white" in sentence
+    assert "discretized_logistic_mixture" in sentence
 
 
 @pytest.mark.parametrize(
@@ -32,10 +34,12 @@ def test_who_evaluates_the_highest_elbo_though_it_falls_at_the_end_is_told(begin
     config.training.importance_weighted_from = begins
     config.evaluation.checkpoint = checkpoint
 
-    doubts = create_experiment(config).doubts()
+    sentences = unusual_settings(create_experiment(config))
 
-    assert bool(doubts) == (begins == "50%" and checkpoint == "best")
-    assert all("importance_weighted_from='50%' may lower the ELBO" in doubt for doubt in doubts)
+    assert bool(sentences) == (begins == "50%" and checkpoint == "best")
+    assert all(
+        "importance_weighted_from='50%' may lower the ELBO" in sentence for sentence in sentences
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,16 +51,18 @@ def test_who_saves_few_of_the_evaluated_steps_is_told(evaluate_every, checkpoint
     config.training.evaluate_every = evaluate_every
     config.training.checkpoint_every = checkpoint_every
 
-    doubts = create_experiment(config).doubts()
+    sentences = unusual_settings(create_experiment(config))
 
-    assert len(doubts) == (1 if meet else 0)
-    assert all(f"checkpoint_every='4 steps' every {meet} steps" in doubt for doubt in doubts)
+    assert len(sentences) == (1 if meet else 0)
+    assert all(
+        f"checkpoint_every='4 steps' every {meet} steps" in sentence for sentence in sentences
+    )
     config.evaluation.checkpoint = "last"
-    assert create_experiment(config).doubts() == []
+    assert unusual_settings(create_experiment(config)) == []
 
 
 def test_digits_are_binarized_without_a_word():
-    assert create_experiment(digits.get_config()).doubts() == []
+    assert unusual_settings(create_experiment(digits.get_config())) == []
 
 
 @pytest.mark.parametrize(
@@ -70,11 +76,11 @@ def test_who_asks_for_what_comes_after_the_end_is_told(field, outcome, duration,
     config.training[field] = duration
     config.evaluation.checkpoint = "last"
 
-    doubts = create_experiment(config).doubts()
+    sentences = unusual_settings(create_experiment(config))
 
-    assert len(doubts) == told
-    assert all(f"config.training.{field}='{duration}'" in doubt for doubt in doubts)
-    assert all(outcome in doubt for doubt in doubts)
+    assert len(sentences) == told
+    assert all(f"config.training.{field}='{duration}'" in sentence for sentence in sentences)
+    assert all(outcome in sentence for sentence in sentences)
 
 
 def test_a_training_is_told_in_three_lines():

@@ -30,8 +30,8 @@ from command_line import (
 )
 
 from configs import digits
-from experiments.command_line import modes as run
-from experiments.run_folder.workdir import record_configuration
+from experiments.command_line import modes
+from experiments.run_folder.folder import RunFolder
 from experiments.system.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -308,7 +308,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(lost, uninterrupte
         (workdir / "results.json").unlink()
     before = files_of(workdir)
     with pytest.raises(UserError, match="was trained to step 60 but has no checkpoint any more"):
-        run.train(tiny_config(), workdir, "")
+        modes.train(tiny_config(), workdir, "")
     assert files_of(workdir) == before
 
 
@@ -317,11 +317,11 @@ def test_checkpoints_of_another_configuration_are_refused_and_left_alone(uninter
     shutil.copytree(uninterrupted / "checkpoints", workdir / "checkpoints")
     config = tiny_config(seed=1)
     with pytest.raises(UserError, match=r"has checkpoints but no config\.json"):
-        record_configuration(workdir, config)
+        RunFolder(workdir).open_for_training(config, None)
     (workdir / "config.json").write_text(config.to_json())
     before = files_of(workdir / "checkpoints")
     with pytest.raises(UserError, match=r"checkpoints/60 is of a run with .*\(seed: 0 -> 1\)"):
-        run.train(config, workdir, "")
+        modes.train(config, workdir, "")
     assert files_of(workdir / "checkpoints") == before
 
 
@@ -351,7 +351,7 @@ def test_a_read_only_workdir_is_one_error(uninterrupted):
 def test_a_workdir_that_is_a_file_is_one_error(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"--workdir=.*file cannot be written to \(File exists\)"):
-        run.train(tiny_config(), tmp_path / "file", "")
+        modes.train(tiny_config(), tmp_path / "file", "")
     assert (tmp_path / "file").read_text() == "mine"
 
 

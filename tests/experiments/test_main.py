@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from command_line import (
     ROOT,
+    TINY,
     assert_same_bits,
     last_step,
     launch,
@@ -17,6 +18,10 @@ from command_line import (
     train,
     wait_until,
 )
+
+import sere_jax
+from experiments import trained
+from sere_jax.bijector import BIJECTORS
 
 pytestmark = pytest.mark.slow
 
@@ -217,6 +222,29 @@ def test_images_of_any_channels_are_drawn_and_a_run_knows_its_images_by_their_fi
     evaluated = launch(workdir, others, "--mode=evaluate", config=None, devices=3)
     assert "note: the images of 'npz' are not those that" in evaluated.stderr
     launch(workdir, "--mode=sample", config=None)  # needs no images
+
+
+def test_a_run_with_an_extension_is_evaluated_by_its_workdir_alone(tmp_path, monkeypatch):
+    workdir = f"--workdir={tmp_path}"
+    file = "examples/bijector.py"
+    short = ("--config.training.num_steps=2", "--config.evaluation.num_examples=30")
+    launch(workdir, *TINY, *short, config=file)
+
+    evaluated = launch(workdir, "--mode=evaluate", config=None)
+
+    assert evaluated.stdout.startswith("test: -log p(x) ")
+    note = f"note: importing {ROOT / file}, whose parts {workdir} uses\n"
+    assert evaluated.stderr.startswith(note) and evaluated.stderr.count("note:") == 1
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert "--mode=evaluate" in results["evaluation_command"]
+    monkeypatch.delitem(BIJECTORS, "lower_upper", raising=False)
+    with pytest.raises(sere_jax.ConfigError, match="bijector='lower_upper' is not one of"):
+        trained.load(tmp_path)  # the library runs no code that a folder names
+    (tmp_path / "extension.json").write_text(json.dumps({"config": f"{tmp_path}/moved.py"}))
+    moved = launch(workdir, "--mode=sample", config=None, check=False)
+    assert moved.returncode == 2
+    assert moved.stderr.startswith(f"error: {workdir} uses parts of {tmp_path}/moved.py, which is")
+    assert moved.stderr.count("\n") == 1
 
 
 def test_help_names_the_modes_and_the_configurations():

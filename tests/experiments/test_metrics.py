@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from experiments.run_folder.metrics import MetricsLogger, progress_bar, read_metrics
+from experiments.run_folder.metrics import MetricsLogger, read_metrics
 from experiments.system.errors import UserError
 from experiments.system.files import open_atomically, write_json_atomically
+from experiments.system.progress import progress_bar
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -148,13 +149,6 @@ def test_without_whole_lines_there_are_no_records(tmp_path, content):
     if content is not None:
         (tmp_path / "metrics.jsonl").write_bytes(content)
     assert read_metrics(tmp_path) == []
-
-
-def test_other_hosts_write_nothing(tmp_path):
-    workdir = tmp_path / "run"
-    with MetricsLogger(workdir, resume_step=0, write=False) as logger:
-        logger.write(1, 0.0, "train", {"elbo": -1.0})
-    assert not workdir.exists()
 
 
 @pytest.mark.parametrize(

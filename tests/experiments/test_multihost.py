@@ -191,8 +191,8 @@ def test_what_one_process_finds_wrong_is_one_line_in_both(finished_by_one):
 MEETING = """
 import sys
 from experiments import main
-from experiments.distributed import processes as multihost
-multihost.initialize(sys.argv[1], 2, int(sys.argv[2]), timeout=float(sys.argv[3]))
+from experiments.distributed import processes
+processes.initialize(sys.argv[1], 2, int(sys.argv[2]), timeout=float(sys.argv[3]))
 """
 
 HELPERS = (
@@ -208,21 +208,21 @@ arrays = {
     "step": np.array(-5 - me, np.int32),
     "odd": np.array([True, bool(me), True]),
 }
-received = multihost.arrays_of_first_process(arrays)
-assert multihost.json_of_first_process({"me": me, "é": "x" * 9000}) == {"me": 0, "é": "x" * 9000}
-assert multihost.any_signal(15 * me or None) == 15 and multihost.any_signal(None) is None
-assert multihost.on_first_process(lambda: "result") == (None if me else "result")
+received = processes.arrays_of_first_process(arrays)
+assert processes.json_of_first_process({"me": me, "é": "x" * 9000}) == {"me": 0, "é": "x" * 9000}
+assert processes.any_signal(15 * me or None) == 15 and processes.any_signal(None) is None
+assert processes.on_first_process(lambda: "result") == (None if me else "result")
 
 def fail_in_second():
     if me == 1:
         raise UserError("no such file")
 
 try:
-    multihost.on_every_process(fail_in_second)
+    processes.on_every_process(fail_in_second)
 except UserError as error:
     print(error)
 try:
-    multihost.check_same("the colours", lambda: me, lambda ours, first: ours - first and "1, not 0")
+    processes.check_same("the colours", lambda: me, lambda ours, first: ours - first and "1, not 0")
 except UserError as error:
     print(error)
 print({name: (array.dtype.str, array.shape, array.tobytes()) for name, array in received.items()})

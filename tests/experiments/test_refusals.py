@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import sere_jax
-from experiments.command_line import flags as command_line
+from experiments.command_line.flags import CommandLineError, parse
 from experiments.system.errors import UserError
 from experiments.training.experiment import create_experiment
 
@@ -463,8 +463,8 @@ def test_a_bad_configuration_is_one_line_and_changes_nothing(
     monkeypatch.chdir(cwd)
     before = state_of(files)
 
-    with pytest.raises((command_line.CommandLineError, UserError, sere_jax.ConfigError)) as refused:
-        command_line.parse(argv)
+    with pytest.raises((CommandLineError, UserError, sere_jax.ConfigError)) as refused:
+        parse(argv)
         create_experiment(own["config"].value)
 
     for word in words:

@@ -48,7 +48,7 @@ def test_without_a_choice_the_weights_are_those_that_were_evaluated(
         assert (workdir, which) == (tmp_path, evaluated)
         return {}, {}
 
-    monkeypatch.setattr("experiments.run_folder.weights.load", load)
+    monkeypatch.setattr("experiments.training.trained_model.load_weights", load)
     assert trained.load(tmp_path)[1] == {}
 
 

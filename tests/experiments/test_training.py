@@ -16,7 +16,8 @@ from configs import base
 from experiments.data import input_pipeline
 from experiments.data.input_pipeline import epoch_order
 from experiments.distributed.devices import replicate
-from experiments.training import step as training
+from experiments.training.state import init_state
+from experiments.training.step import StepSettings, create_train_dispatch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NUM_EXAMPLES, BATCH = 24, 8
@@ -36,17 +37,18 @@ def tiny_experiment(num_train_samples=1, random_affine=0.0, **training_fields):
 def create(optimizer=None, kl_weight=lambda step: 1.0, importance_weighted_from=0, **fields):
     config, model, images = tiny_experiment(**fields)
     optimizer = optimizer or optax.adam(1e-2)
-    dispatch = training.create_train_dispatch(
-        model,
-        optimizer,
-        config.training,
+    settings = StepSettings(
+        model=model,
+        optimizer=optimizer,
+        training=config.training,
         kl_weight=kl_weight,
+        augment=input_pipeline.augmentation(config.dataset, AFFINE_UNTIL, max_value=255),
         num_examples=NUM_EXAMPLES,
         max_value=255,
-        augment=input_pipeline.augmentation(config.dataset, AFFINE_UNTIL, max_value=255),
         importance_weighted_from=importance_weighted_from,
     )
-    state = replicate(training.init_state(model, optimizer, seed=3))
+    dispatch = create_train_dispatch(settings)
+    state = replicate(init_state(model, optimizer, seed=3))
     return model, dispatch, state, replicate(images)
 
 

@@ -12,12 +12,12 @@ from command_line import ROOT, launch, train
 
 import sere_jax
 from experiments import trained
-from experiments.run_folder import recorded, weights
+from experiments.run_folder import configuration, exported_weights
 from experiments.system.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
-KEPT = sorted((ROOT / "results").glob(f"**/{weights.WEIGHTS_FILE}"))
+KEPT = sorted((ROOT / "results").glob(f"**/{exported_weights.WEIGHTS_FILE}"))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_what_cannot_be_read_or_written_is_refused(exported, tmp_path):
     _, kept = exported
     broken = tmp_path / "broken"
     shutil.copytree(kept, broken)
-    path = broken / weights.WEIGHTS_FILE
+    path = broken / exported_weights.WEIGHTS_FILE
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[whole.index(b"kernel.npy") + 90] ^= 1
@@ -105,14 +105,16 @@ def test_what_cannot_be_read_or_written_is_refused(exported, tmp_path):
             trained.load(broken)
     another = tmp_path / "another"
     shutil.copytree(kept, another)
-    config = recorded.get_config(str(another)).to_dict()
+    config = configuration.get_config(str(another)).to_dict()
     config["model"]["hidden_size"] = 9
     (another / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"another model: .* \(4, 8\) instead of \(4, 9\)"):
         trained.load(another)
     for value in (1e5, np.nan):
         with pytest.raises(UserError, match="params/scale holds .* beyond float16"):
-            weights.write(tmp_path / "large.npz", {"params": {"scale": np.float32(value)}}, {})
+            exported_weights.write(
+                tmp_path / "large.npz", {"params": {"scale": np.float32(value)}}, {}
+            )
     assert not (tmp_path / "large.npz").exists()
 
 
@@ -120,6 +122,6 @@ def test_what_cannot_be_read_or_written_is_refused(exported, tmp_path):
 def test_the_weights_in_the_repository_can_be_loaded_and_are_small(path: pathlib.Path):
     assert path.stat().st_size < 20e6
     model, params = trained.load(path.parent)
-    _, about = weights.read(path, params)
+    _, about = exported_weights.read(path, params)
     assert about["step"] == results_of(path.parent)["step"]
     assert sere_jax.sample(model, params, jax.random.key(0), 1).shape == (1, 28, 28, 1)

@@ -1,4 +1,4 @@
-"""The weights that a run is evaluated with: from its checkpoints, or from one small file.
+"""The weights of a run in one small file.
 
     python -m experiments.main --workdir=runs/digits --mode=export
 
@@ -16,50 +16,12 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from experiments.run_folder.checkpoints import Checkpoints
 from experiments.system.errors import UserError
 from experiments.system.files import open_atomically
-from experiments.training.step import TrainState
 
 WEIGHTS_FILE = "weights.npz"
 DTYPE = np.dtype(np.float16)
 _ABOUT = "about"
-
-
-def load(workdir: pathlib.Path, template: TrainState, which: str) -> tuple[Any, dict[str, Any]]:
-    """The averaged parameters of a workdir, which is only read, or those exported from one.
-
-    Args:
-        workdir: of a run, or a folder with its `config.json` and exported weights.
-        template: a state of the same structure and shapes.
-        which: "best", the checkpoint of the highest validation ELBO (the last one, if there was no
-            validation), or "last". Exported weights leave no choice.
-
-    Returns:
-        Host arrays, and JSON values: `step`, `validation_elbo` in nats or None, `train_seconds`,
-        and, where they were recorded, the `command` that trained them, its `git_commit` and the
-        `dataset_fingerprint` of its images.
-
-    Raises:
-        UserError: there are no weights, or they cannot be read.
-    """
-    if (workdir / WEIGHTS_FILE).exists() and not (workdir / "checkpoints").exists():
-        return read(workdir / WEIGHTS_FILE, template.params)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = choose_step(checkpoints, which)
-        if step is None:
-            raise UserError(f"there is no checkpoint in {checkpoints.directory}; train first")
-        state, progress = checkpoints.restore(template, step)
-        about = {"step": step, "validation_elbo": checkpoints.validation_elbo(step)}
-    # Earlier versions did not record the command and its commit.
-    recorded = ("train_seconds", "command", "git_commit", "dataset_fingerprint")
-    return state.ema_params, about | {name: progress[name] for name in recorded if name in progress}
-
-
-def choose_step(checkpoints: Checkpoints, which: str) -> int | None:
-    """The step of the checkpoint that `load` takes; None where there is no checkpoint."""
-    best = checkpoints.best_step() if which == "best" else None
-    return best or max(checkpoints.steps(), default=None)
 
 
 def write(path: pathlib.Path, params: Any, about: dict[str, Any]) -> None:

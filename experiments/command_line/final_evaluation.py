@@ -1,0 +1,112 @@
+"""Results of a run on the test set, and the report of it."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.distributed.devices import replicate
+from experiments.distributed.processes import done_by_first_process, is_first_process, tell
+from experiments.reporting.model_pictures import save_curves, save_pictures
+from experiments.reporting.report import write_report
+from experiments.run_folder.folder import RunFolder
+from experiments.system.git import git_commit
+from experiments.system.progress import progress_bar
+from experiments.training.evaluation import standard_error
+from experiments.training.experiment import Experiment
+from experiments.training.state import count_parameters
+
+
+def evaluate_and_report(experiment: Experiment, folder: RunFolder, command: str) -> None:
+    """Evaluates the run's weights on the test set; writes results, pictures and the report."""
+    which = experiment.config.evaluation.checkpoint
+    averages, about = folder.load_weights(experiment.state_template(), which)
+    _tell_of_other_images(experiment, folder, about)
+    params = replicate(averages)
+    images = replicate(experiment.test_images())
+    elbo = experiment.evaluator.elbo(params, images)
+    done_by_first_process(save_pictures)(experiment, averages, elbo.kl, folder.path)
+    log_likelihood, elbos = _log_likelihood(experiment, params, images)
+    results = {
+        **_likelihoods(experiment, log_likelihood, elbos),
+        "kl_per_layer": elbo.means()["kl_per_layer"],
+        "num_importance_samples": experiment.config.evaluation.num_importance_samples,
+        "num_examples": len(log_likelihood),
+        **_origin(experiment, about, count_parameters(averages), command),
+    }
+    folder.save_arrays("test_images", elbo=elbos, log_likelihood=log_likelihood)
+    folder.save_results(results)
+    _report(folder, results)
+
+
+def _tell_of_other_images(experiment: Experiment, folder: RunFolder, about: dict) -> None:
+    dataset = experiment.dataset
+    recorded = about.get("dataset_fingerprint", dataset.fingerprint)
+    if recorded != dataset.fingerprint:
+        tell(
+            f"note: the images of {experiment.config.dataset.name!r} are not those that "
+            f"{folder.path} was trained on, or not in that order (fingerprint "
+            f"{dataset.fingerprint}, then {recorded}); make sure that no training images are in "
+            "the test set"
+        )
+
+
+def _log_likelihood(
+    experiment: Experiment, params: Any, images: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """See `Evaluator.log_likelihood`; tells how far it is."""
+    with progress_bar(
+        len(images), 0, "importance sampling", disable=not is_first_process(), unit=" images"
+    ) as bar:
+
+        def advance(num_images, mean):
+            bar.update(num_images)
+            bar.set_postfix_str(f"log p(x) {mean:.2f}", refresh=False)
+
+        return experiment.evaluator.log_likelihood(params, images, advance)
+
+
+def _likelihoods(
+    experiment: Experiment, log_likelihood: np.ndarray, elbos: np.ndarray
+) -> dict[str, float]:
+    """In nats, with standard errors, and in bits/dim."""
+    nll, elbo = -float(log_likelihood.mean()), float(elbos.mean())
+    return {
+        "nll": nll,
+        "nll_stderr": standard_error(log_likelihood),
+        "elbo": elbo,
+        "elbo_stderr": standard_error(elbos),
+        "bits_per_dim": experiment.bits_per_dim(nll, "test"),
+        "elbo_bits_per_dim": experiment.bits_per_dim(-elbo, "test"),
+    }
+
+
+def _origin(experiment: Experiment, about: dict, num_params: int, command: str) -> dict[str, Any]:
+    """Which weights were evaluated, how they were trained, and by which commands."""
+    config, commit = experiment.config, git_commit()
+    return {
+        "step": about["step"],
+        "epoch": about["step"] / experiment.steps_per_epoch,
+        "num_params": num_params,
+        "train_seconds": about["train_seconds"],
+        "dataset": config.dataset.name,
+        "validation_elbo": about["validation_elbo"],
+        "paper_nll": config.paper.nll,
+        "evaluation": config.evaluation.to_dict(),
+        # Earlier versions recorded neither with the weights.
+        "git_commit": about.get("git_commit", commit),
+        "command": about.get("command", command),
+        "evaluation_git_commit": commit,
+        "evaluation_command": command,
+    }
+
+
+@done_by_first_process
+def _report(folder: RunFolder, results: dict[str, Any]) -> None:
+    save_curves(folder.path)
+    write_report(folder.path)
+    print(
+        f"test: -log p(x) {results['nll']:.2f} ± {results['nll_stderr']:.2f} nats "
+        f"(K = {results['num_importance_samples']}, {results['num_examples']} images), "
+        f"ELBO {results['elbo']:.2f} nats, {results['bits_per_dim']:.4f} bits/dim; "
+        f"report in {folder.path / 'report.html'}"
+    )

@@ -1,0 +1,106 @@
+"""Pictures of what a model has learned, and the curves of its training, in the run folder."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sere_jax
+from experiments.reporting import charts, sheets
+from experiments.run_folder.metrics import read_metrics
+from experiments.training.experiment import Experiment
+from sere_jax.partition import create_partition
+
+Array = jax.Array
+NUM_PATHS, IMAGES_OF_A_PATH = 5, 10  # of the figure of interpolations
+
+
+def save_pictures(
+    experiment: Experiment, params: Any, kl: np.ndarray, workdir: pathlib.Path
+) -> None:
+    """Draws samples, and for a model with codes reconstructions, interpolations and KLs.
+
+    `kl` [num, L], in nats, is that of the test images.
+    """
+    model = experiment.model
+    save_samples(model, params, experiment.config.sampling, workdir)
+    if not model.config.has_latents:
+        return
+    history = [
+        (record["epoch"], record["kl_per_layer"])
+        for record in read_metrics(workdir)
+        if record["split"] == "validation"
+    ]
+    charts.save_kl_per_layer(kl.mean(axis=0), workdir / "kl_per_layer.png", history=history)
+    images = experiment.test_images()[:16]
+    x, keys = experiment.evaluator.to_data_space(images, np.arange(len(images)))
+    _save_reconstructions(model, params, x, keys, workdir)
+    key = jax.random.key(experiment.config.sampling.seed)
+    _save_interpolation(model, params, x, key, workdir)
+
+
+def save_samples(
+    model: sere_jax.LatentVariableModel, params: Any, sampling: Any, workdir: pathlib.Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws samples, as most papers do by their expectations, and how layers build them up.
+
+    Returns:
+        The samples and their expectations, [num, h, w, c] in data space.
+    """
+    key = jax.random.key(sampling.seed)
+    images, expected = (
+        np.asarray(sere_jax.sample(model, params, key, sampling.num_images, expected=as_expected))
+        for as_expected in (False, True)
+    )
+    pictures = _pixels(model, expected)
+    sheets.save_image_grid(pictures, workdir / "samples.png")
+    if model.generates_blocks:
+        layer_of_pixel = create_partition(model.config).layer_of_pixel
+        sheets.save_build_up(pictures[:8], layer_of_pixel, workdir / "build_up.png")
+    return images, expected
+
+
+def save_curves(workdir: pathlib.Path) -> None:
+    """Draws the learning curves of a run, if it has logged anything."""
+    records = read_metrics(workdir)
+    if records:
+        charts.save_learning_curves(records, workdir / "learning_curves.png")
+
+
+def _save_reconstructions(
+    model: sere_jax.LatentVariableModel, params: Any, x: Array, keys: Array, workdir: pathlib.Path
+) -> None:
+    """Images above their reconstructions, and above those without the data layers' residual."""
+
+    def reconstruct(**options):
+        images = sere_jax.reconstruct(model, params, x, keys, expected=True, **options)
+        return _pixels(model, images)
+
+    versions = {"original": _pixels(model, x), "reconstruction": reconstruct()}
+    sheets.save_comparison(versions, workdir / "reconstructions.png")
+    if model.generates_blocks and model.config.couple_data:
+        versions["without δγ"] = reconstruct(residual=False)
+        sheets.save_comparison(versions, workdir / "residual_layers.png")
+
+
+def _save_interpolation(
+    model: sere_jax.LatentVariableModel, params: Any, x: Array, key: Array, workdir: pathlib.Path
+) -> None:
+    """A row for each of some pairs of images, from the first one's codes to the second one's."""
+    paths = [
+        sere_jax.interpolate(model, params, start, end, key, IMAGES_OF_A_PATH)
+        for start, end in zip(x[: 2 * NUM_PATHS : 2], x[1 : 2 * NUM_PATHS : 2], strict=False)
+    ]
+    if paths:
+        pictures = _pixels(model, np.concatenate(paths))
+        sheets.save_image_grid(
+            pictures, workdir / "interpolation.png", num_columns=IMAGES_OF_A_PATH
+        )
+
+
+def _pixels(model: sere_jax.LatentVariableModel, x: Any) -> np.ndarray:
+    """For pictures: of other numbers of channels than 1 and 3 the first three, or the first."""
+    pixels = np.asarray(sere_jax.to_pixels(model, jnp.asarray(x, np.float32)))
+    return pixels[..., : 3 if pixels.shape[-1] >= 3 else 1]

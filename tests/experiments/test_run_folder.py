@@ -1,0 +1,143 @@
+"""A run folder belongs to one process and to one configuration."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from configs import digits
+from experiments.run_folder import configuration
+from experiments.run_folder.extension import record_extension, recorded_extension
+from experiments.run_folder.folder import RunFolder
+from experiments.run_folder.lock import lock
+from experiments.run_folder.same_run import check_configuration_of
+from experiments.system import git
+from experiments.system.errors import UserError
+
+HOLDER = """
+import pathlib, sys, time
+from experiments.run_folder.lock import lock
+with lock(pathlib.Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_one_dies(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(UserError, match="in use by another process"),
+            lock(tmp_path),
+        ):
+            pass
+        holder.kill()
+        holder.wait()
+    with lock(tmp_path):
+        pass
+
+
+def test_a_workdir_that_cannot_be_created_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match="cannot be written to"),
+        lock(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+def record(path, config):
+    with RunFolder(path) as folder:
+        folder.open_for_training(config, None)
+
+
+def test_a_configuration_is_recorded_once_and_then_compared(tmp_path):
+    config = digits.get_config()
+    record(tmp_path, config)
+    before = json.loads((tmp_path / "config.json").read_text())
+    assert before["model"]["num_layers"] == config.model.num_layers
+    record(tmp_path, config)
+
+    config.training.learning_rate = 0.5
+    with pytest.raises(UserError, match=r"training\.learning_rate: 0\.002 -> 0\.5"):
+        record(tmp_path, config)
+    assert json.loads((tmp_path / "config.json").read_text()) == before
+
+
+def test_fields_that_do_not_change_the_training_may_change(tmp_path):
+    config = digits.get_config()
+    record(tmp_path, config)
+    config.evaluation.num_importance_samples = 7
+    config.sampling.num_images = 3
+    record(tmp_path, config)
+    check_configuration_of(tmp_path, config)
+    assert json.loads((tmp_path / "config.json").read_text())["sampling"]["num_images"] == 3
+
+
+def test_a_field_that_an_earlier_version_did_not_have_has_its_default(tmp_path):
+    config = digits.get_config()
+    fields = config.to_dict()
+    del fields["model"]["dropout"], fields["training"]["optimizer"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert configuration.get_config(str(tmp_path)).to_dict() == config.to_dict()
+    check_configuration_of(tmp_path, config)
+    config.model.dropout = 0.5
+    with pytest.raises(UserError, match=r"model\.dropout: 0\.0 -> 0\.5"):
+        check_configuration_of(tmp_path, config)
+
+
+def test_checkpoints_without_a_configuration_are_not_adopted(tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"has checkpoints but no config\.json"):
+        record(tmp_path, digits.get_config())
+
+
+def test_a_folder_without_a_run_and_a_torn_configuration_are_refused(tmp_path):
+    with pytest.raises(UserError, match="train first"):
+        check_configuration_of(tmp_path, digits.get_config())
+    (tmp_path / "config.json").write_text('{"model": ')
+    with pytest.raises(UserError, match="is not JSON"):
+        check_configuration_of(tmp_path, digits.get_config())
+
+
+def test_other_processes_neither_read_nor_write_nor_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.distributed.processes.is_first_process", lambda: False)
+    config = digits.get_config()
+    with RunFolder(tmp_path / "run") as folder:
+        folder.check_can_train(config)
+        folder.check_trained(config)
+        folder.lock()
+        folder.open_for_training(config, "configs/digits.py")
+        with folder.logging_from(0):
+            folder.log(1, 0.0, "train", {"elbo": -1.0})
+        folder.raise_save_errors()
+        folder.save(None, {}, None)
+        folder.wait_for_saves()
+        folder.save_arrays("test", elbo=[1.0])
+        folder.save_results({})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_file_of_an_extension_is_recorded_with_its_whole_path(tmp_path, monkeypatch):
+    assert recorded_extension(tmp_path) is None
+    monkeypatch.chdir(tmp_path)
+    record_extension(tmp_path, "mine/bijector.py:wide")
+    assert recorded_extension(tmp_path) == f"{tmp_path}/mine/bijector.py:wide"
+
+
+def test_code_that_another_user_names_is_not_run(tmp_path, monkeypatch):
+    record_extension(tmp_path, "/a/bijector.py")
+    monkeypatch.setattr("os.getuid", lambda: -1)
+    with pytest.raises(UserError, match="belongs to another user .*--config=/a/bijector.py"):
+        recorded_extension(tmp_path)
+    (tmp_path / "extension.json").write_text("[]")
+    with pytest.raises(UserError, match=r"extension\.json cannot be read .*give --config=FILE"):
+        recorded_extension(tmp_path)
+
+
+def test_the_commit_is_that_of_the_project():
+    commit = git.git_commit()
+    assert commit == "unknown" or len(commit.removesuffix("-dirty")) == 40
