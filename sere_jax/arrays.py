@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, dataclass_transform
 
 import jax
@@ -19,28 +19,26 @@ else:
 Params: TypeAlias = Any  # the parameters of a model: nested dictionaries of arrays
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-Class = TypeVar("Class", bound=type)
 
 REAL = (jnp.bool_, jnp.integer, jnp.floating)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-def record(cls: Class) -> Class:
+def record(cls: type[Result]) -> type[Result]:
     """A frozen dataclass and pytree, as a decorator; `static` fields are no leaves.
 
     JAX rebuilds it without its constructor, which checks shapes in tests: while JAX works, leaves
     have further axes, or are no arrays.
     """
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(cls)
+    fields = dataclasses.fields(dataclasses.dataclass(frozen=True)(cls))  # type: ignore[arg-type]
     static = [field.name for field in fields if "static" in field.metadata]
     leaves = [field.name for field in fields if field.name not in static]
 
-    def flatten_with_keys(instance):
+    def flatten_with_keys(instance: Result) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
         values = [(jax.tree_util.GetAttrKey(name), getattr(instance, name)) for name in leaves]
         return values, tuple(getattr(instance, name) for name in static)
 
-    def unflatten(static_values, values):
+    def unflatten(static_values: tuple[Any, ...], values: Iterable[Any]) -> Result:
         instance = object.__new__(cls)
         vars(instance).update(zip(leaves, values, strict=True))
         vars(instance).update(zip(static, static_values, strict=True))

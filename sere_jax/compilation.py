@@ -71,7 +71,7 @@ def jit(
     inner = jax.jit(function, **kwargs)
 
     @functools.cache
-    def outer():
+    def outer() -> Callable[..., Any]:
         options = dict(_right_options())
         if not optimize and jax.default_backend() == "cpu":
             options["xla_backend_optimization_level"] = 0
@@ -142,7 +142,7 @@ def _is_right(options: tuple[tuple[str, Any], ...]) -> bool:
     x = np.linspace(0.1, 2.0, 4096, dtype=np.float32)
 
     # One reduction: what several of them share, constants say, XLA computes apart.
-    def probe(library, x):
+    def probe(library: Any, x: Any) -> Any:
         functions = (library.expm1, library.log, library.log1p)
         return library.sum(sum(f(x) + f((i + 2) * x) for i, f in enumerate(functions)), axis=-1)
 

@@ -115,9 +115,7 @@ def to_data_space(
 
 
 @public
-def to_pixels(
-    model: LatentVariableModel, x: Values
-) -> Float[Array, "batch height width channels"]:
+def to_pixels(model: LatentVariableModel, x: Values) -> Float[Array, "batch height width channels"]:
     """x in data space, or expectations of it, as grey levels or colours in [0, 1], for pictures."""
     x = check_images(model, x, may_be_expected=True)
     return data_space_of(model.config).to_pixels(x)

@@ -102,9 +102,9 @@ def sample_noise(
     num_layers, *event_shape = model.noise_shape
 
     def draw(layer: Array) -> Array:
-        return jax.vmap(
-            lambda key: jax.random.normal(jax.random.fold_in(key, layer), event_shape)
-        )(sample_keys)
+        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, layer), event_shape))(
+            sample_keys
+        )
 
     # Layer by layer: XLA's time to compile one draw for all layers grows with their number.
     return jax.lax.map(draw, jnp.arange(num_layers))

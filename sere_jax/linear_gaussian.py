@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sere_jax import functions as vae
 from sere_jax.arrays import as_array, check_values
 from sere_jax.config import ConfigError, ModelConfig
+from sere_jax.functions import init
 from sere_jax.model import LatentVariableModel
 
 BOUNDS = {"prior_scale": (0.0, ModelConfig.sigma_max), "code_gain": (0.22, 2.21)}
@@ -50,7 +50,7 @@ class LinearGaussian:
     block_slope: np.ndarray
     data_scale: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Takes arrays of any byte order, and lists.
 
         Raises:
@@ -148,7 +148,7 @@ class LinearGaussian:
         _, precision = self.posterior(np.zeros_like(self.data_shift))
         return 0.5 * float(np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])
 
-    def _blocks(self, x):
+    def _blocks(self, x: Any) -> np.ndarray:
         """x [..., L, D] to [..., LD], float64."""
         x = np.asarray(as_array("x", x), np.float64)
         if x.shape[-2:] != self.data_shift.shape:
@@ -193,7 +193,7 @@ class LinearGaussian:
             values = getattr(self, name)
             if not np.all((low < values) & (values < high)):
                 raise ConfigError(f"{name}={values} must lie between {low} and {high}")
-        params = jax.tree.map(np.array, vae.init(model, key))
+        params = jax.tree.map(np.array, init(model, key))
         layers = params["hierarchy"]["layers"]
         zero = np.zeros(self.num_layers)
 
@@ -228,7 +228,7 @@ class LinearGaussian:
         return params
 
 
-def _set_affine(network, slope, shift):
+def _set_affine(network: Any, slope: np.ndarray, shift: np.ndarray) -> None:
     """Sets a `LinearNetwork` to slope [L, inputs, outputs] and shift [L, outputs].
 
     Its first inputs are those of Dense_0; the others come with the offset.
@@ -242,5 +242,5 @@ def _set_affine(network, slope, shift):
     head["bias"][:] = shift
 
 
-def _logit(probability):
+def _logit(probability: Any) -> Any:
     return np.log(probability) - np.log1p(-probability)

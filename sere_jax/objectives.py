@@ -37,7 +37,7 @@ def objective(
     x: Values,
     key: Array,
     *,
-    kl_weight: Values = 1.0,
+    kl_weight: Array | float = 1.0,
     num_samples: Count = 1,
 ) -> Objective:
     """The ELBO, or with several samples the importance-weighted bound, for training.

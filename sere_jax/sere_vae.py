@@ -126,7 +126,10 @@ class SeReVAE(LatentVariableModel):
         return masked(noise, None if mask is None else mask[:, None])
 
     def regenerate(
-        self, z: Float[Array, "layers batch *latents"], keys: Key[Array, "layers batch"], residual: bool
+        self,
+        z: Float[Array, "layers batch *latents"],
+        keys: Key[Array, "layers batch"],
+        residual: bool,
     ) -> Images:
         """Images and their expectations from codes."""
         return self.hierarchy.regenerate(z, keys, residual)

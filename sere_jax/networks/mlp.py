@@ -1,21 +1,15 @@
 """Multilayer perceptrons, and networks without nonlinearities."""
 
 import math
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
+from sere_jax.arrays import flatten
 from sere_jax.config import ModelConfig
-
-Array = jax.Array
-
-
-def head_initializer(scale: float) -> nn.initializers.Initializer:
-    """Kernel initializer of an output layer, `scale` times the usual deviation; 0 gives zeros."""
-    if scale == 0:
-        return nn.initializers.zeros_init()
-    return nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
+from sere_jax.networks.initializers import head_initializer
 
 
 class MLPFeatures(nn.Module):
@@ -30,7 +24,7 @@ class MLPFeatures(nn.Module):
     num_hidden_layers: int
 
     @nn.compact
-    def __call__(self, inputs: Array, event_ndims: int) -> Array:
+    def __call__(self, inputs: Array, event_ndims: int) -> Float[Array, "*batch hidden"]:
         """inputs [..., *event] with `event_ndims` axes in the event, to [..., hidden_size].
 
         Hidden units are dropped (Srivastava et al. 2014) where there are keys called `dropout`.
@@ -43,11 +37,7 @@ class MLPFeatures(nn.Module):
 
 
 class MLPRefinement(nn.Module):
-    """One step of an encoder that is shared by all layers, from the last layer to the first.
-
-    Attributes:
-        config: the model's configuration.
-    """
+    """One step of an encoder that is shared by all layers, from the last layer to the first."""
 
     config: ModelConfig
 
@@ -57,7 +47,7 @@ class MLPRefinement(nn.Module):
         hidden = self._refine(hidden)
         return hidden, nn.Dense(self.config.hidden_size, name="offset")(hidden)
 
-    def _refine(self, hidden):
+    def _refine(self, hidden: Array) -> Array:
         return hidden + nn.Dense(self.config.hidden_size, name="refine")(nn.elu(hidden))
 
 
@@ -107,16 +97,16 @@ class MLPNetwork(nn.Module):
         batch_shape = head.shape[: head.ndim - 1 - position_ndims]
         return head.reshape(*batch_shape, *self.output_shape)
 
-    def _start(self, key, shape, dtype=jnp.float32):
+    def _start(self, key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         del key
         repeats = math.prod(shape) // len(self.output_start)
         return jnp.tile(jnp.array(self.output_start, dtype), repeats).reshape(shape)
 
-    def _position_ndims(self):
+    def _position_ndims(self) -> int:
         """Number of axes of hidden layers, besides the last, that the output has too."""
         return 0
 
-    def _last_hidden(self, hidden):
+    def _last_hidden(self, hidden: Array) -> Array:
         """The last hidden layer from the sum of offset and codes."""
         hidden = nn.elu(hidden)
         for layer in range(self.num_joint_layers):
@@ -126,7 +116,7 @@ class MLPNetwork(nn.Module):
             hidden = nn.elu(hidden + joint(hidden))
         return hidden
 
-    def _hidden(self, codes, event_ndims, use_bias):
+    def _hidden(self, codes: Array, event_ndims: int, use_bias: bool) -> Array:
         """The hidden layer of the codes that the offset is added to, before its activation."""
         size = self.config.hidden_size
         hidden = nn.Dense(size)(flatten(codes, event_ndims))
@@ -148,7 +138,7 @@ class LinearFeatures(nn.Module):
     num_hidden_layers: int = 0
 
     @nn.compact
-    def __call__(self, inputs: Array, event_ndims: int) -> Array:
+    def __call__(self, inputs: Array, event_ndims: int) -> Float[Array, "*batch hidden"]:
         """inputs [..., *event] with `event_ndims` axes in the event, to [..., hidden_size]."""
         return nn.Dense(self.config.hidden_size)(flatten(inputs, event_ndims))
 
@@ -156,7 +146,7 @@ class LinearFeatures(nn.Module):
 class LinearRefinement(MLPRefinement):
     """`MLPRefinement` without nonlinearities."""
 
-    def _refine(self, hidden):
+    def _refine(self, hidden: Array) -> Array:
         return hidden + nn.Dense(self.config.hidden_size, name="refine")(hidden)
 
 
@@ -167,16 +157,9 @@ class LinearNetwork(MLPNetwork):
     either, the model is a linear Gaussian one, whose likelihood and posterior are known exactly.
     """
 
-    def _last_hidden(self, hidden):
+    def _last_hidden(self, hidden: Array) -> Array:
         return hidden
 
-    def _hidden(self, codes, event_ndims, use_bias):
+    def _hidden(self, codes: Array, event_ndims: int, use_bias: bool) -> Array:
         codes = flatten(codes, event_ndims)
         return nn.Dense(self.config.hidden_size, use_bias=use_bias)(codes)
-
-
-def flatten(inputs: Array, event_ndims: int) -> Array:
-    """[..., *event] to [..., size of the event]."""
-    batch_ndims = inputs.ndim - event_ndims
-    # Of an empty batch -1 would be unknown.
-    return inputs.reshape(*inputs.shape[:batch_ndims], math.prod(inputs.shape[batch_ndims:]))
