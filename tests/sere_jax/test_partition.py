@@ -44,8 +44,9 @@ def test_every_pixel_is_in_one_block_and_merge_puts_it_back(name, data, batch_sh
 
     blocks = np.asarray(partition.split(x))
 
-    assert blocks.shape == (*batch_shape, num_layers, *partition.block_shape)
-    mask = np.broadcast_to(partition.mask, blocks.shape) == 1
+    assert blocks.shape == (num_layers, *batch_shape, *partition.block_shape)
+    between = tuple(range(1, 1 + len(batch_shape)))
+    mask = np.broadcast_to(np.expand_dims(partition.mask, between), blocks.shape) == 1
     np.testing.assert_array_equal(np.sort(blocks[mask]), x.ravel())
     np.testing.assert_array_equal(blocks[~mask], 0)
     np.testing.assert_array_equal(partition.merge(blocks), x)
@@ -89,7 +90,7 @@ def test_checkerboard_blocks_are_sub_lattices_in_row_major_order():
     blocks = checkerboard((6, 9, 3), 9).split(x)
 
     expected = [x[:, i::3, j::3] for i in range(3) for j in range(3)]
-    np.testing.assert_array_equal(blocks, np.stack(expected, axis=1))
+    np.testing.assert_array_equal(blocks, np.stack(expected))
 
 
 @pytest.mark.parametrize("create", [raster, checkerboard, tiles])
@@ -109,7 +110,7 @@ def test_tiles_are_contiguous_patches_in_row_major_order():
     blocks = tiles((6, 9, 3), 9).split(x)
 
     expected = [x[:, 2 * i : 2 * i + 2, 3 * j : 3 * j + 3] for i in range(3) for j in range(3)]
-    np.testing.assert_array_equal(blocks, np.stack(expected, axis=1))
+    np.testing.assert_array_equal(blocks, np.stack(expected))
 
 
 @pytest.mark.parametrize("batch_shape", [(), (2,), (2, 3)])
@@ -118,7 +119,7 @@ def test_a_layer_sees_the_blocks_before_it_newest_last_and_zeros_before_the_firs
     batch_shape, count
 ):
     num_layers, block_shape = 4, (1, 2, 1)
-    blocks = numbered(*batch_shape, num_layers, *block_shape)
+    blocks = numbered(num_layers, *batch_shape, *block_shape)
 
     previous = previous_blocks(blocks, count)
 
@@ -126,7 +127,7 @@ def test_a_layer_sees_the_blocks_before_it_newest_last_and_zeros_before_the_firs
     for layer in range(num_layers):
         for place in range(count):
             source = layer - count + place
-            expected = blocks[..., source, :, :, :] if source >= 0 else 0
+            expected = blocks[source] if source >= 0 else 0
             np.testing.assert_array_equal(previous[layer, ..., place, :, :, :], expected)
 
 
