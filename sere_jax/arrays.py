@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, dataclass_
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 if TYPE_CHECKING:
+    Array: TypeAlias = jax.Array
     Values: TypeAlias = jax.typing.ArrayLike | Sequence[Any]  # real numbers, or lists of them
+    Keys: TypeAlias = jax.typing.ArrayLike  # one PRNG key, or one per example
     Count: TypeAlias = int | np.integer[Any] | Array  # one whole number
 else:
-    Values = Count = Any  # the functions refuse all else, each in one line
+    Array = jax.Array | np.ndarray  # as JAX's own functions, all take both
+    Values = Keys = Count = Any  # the functions refuse all else, each in one line
+Limits: TypeAlias = tuple[int | float, int | float] | None  # the least and the largest value
 Params: TypeAlias = Any  # the parameters of a model: nested dictionaries of arrays
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -53,7 +56,7 @@ def static() -> Any:
     return dataclasses.field(metadata={"static": True})
 
 
-def masked(values: Array, mask: Array | np.ndarray | None) -> Array:
+def masked(values: Array, mask: Array | None) -> Array:
     """values [..., D], but 0 where mask [D] is; None: nowhere."""
     return values if mask is None else jnp.where(mask > 0, values, 0.0)
 
@@ -98,7 +101,7 @@ def as_array(name: str, values: Values) -> Any:
     """
     parts = jax.tree.leaves(values) if isinstance(values, list | tuple) else [values]
     try:
-        is_on_device = any(isinstance(part, Array) for part in parts)
+        is_on_device = any(isinstance(part, jax.Array) for part in parts)
         array = jnp.asarray(values) if is_on_device else np.asarray(values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is no array: its parts differ in shape or type") from error
@@ -115,7 +118,7 @@ def as_floats(name: str, values: Values) -> Any:
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
 
 
-def check_values(name: str, array: Any, limits: tuple[float, float] | None, way_out: str) -> None:
+def check_values(name: str, array: Any, limits: Limits, way_out: str) -> None:
     """Refuses values that are not finite or not within limits (None: those of float32).
 
     Only values of NumPy arrays are looked at: under `jit` there are none yet, and for those on a

@@ -11,9 +11,8 @@ import distrax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array
 
-from sere_jax.arrays import flatten
+from sere_jax.arrays import Array, flatten
 from sere_jax.config import ModelConfig, choose
 from sere_jax.flows.autoregressive import MaskedAutoregressiveFlow
 from sere_jax.flows.coupling import SplineCoupling

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, no_type_check
 
 NO_LATENTS = (0,)
 FLOW = "masked_autoregressive_flow"
@@ -36,6 +36,7 @@ class ConfigError(ValueError):
     """An impossible configuration. The message is one line: field, value, choices, way out."""
 
 
+@no_type_check  # by other code than its own, in tests: it says more
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """What `config.model` of an experiment says, checked and hashable.

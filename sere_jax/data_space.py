@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Float, Key, UInt8
 
-from sere_jax.arrays import Values, as_floats, check_values, public
+from sere_jax.arrays import Array, Values, as_floats, check_values, public
 
 ALPHA = 0.05  # of logit space
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Float, Shaped
 
-from sere_jax.arrays import Count, Params, Values, as_key, as_parameters, public
+from sere_jax.arrays import Array, Count, Keys, Params, Values, as_key, as_parameters, public
 from sere_jax.compilation import jit, right_surroundings
 from sere_jax.config import choose, model_config
 from sere_jax.data_layer import data_space_of
@@ -62,7 +62,7 @@ def create_model(config: Any) -> LatentVariableModel:
 
 
 @public
-def init(model: LatentVariableModel, key: Array, x: Values | None = None) -> Params:
+def init(model: LatentVariableModel, key: Keys, x: Values | None = None) -> Params:
     """Random parameters; those of the layers are stacked along a leading axis of length L.
 
     Args:
@@ -77,10 +77,10 @@ def init(model: LatentVariableModel, key: Array, x: Values | None = None) -> Par
     x = jnp.zeros((1, *model.config.data_shape)) if x is None else check_images(model, x)
     if not len(x):
         raise ValueError(f"x has the shape {x.shape}, no image to start from; leave x out")
-    key = as_key(key)
-    if key.ndim:
-        raise ValueError(f"key holds {len(key)} keys; init takes a single one")
-    return _init(model, key, x)
+    own_key = as_key(key)
+    if own_key.ndim:
+        raise ValueError(f"key holds {len(own_key)} keys; init takes a single one")
+    return _init(model, own_key, x)
 
 
 @jit(static_argnums=0, optimize=False)
@@ -91,7 +91,7 @@ def _init(model: LatentVariableModel, key: Array, x: Array) -> Params:
 
 @public
 def to_data_space(
-    model: LatentVariableModel, images: Values, key: Array, max_value: Count = 255
+    model: LatentVariableModel, images: Values, key: Keys, max_value: Count = 255
 ) -> Shaped[Array, "batch height width channels"]:
     """Images of integers as the x that the model's data layer takes.
 
@@ -122,7 +122,7 @@ def to_pixels(model: LatentVariableModel, x: Values) -> Float[Array, "batch heig
 
 
 @public
-def infer(model: LatentVariableModel, params: Params, x: Values, key: Array) -> Inferred:
+def infer(model: LatentVariableModel, params: Params, x: Values, key: Keys) -> Inferred:
     """Everything the model infers of x with one sample of the codes.
 
     An `Inference`; of other systems than the SeRe-VAE a `LadderInference`, `SampledInference` or
@@ -140,7 +140,7 @@ def _infer(model: LatentVariableModel, params: Params, x: Array, key: Array) -> 
 
 @public
 def elbo(
-    model: LatentVariableModel, params: Params, x: Values, key: Array
+    model: LatentVariableModel, params: Params, x: Values, key: Keys
 ) -> Float[Array, " batch"]:
     """Evidence lower bound log p(x | z) - KL with one sample of z, in nats (paper, Eq. 9)."""
     x = check_images(model, x)
@@ -156,7 +156,7 @@ def _elbo(model: LatentVariableModel, params: Params, x: Array, key: Array) -> A
 
 @public
 def log_likelihood(
-    model: LatentVariableModel, params: Params, x: Values, key: Array, num_samples: Count = 1000
+    model: LatentVariableModel, params: Params, x: Values, key: Keys, num_samples: Count = 1000
 ) -> Float[Array, " batch"]:
     """Importance-weighted estimate of log p(x) in nats (Burda et al. 2016, Eq. 8).
 
@@ -172,7 +172,7 @@ def log_likelihood(
 
 @public
 def likelihood_and_elbo(
-    model: LatentVariableModel, params: Params, x: Values, key: Array, num_samples: Count = 1000
+    model: LatentVariableModel, params: Params, x: Values, key: Keys, num_samples: Count = 1000
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
     """`log_likelihood`, and the ELBO of the same samples: the mean of log p(x, z_k) / q(z_k | x).
 
@@ -182,7 +182,7 @@ def likelihood_and_elbo(
 
 
 def _checked_likelihood(
-    model: LatentVariableModel, params: Params, x: Values, key: Array, num_samples: Count
+    model: LatentVariableModel, params: Params, x: Values, key: Keys, num_samples: Count
 ) -> tuple[Array, Array]:
     x = check_images(model, x)
     num_samples = checked_count("num_samples", num_samples)
@@ -218,7 +218,7 @@ def _log_likelihood(
 
 @public
 def sample(
-    model: LatentVariableModel, params: Params, key: Array, num: Count, *, expected: bool = False
+    model: LatentVariableModel, params: Params, key: Keys, num: Count, *, expected: bool = False
 ) -> Shaped[Array, "num height width channels"]:
     """Draws images from the model, in O(L) steps; flows take num_flows D steps in all.
 
@@ -247,7 +247,7 @@ def reconstruct(
     model: LatentVariableModel,
     params: Params,
     x: Values,
-    key: Array,
+    key: Keys,
     *,
     expected: bool = False,
     residual: bool = True,

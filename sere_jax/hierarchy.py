@@ -20,9 +20,9 @@ import distrax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Float, Key, Shaped
 
-from sere_jax.arrays import masked, record
+from sere_jax.arrays import Array, masked, record
 from sere_jax.bijector import create_bijector
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import create_data_layer
@@ -41,7 +41,7 @@ class Observed:
     posterior: Float[Array, "..."] | None  # of the whole image; None if there are no latents
     prior: Float[Array, "..."] | None  # of the previous blocks, for prior and posterior
     data: Any  # what the data layer takes from the previous blocks
-    block: Shaped[Array, "batch h w channels"]  # x_l
+    block: Shaped[Array, "*batch h w channels"]  # x_l
 
 
 @record
@@ -211,7 +211,7 @@ class Hierarchy(nn.Module):
             self.encoder = create_features(self.config, num_hidden_layers=depth)
             self.data_layer = create_data_layer(self.config, self.partition.block_shape)
 
-    def observe(self, x: Shaped[Array, "batch height width channels"]) -> Observed:
+    def observe(self, x: Shaped[Array, "*batch height width channels"]) -> Observed:
         """The blocks of x [L, B, ...], and features: of x, and of previous blocks."""
         blocks = self.partition.split(x)
         previous = previous_blocks(blocks, self.config.data_context)

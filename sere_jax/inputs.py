@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Float, Key, Shaped
 
-from sere_jax.arrays import Count, Values, as_array, as_floats, check_values
+from sere_jax.arrays import Array, Count, Values, as_array, as_floats, check_values
 from sere_jax.config import python_value
 from sere_jax.data_layer import data_space_of
 from sere_jax.model import LatentVariableModel

@@ -2,9 +2,19 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from sere_jax.arrays import Count, Params, Values, as_array, as_key, as_parameters, public
+from sere_jax.arrays import (
+    Array,
+    Count,
+    Keys,
+    Params,
+    Values,
+    as_array,
+    as_key,
+    as_parameters,
+    public,
+)
 from sere_jax.compilation import jit
 from sere_jax.inputs import block_keys, check_images, checked_count, example_keys, sample_noise
 from sere_jax.model import LatentVariableModel, apply
@@ -18,7 +28,7 @@ def interpolate(
     params: Params,
     x_start: Values,
     x_end: Values,
-    key: Array,
+    key: Keys,
     num: Count,
 ) -> Float[Array, "num height width channels"]:
     """Expected images on the way from one image to another through the codes.
@@ -48,8 +58,8 @@ def interpolate(
     """
     ends = [check_images(model, as_array("x", x)[None]) for x in (x_start, x_end)]
     num = checked_count("num", num, at_least=2)
-    (key,) = example_keys(as_key(key), 1)
-    return _interpolate(model, as_parameters(params), jnp.concatenate(ends), key, num)
+    (own_key,) = example_keys(as_key(key), 1)
+    return _interpolate(model, as_parameters(params), jnp.concatenate(ends), own_key, num)
 
 
 @jit(static_argnums=(0, 4))
@@ -64,7 +74,7 @@ def _interpolate(
 
 
 def on_great_circle(
-    start: Float[Array, "*noise"], end: Float[Array, "*noise"], part: Float[Array, ""]
+    start: Float[Array, "*noise"], end: Float[Array, "*noise"], part: Array | float
 ) -> Float[Array, "*noise"]:
     """Spherical interpolation (Shoemake 1985); lengths go from one to the other likewise."""
     lengths = jnp.linalg.norm(start) * jnp.linalg.norm(end)

@@ -6,9 +6,9 @@ import distrax
 import jax.numpy as jnp
 import yaml  # type: ignore[import-untyped]
 from flax import linen as nn
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Float, Key, Shaped
 
-from sere_jax.arrays import Params, record
+from sere_jax.arrays import Array, Params, record
 from sere_jax.config import ModelConfig
 
 # Flax's `tabulate` writes what modules return as YAML, which knows no bijectors.
@@ -79,8 +79,8 @@ class LatentVariableModel(nn.Module):
 
     def log_weights(
         self, x: Array, observed: Any, noise: Float[Array, "layers samples batch *event"]
-    ) -> tuple[Float[Array, "samples batch"], Float[Array, "samples batch"]]:
-        """log p(x | z) and log p(z) - log q(z | x) for several samples an image.
+    ) -> tuple[Float[Array, "*#samples batch"], Float[Array, "*#samples batch"]]:
+        """log p(x | z) and log p(z) - log q(z | x) for several samples an image, if there are codes.
 
         Args:
             x: [B, *data_shape].

@@ -6,9 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from sere_jax.arrays import Count, Params, Values, as_key, as_parameters, public, record
+from sere_jax.arrays import (
+    Array,
+    Count,
+    Keys,
+    Params,
+    Values,
+    as_key,
+    as_parameters,
+    public,
+    record,
+)
 from sere_jax.inputs import (
     OF_DROPOUT,
     check_images,
@@ -35,7 +45,7 @@ def objective(
     model: LatentVariableModel,
     params: Params,
     x: Values,
-    key: Array,
+    key: Keys,
     *,
     kl_weight: Array | float = 1.0,
     num_samples: Count = 1,

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Shaped
 
+from sere_jax.arrays import Array
 from sere_jax.config import ConfigError, ModelConfig, choose
 
 DataShape = tuple[int, ...]
@@ -20,12 +21,16 @@ class Partition:
 
     Attributes:
         data_shape: (height, width, channels) of the image.
-        pixels: [L, h, w] int, row-major index of the pixel at each place of each block;
+        pixels: [L, h, w] int32, row-major index of the pixel at each place of each block;
             `num_pixels` marks padding (of shorter blocks of `raster`).
     """
 
     data_shape: DataShape
     pixels: np.ndarray
+
+    def __post_init__(self) -> None:
+        # JAX remembers the type that it read an array of int64 with, whatever `jax_enable_x64` is.
+        object.__setattr__(self, "pixels", self.pixels.astype(np.int32))
 
     @property
     def num_layers(self) -> int:
@@ -58,8 +63,9 @@ class Partition:
 
     @functools.cached_property
     def place_of_pixel(self) -> np.ndarray:
-        """[pixels] int: where in the blocks, one after another, each pixel stands."""
-        return np.argsort(self.pixels.reshape(-1), kind="stable")[: self.num_pixels]
+        """[pixels] int32: where in the blocks, one after another, each pixel stands."""
+        order = np.argsort(self.pixels.reshape(-1), kind="stable")[: self.num_pixels]
+        return order.astype(np.int32)
 
     def split(
         self, x: Shaped[Array, "*batch height width channels"]

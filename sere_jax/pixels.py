@@ -10,9 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Float, Shaped
 
 from sere_jax import data_space
+from sere_jax.arrays import Array
 from sere_jax.config import ModelConfig
 from sere_jax.data_space import DataSpace
 from sere_jax.networks.family import create_features, create_network

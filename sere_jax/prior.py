@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from sere_jax.arrays import record
+from sere_jax.arrays import Array, record
 from sere_jax.config import ModelConfig
 from sere_jax.networks.family import create_network
 

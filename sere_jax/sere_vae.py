@@ -4,9 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Float, Key
 
-from sere_jax.arrays import masked, record
+from sere_jax.arrays import Array, masked, record
 from sere_jax.hierarchy import Hierarchy, Images, Observed
 from sere_jax.model import Inferred, LatentVariableModel
 from sere_jax.posterior import kl_divergence, log_density_ratio
@@ -98,7 +98,7 @@ class SeReVAE(LatentVariableModel):
 
     def log_weights(
         self, x: Array, observed: Observed, noise: Float[Array, "layers samples batch *latents"]
-    ) -> tuple[Float[Array, "samples batch"], Float[Array, "samples batch"]]:
+    ) -> tuple[Float[Array, "*#samples batch"], Float[Array, "*#samples batch"]]:
         """See the base class; x is in `observed`."""
         del x
         latents = self.hierarchy.infer(observed, noise)

@@ -10,9 +10,8 @@ import distrax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array
 
-from sere_jax.arrays import flatten, masked
+from sere_jax.arrays import Array, flatten, masked
 from sere_jax.flows.whitening import MIN_DEVIATION, Whitening
 from sere_jax.networks.masked import MADE, MaskedNetwork, spread_degrees
 

@@ -5,9 +5,8 @@ import math
 import distrax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array
 
-from sere_jax.arrays import flatten, record, static
+from sere_jax.arrays import Array, flatten, record, static
 from sere_jax.networks.initializers import head_initializer
 
 SPLINE_RANGE = 5.0  # beyond it, splines are the identity

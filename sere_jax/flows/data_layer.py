@@ -6,10 +6,10 @@ from typing import Any
 import distrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Float, Shaped
 
 from sere_jax import data_space
-from sere_jax.arrays import flatten, masked, record
+from sere_jax.arrays import Array, flatten, masked, record
 from sere_jax.flows.autoregressive import MaskedAutoregressiveFlows
 from sere_jax.pixels import DataLayer
 

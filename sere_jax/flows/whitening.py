@@ -4,9 +4,9 @@ import distrax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from sere_jax.arrays import masked
+from sere_jax.arrays import Array, masked
 
 MIN_DEVIATION = 1e-4  # of data that activations are normalized by
 WHITENING_RIDGE = 5.0  # over the number of images, added to variances of 1

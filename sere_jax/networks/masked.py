@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Float, Shaped
 
-from sere_jax.arrays import masked, record, static
+from sere_jax.arrays import Array, masked, record, static
 from sere_jax.networks.initializers import head_initializer
 from sere_jax.networks.stripes import MaskedKernel, cut_stripes
 

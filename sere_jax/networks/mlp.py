@@ -5,9 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from sere_jax.arrays import flatten
+from sere_jax.arrays import Array, flatten
 from sere_jax.config import ModelConfig
 from sere_jax.networks.initializers import head_initializer
 

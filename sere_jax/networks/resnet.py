@@ -8,9 +8,9 @@ blocks are vectors, and only the encoder of the whole image is convolutional.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from sere_jax.arrays import flatten
+from sere_jax.arrays import Array, flatten
 from sere_jax.config import ConfigError, ModelConfig
 from sere_jax.networks.initializers import head_initializer
 from sere_jax.networks.mlp import MLPNetwork, MLPRefinement

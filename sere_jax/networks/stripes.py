@@ -12,9 +12,8 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from sere_jax.arrays import record, static
+from sere_jax.arrays import Array, record, static
 
 MAX_STRIPES = 4  # of a masked kernel; more of them gain little
 

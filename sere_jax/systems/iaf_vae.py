@@ -6,9 +6,9 @@ import distrax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from sere_jax.arrays import record
+from sere_jax.arrays import Array, record
 from sere_jax.data_layer import create_data_layer
 from sere_jax.flows.autoregressive import MaskedAutoregressiveFlows
 from sere_jax.model import SampledInference, WholeImageModel

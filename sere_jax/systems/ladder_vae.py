@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from sere_jax.arrays import flatten, record
+from sere_jax.arrays import Array, flatten, record
 from sere_jax.data_layer import create_data_layer
 from sere_jax.model import Inferred, WholeImageModel
 

@@ -189,7 +189,7 @@ def test_data_layers_see_exactly_the_last_blocks(random_model, couple_data, data
     def jacobian(x):
         return model.apply(
             {"params": params},
-            lambda model, x: model.hierarchy.decode(z, model.hierarchy.observe(x), x)[0],
+            lambda model, x: model.hierarchy.decode(z, model.hierarchy.observe(x))[0],
             x,
             method=lambda model, function, x: function(model, x),
         ).reshape(4, 2)
