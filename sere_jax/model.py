@@ -80,12 +80,15 @@ class LatentVariableModel(nn.Module):
     def log_weights(
         self, x: Array, observed: Any, noise: Float[Array, "layers samples batch *event"]
     ) -> tuple[Float[Array, "*#samples batch"], Float[Array, "*#samples batch"]]:
-        """log p(x | z) and log p(z) - log q(z | x) for several samples an image, if there are codes.
+        """log p(x | z) and log p(z) - log q(z | x) for several samples an image.
 
         Args:
             x: [B, *data_shape].
             observed: `observe(x)`.
             noise: standard normal.
+
+        Returns:
+            Without codes log p(x) has no axis of samples.
         """
         raise NotImplementedError
 
