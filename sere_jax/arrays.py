@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, dataclass_
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Shaped
 
 if TYPE_CHECKING:
     Array: TypeAlias = jax.Array
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 else:
     Array = jax.Array | np.ndarray  # as JAX's own functions, all take both
     Values = Keys = Count = Any  # the functions refuse all else, each in one line
+PerImage: TypeAlias = Float[Array, " batch"]
+Images: TypeAlias = Shaped[Array, "batch height width channels"]
+Noise: TypeAlias = Float[Array, "layers batch *event"]  # standard normal
 Limits: TypeAlias = tuple[int | float, int | float] | None  # the least and the largest value
 Params: TypeAlias = Any  # the parameters of a model: nested dictionaries of arrays
 Parameters = ParamSpec("Parameters")

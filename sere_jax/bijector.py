@@ -140,11 +140,7 @@ class IdentityLayer(nn.Module):
 
 
 class _CodeFlow(nn.Module):
-    """Base of bijective layers of the hierarchy: reads the window of codes as the condition.
-
-    Attributes:
-        config: the model's configuration.
-    """
+    """Base of bijective layers of the hierarchy: reads the window of codes as the condition."""
 
     config: ModelConfig
 

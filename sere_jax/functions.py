@@ -13,9 +13,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Shaped
 
-from sere_jax.arrays import Array, Count, Keys, Params, Values, as_key, as_parameters, public
+from sere_jax.arrays import (
+    Array,
+    Count,
+    Images,
+    Keys,
+    Params,
+    PerImage,
+    Values,
+    as_key,
+    as_parameters,
+    public,
+)
 from sere_jax.compilation import jit, right_surroundings
 from sere_jax.config import choose, model_config
 from sere_jax.data_layer import data_space_of
@@ -66,8 +76,7 @@ def init(model: LatentVariableModel, key: Keys, x: Values | None = None) -> Para
     """Random parameters; those of the layers are stacked along a leading axis of length L.
 
     Args:
-        model: from `create_model`.
-        key: PRNG key.
+        key: a single PRNG key.
         x: [B, *data_shape], a batch of data from which the activation normalization of flows
             starts; without it, and with a single image, it starts as the identity.
 
@@ -92,16 +101,14 @@ def _init(model: LatentVariableModel, key: Array, x: Array) -> Params:
 @public
 def to_data_space(
     model: LatentVariableModel, images: Values, key: Keys, max_value: Count = 255
-) -> Shaped[Array, "batch height width channels"]:
+) -> Images:
     """Images of integers as the x that the model's data layer takes.
 
     Binarized at random (`bernoulli`), dequantized (`gaussian`, flows; the latter in logit space) or
     as they are (`discretized_logistic_mixture`).
 
     Args:
-        model: from `create_model`.
         images: [B, *data_shape] uint8 in 0..max_value.
-        key: one PRNG key, or [B] keys.
         max_value: the value of white, 1 to 255.
 
     Raises:
@@ -115,7 +122,7 @@ def to_data_space(
 
 
 @public
-def to_pixels(model: LatentVariableModel, x: Values) -> Float[Array, "batch height width channels"]:
+def to_pixels(model: LatentVariableModel, x: Values) -> Images:
     """x in data space, or expectations of it, as grey levels or colours in [0, 1], for pictures."""
     x = check_images(model, x, may_be_expected=True)
     return data_space_of(model.config).to_pixels(x)
@@ -139,9 +146,7 @@ def _infer(model: LatentVariableModel, params: Params, x: Array, key: Array) -> 
 
 
 @public
-def elbo(
-    model: LatentVariableModel, params: Params, x: Values, key: Keys
-) -> Float[Array, " batch"]:
+def elbo(model: LatentVariableModel, params: Params, x: Values, key: Keys) -> PerImage:
     """Evidence lower bound log p(x | z) - KL with one sample of z, in nats (paper, Eq. 9)."""
     x = check_images(model, x)
     return _elbo(model, as_parameters(params), x, as_key(key))
@@ -157,7 +162,7 @@ def _elbo(model: LatentVariableModel, params: Params, x: Array, key: Array) -> A
 @public
 def log_likelihood(
     model: LatentVariableModel, params: Params, x: Values, key: Keys, num_samples: Count = 1000
-) -> Float[Array, " batch"]:
+) -> PerImage:
     """Importance-weighted estimate of log p(x) in nats (Burda et al. 2016, Eq. 8).
 
     log 1/K Σ_k p(x, z_k) / q(z_k | x), a lower bound in expectation that rises with the number of
@@ -173,7 +178,7 @@ def log_likelihood(
 @public
 def likelihood_and_elbo(
     model: LatentVariableModel, params: Params, x: Values, key: Keys, num_samples: Count = 1000
-) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+) -> tuple[PerImage, PerImage]:
     """`log_likelihood`, and the ELBO of the same samples: the mean of log p(x, z_k) / q(z_k | x).
 
     So of each image the ELBO is at most the likelihood, however few the samples are.
@@ -219,12 +224,10 @@ def _log_likelihood(
 @public
 def sample(
     model: LatentVariableModel, params: Params, key: Keys, num: Count, *, expected: bool = False
-) -> Shaped[Array, "num height width channels"]:
+) -> Images:
     """Draws images from the model, in O(L) steps; flows take num_flows D steps in all.
 
     Args:
-        model: from `create_model`.
-        params: its parameters.
         key: PRNG key, or [num] keys.
         num: how many images.
         expected: return each block's expectation given the sampled codes and blocks before it,
@@ -251,16 +254,12 @@ def reconstruct(
     *,
     expected: bool = False,
     residual: bool = True,
-) -> Shaped[Array, "batch height width channels"]:
+) -> Images:
     """Infers the codes of x and generates images from them.
 
     The data layers see the blocks that they generate, never those of x.
 
     Args:
-        model: from `create_model`.
-        params: its parameters.
-        x: [B, *data_shape] in data space.
-        key: one PRNG key, or [B] keys.
         expected: as in `sample`.
         residual: whether δγ(x_{l-1}, z_l) is added to the data layers' parameters; without it
             each block comes from γ¹(z_l) alone (paper, Figure S7).

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Key, Shaped
 
-from sere_jax.arrays import Array, masked, record
+from sere_jax.arrays import Array, Images, Noise, masked, record
 from sere_jax.bijector import create_bijector
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import create_data_layer
@@ -30,8 +30,6 @@ from sere_jax.networks.family import create_features, create_refinement
 from sere_jax.partition import create_partition, previous_blocks
 from sere_jax.posterior import PosteriorLayer, Residual, posterior_sample
 from sere_jax.prior import Prior, PriorLayer
-
-Images = tuple[Shaped[Array, "batch *data"], Shaped[Array, "batch *data"]]
 
 
 @record
@@ -193,14 +191,10 @@ class Hierarchy(nn.Module):
     """L layers with stacked parameters (leading axis L), applied by `nn.scan` and `nn.vmap`.
 
     All its arrays but images have the layers as their first axis.
-
-    Attributes:
-        config: the model's configuration.
-        unroll: how many steps of a scan are one of the compiled loop; changes no result.
     """
 
     config: ModelConfig
-    unroll: int = 1
+    unroll: int = 1  # how many steps of a scan are one of the compiled loop; changes no result
 
     def setup(self) -> None:
         """Creates the one layer whose parameters are stacked."""
@@ -225,12 +219,9 @@ class Hierarchy(nn.Module):
         return observe(self.layer, encodings, previous, blocks)
 
     def infer(self, observed: Observed, noise: Float[Array, "layers *rest"]) -> Latents:
-        """The scan over layers.
+        """The scan over layers, for standard normal noise [L, ..., B, *latent_shape].
 
-        Args:
-            observed: from `observe`, [L, B, ...].
-            noise: standard normal, [L, ..., B, *latent_shape]; further axes before B hold several
-                samples of the codes of the same images.
+        Further axes before B hold several samples of the codes of the same images.
         """
         window = self._no_codes(noise.shape[1 : noise.ndim - len(self.config.latent_shape)])
         inputs = (observed.prior, observed.posterior, noise, self.code_mask)
@@ -238,11 +229,7 @@ class Hierarchy(nn.Module):
         return latents
 
     def decode(self, z: Float[Array, "layers *rest"], observed: Observed) -> tuple[Any, Array]:
-        """Data layers and likelihoods of all layers at once.
-
-        Args:
-            z: codes [L, ..., B, *latent_shape].
-            observed: from `observe`.
+        """Data layers and likelihoods of all layers at once, for codes [L, ..., B, *latent_shape].
 
         Returns:
             Data parameters [L, ..., B, h, w, parameters a pixel], and log p(x_l | z_l, x_{l-1}) in
@@ -265,9 +252,7 @@ class Hierarchy(nn.Module):
             return None
         return jnp.arange(self.config.latent_shape[0]) < jnp.array(sizes)[:, None]
 
-    def generate(
-        self, noise: Float[Array, "layers batch *latents"], keys: Key[Array, "layers batch"]
-    ) -> Images:
+    def generate(self, noise: Noise, keys: Key[Array, "layers batch"]) -> tuple[Images, Images]:
         """Images and expected images [B, *data_shape]."""
         batch_shape = keys.shape[1:]
         carry = (self._no_codes(batch_shape), self._no_blocks(batch_shape))
@@ -281,7 +266,7 @@ class Hierarchy(nn.Module):
         z: Float[Array, "layers batch *latents"],
         keys: Key[Array, "layers batch"],
         residual: bool,
-    ) -> Images:
+    ) -> tuple[Images, Images]:
         """Images and expected images [B, *data_shape] from codes."""
         step = functools.partial(Layer.regenerate, residual=residual)
         carry = self._no_blocks(keys.shape[1:])

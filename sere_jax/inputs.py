@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key, Shaped
 
-from sere_jax.arrays import Array, Count, Values, as_array, as_floats, check_values
+from sere_jax.arrays import Array, Count, Images, Noise, Values, as_array, as_floats, check_values
 from sere_jax.config import python_value
 from sere_jax.data_layer import data_space_of
 from sere_jax.model import LatentVariableModel
@@ -16,19 +16,13 @@ from sere_jax.model import LatentVariableModel
 OF_BLOCKS, OF_DROPOUT = 2**32 - 1, 2**32 - 2
 
 
-def check_images(
-    model: LatentVariableModel, x: Values, *, may_be_expected: bool = False
-) -> Float[Array, "batch height width channels"]:
-    """x as an array of floats; values are looked at where `check_values` does.
-
-    Args:
-        model: from `create_model`.
-        x: what users pass.
-        may_be_expected: whether x may be an expectation, which is seldom a whole number.
+def check_images(model: LatentVariableModel, x: Values, *, may_be_expected: bool = False) -> Images:
+    """x as an array of floats; an expectation is seldom a whole number.
 
     Raises:
         TypeError: it does not hold real numbers.
-        ValueError: its shape is not [B, *data_shape], or values lie outside of the data space.
+        ValueError: its shape is not [B, *data_shape], or values, which are looked at where
+            `check_values` does, lie outside of the data space.
     """
     x = as_array("x", x)
     space, way_out = data_space_of(model.config), "sere_jax.to_data_space makes x of uint8 images"
@@ -96,7 +90,7 @@ def example_keys(key: Key[Array, "*keys"], num_examples: int) -> Key[Array, " ba
 
 def sample_noise(
     model: LatentVariableModel, keys: Key[Array, " batch"], sample: Array | int
-) -> Float[Array, "layers batch *event"]:
+) -> Noise:
     """Standard normal noise of sample number `sample` of each example's codes."""
     sample_keys = jax.vmap(lambda key: jax.random.fold_in(key, sample))(keys)
     num_layers, *event_shape = model.noise_shape

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from sere_jax.arrays import (
     Array,
     Count,
+    Images,
     Keys,
     Params,
     Values,
@@ -30,7 +31,7 @@ def interpolate(
     x_end: Values,
     key: Keys,
     num: Count,
-) -> Float[Array, "num height width channels"]:
+) -> Images:
     """Expected images on the way from one image to another through the codes.
 
     What is interpolated is the standard normal noise that would make the codes of either image
@@ -43,18 +44,12 @@ def interpolate(
     `couple_data_to_prior`, where the priors see the blocks that are generated.
 
     Args:
-        model: from `create_model`.
-        params: its parameters.
-        x_start: [*data_shape] in data space.
-        x_end: [*data_shape] in data space.
+        x_start, x_end: [*data_shape] in data space.
         key: one PRNG key, for the codes of both images and all images on the way.
-        num: how many images, both ends included.
+        num: how many images, both ends included; at least 2.
 
     Returns:
-        [num, *data_shape] in data space, as `reconstruct` with `expected=True` returns them.
-
-    Raises:
-        ValueError: an image has the wrong shape or values, or `num` is below 2.
+        Images in data space, as `reconstruct` with `expected=True` returns them.
     """
     ends = [check_images(model, as_array("x", x)[None]) for x in (x_start, x_end)]
     num = checked_count("num", num, at_least=2)

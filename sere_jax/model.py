@@ -6,9 +6,9 @@ import distrax
 import jax.numpy as jnp
 import yaml  # type: ignore[import-untyped]
 from flax import linen as nn
-from jaxtyping import Float, Key, Shaped
+from jaxtyping import Float, Key
 
-from sere_jax.arrays import Array, Params, record
+from sere_jax.arrays import Array, Images, Noise, Params, PerImage, record
 from sere_jax.config import ModelConfig
 
 # Flax's `tabulate` writes what modules return as YAML, which knows no bijectors.
@@ -21,13 +21,13 @@ yaml.SafeDumper.add_multi_representer(
 class Inferred(Protocol):
     """What a model infers of a batch x, with one sample of the codes; densities are in nats."""
 
-    log_likelihood: Float[Array, " batch"]  # log p(x | z)
+    log_likelihood: PerImage  # log p(x | z)
     kl: Float[Array, "batch layers"]  # in closed form, or estimated from this one sample
     epsilon: Any  # what z is a function of
     z: Any  # the codes, drawn from q
 
     @property
-    def elbo(self) -> Float[Array, " batch"]:
+    def elbo(self) -> PerImage:
         """log p(x | z) - KL."""
         return self.log_likelihood - jnp.sum(self.kl, axis=-1)
 
@@ -58,17 +58,15 @@ class LatentVariableModel(nn.Module):
         """How many keys the data layers take to sample one image."""
         return 1
 
-    def __call__(self, x: Array, noise: Float[Array, "layers batch *event"]) -> Inferred:
+    def __call__(self, x: Array, noise: Noise) -> Inferred:
         """Infers the codes of x [B, *data_shape]."""
         raise NotImplementedError
 
-    def codes(self, x: Array, noise: Float[Array, "layers batch *event"]) -> Any:
+    def codes(self, x: Array, noise: Noise) -> Any:
         """The codes z alone that `__call__` infers, as `regenerate` takes them."""
         return self(x, noise).z
 
-    def elbo_terms(
-        self, x: Array, noise: Float[Array, "layers batch *event"]
-    ) -> tuple[Float[Array, " batch"], Float[Array, "batch layers"]]:
+    def elbo_terms(self, x: Array, noise: Noise) -> tuple[PerImage, Float[Array, "batch layers"]]:
         """log p(x | z) and KL."""
         inferred = self(x, noise)
         return inferred.log_likelihood, inferred.kl
@@ -92,15 +90,11 @@ class LatentVariableModel(nn.Module):
         """
         raise NotImplementedError
 
-    def generate(
-        self, noise: Float[Array, "layers batch *event"], keys: Key[Array, "blocks batch"]
-    ) -> tuple[Shaped[Array, "batch *data"], Shaped[Array, "batch *data"]]:
+    def generate(self, noise: Noise, keys: Key[Array, "blocks batch"]) -> tuple[Images, Images]:
         """Images and their expectations."""
         raise NotImplementedError
 
-    def prior_noise(
-        self, x: Array, noise: Float[Array, "layers batch *event"]
-    ) -> Float[Array, "layers batch *event"]:
+    def prior_noise(self, x: Array, noise: Noise) -> Noise:
         """Noise from which `generate` makes the codes that `__call__` infers.
 
         It is standard normal where the codes are those of the prior.
@@ -109,7 +103,7 @@ class LatentVariableModel(nn.Module):
 
     def regenerate(
         self, z: Any, keys: Key[Array, "blocks batch"], residual: bool
-    ) -> tuple[Shaped[Array, "batch *data"], Shaped[Array, "batch *data"]]:
+    ) -> tuple[Images, Images]:
         """Images and their expectations from `codes`; see `sere_jax.reconstruct`."""
         raise NotImplementedError
 
@@ -129,7 +123,7 @@ def apply(
 class SampledInference(Inferred):
     """What a model without a closed form of the KL infers of a batch x, with one sample."""
 
-    log_likelihood: Float[Array, " batch"]  # log p(x | z)
+    log_likelihood: PerImage  # log p(x | z)
     kl: Float[Array, "batch 1"]  # estimated from this one sample
     epsilon: Float[Array, "batch latents"]  # what z is a function of
     z: Float[Array, "batch latents"]  # drawn from q
@@ -149,7 +143,7 @@ class WholeImageModel(LatentVariableModel):
 
     def emit(
         self, z: Float[Array, "batch latents"], keys: Key[Array, "1 batch"]
-    ) -> tuple[Shaped[Array, "batch *data"], Shaped[Array, "batch *data"]]:
+    ) -> tuple[Images, Images]:
         """Images and their expectations."""
         parameters = self.data_layer(z, None)
         images = self.data_layer.sample_blocks(parameters, jnp.squeeze(keys, 0), None)
@@ -157,7 +151,7 @@ class WholeImageModel(LatentVariableModel):
 
     def regenerate(
         self, z: Any, keys: Key[Array, "1 batch"], residual: bool
-    ) -> tuple[Shaped[Array, "batch *data"], Shaped[Array, "batch *data"]]:
+    ) -> tuple[Images, Images]:
         """See the base class; no layer is residual."""
         del residual
         return self.emit(z, keys)

@@ -1,4 +1,7 @@
-"""What training maximizes: the ELBO or the importance-weighted bound, with the KL weighted."""
+"""What training maximizes: the ELBO or the importance-weighted bound, with the KL weighted.
+
+Arguments are those of `sere_jax.functions`.
+"""
 
 import math
 from collections.abc import Callable
@@ -6,13 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
 
 from sere_jax.arrays import (
     Array,
     Count,
     Keys,
     Params,
+    PerImage,
     Values,
     as_key,
     as_parameters,
@@ -34,10 +37,10 @@ from sere_jax.model import LatentVariableModel, apply
 class Objective:
     """A training objective and its parts, of a batch, in nats."""
 
-    value: Float[Array, " batch"]  # to be maximized: the bound with the KL weighted
-    log_likelihood: Float[Array, " batch"]  # log p(x | z), mean over samples
+    value: PerImage  # to be maximized: the bound with the KL weighted
+    log_likelihood: PerImage  # log p(x | z), mean over samples
     # Unweighted; in closed form for one sample, if there is one, else Monte Carlo.
-    kl: Float[Array, " batch"]
+    kl: PerImage
 
 
 @public
@@ -58,10 +61,6 @@ def objective(
     (`config.dropout`).
 
     Args:
-        model: from `create_model`.
-        params: its parameters.
-        x: [B, *data_shape] in data space.
-        key: one PRNG key, or [B] keys.
         kl_weight: weight of the KL, for a warm-up.
         num_samples: S; without latents (a plain flow) the likelihood is exact whatever it is.
 

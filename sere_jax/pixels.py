@@ -27,12 +27,13 @@ class DataLayer(nn.Module):
     """Networks of a data layer; a subclass says what distribution their outputs parametrize.
 
     Attributes:
-        config: the model's configuration.
         block_shape: (h, w, channels) of a block.
         space: the data space, the same for all layers of a class.
+        head_scale: scale of the initial output weights, how near γ starts to `parameters_start`.
     """
 
     space: ClassVar[DataSpace] = data_space.BINARY
+    head_scale: ClassVar[float] = 1.0
 
     config: ModelConfig
     block_shape: tuple[int, ...]
@@ -46,11 +47,6 @@ class DataLayer(nn.Module):
     def parameters_start(self) -> tuple[float, ...]:
         """Values that the parameters of a pixel start near, or one for all of them."""
         return (0.0,)
-
-    @property
-    def head_scale(self) -> float:
-        """Scale of the initial output weights: how near."""
-        return 1.0
 
     def setup(self) -> None:
         """Creates γ¹ and, where the layer sees previous blocks, δγ."""
@@ -74,11 +70,9 @@ class DataLayer(nn.Module):
         return self.observed(self.to_network(previous), 4)
 
     def __call__(self, z: Array | None, offset: Any) -> Any:
-        """γ [..., h, w, parameters_per_pixel].
+        """γ [..., h, w, parameters_per_pixel] of codes [..., *latent_shape], if there are latents.
 
-        Args:
-            z: [..., *latent_shape], or None where there are no latents.
-            offset: from `observe`; None leaves γ¹(z) alone.
+        The offset is from `observe`; None leaves γ¹(z) alone.
         """
         event_ndims = len(self.config.latent_shape)
         parameters = self.base(z, event_ndims, None)
@@ -95,10 +89,7 @@ class DataLayer(nn.Module):
     ) -> Float[Array, "..."]:
         """log p(x_l | γ) in nats, [...].
 
-        Args:
-            parameters: γ.
-            block: [..., h, w, channels] in data space.
-            mask: [h, w, 1], 0 where the block is padding; None: nowhere.
+        The mask [h, w, 1] is 0 where the block is padding; None: nowhere.
         """
         log_prob = self.log_prob(parameters, block)
         log_prob = log_prob if mask is None else log_prob * mask
@@ -206,6 +197,7 @@ class DiscretizedLogisticMixtureDataLayer(DataLayer):
     """
 
     space = data_space.BYTES
+    head_scale = 0.1  # or the components would start anywhere
 
     @property
     def parameters_per_pixel(self) -> int:
@@ -230,11 +222,6 @@ class DiscretizedLogisticMixtureDataLayer(DataLayer):
             *(log_scale for _ in range(channels * num)),
             *(0.0 for _ in range(others)),
         )
-
-    @property
-    def head_scale(self) -> float:
-        """Small, or the components would start anywhere."""
-        return 0.1
 
     def to_network(self, x: Array) -> Array:
         """0..255 to [-1, 1]."""

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Key
 
-from sere_jax.arrays import Array, masked, record
-from sere_jax.hierarchy import Hierarchy, Images, Observed
+from sere_jax.arrays import Array, Images, Noise, PerImage, masked, record
+from sere_jax.hierarchy import Hierarchy, Observed
 from sere_jax.model import Inferred, LatentVariableModel
 from sere_jax.posterior import kl_divergence, log_density_ratio
 
@@ -16,7 +16,7 @@ from sere_jax.posterior import kl_divergence, log_density_ratio
 class Inference(Inferred):
     """What the model infers of a batch x, with one sample of the codes."""
 
-    log_likelihood: Float[Array, " batch"]  # log p(x | z)
+    log_likelihood: PerImage  # log p(x | z)
     kl: Float[Array, "batch layers"]  # closed form
     epsilon: Float[Array, "batch layers *latents"]  # drawn from q
     z: Float[Array, "batch layers *latents"]  # f_l(ε_l), 0 at codes that a layer does not have
@@ -65,34 +65,30 @@ class SeReVAE(LatentVariableModel):
         """Creates the hierarchy."""
         self.hierarchy = Hierarchy(self.config, name="hierarchy")
 
-    def __call__(self, x: Array, noise: Float[Array, "layers batch *latents"]) -> Inference:
+    def __call__(self, x: Array, noise: Noise) -> Inference:
         """Infers the codes of x [B, *data_shape]."""
         observed = self.hierarchy.observe(x)
         latents = self.hierarchy.infer(observed, noise)
         parameters, log_likelihood = self.hierarchy.decode(latents.z, observed)
-        kl = self._sum_latents(kl_divergence(latents.prior, latents.residual))
-
-        def batch_first(values: Array) -> Array:
-            return jnp.moveaxis(values, 0, 1)
-
-        return Inference(
-            log_likelihood=jnp.sum(log_likelihood, axis=0),
-            kl=batch_first(kl),
-            epsilon=batch_first(latents.epsilon),
-            z=batch_first(latents.z),
-            prior_mean=batch_first(latents.prior.mean),
-            prior_scale=batch_first(latents.prior.scale),
-            residual_mean=batch_first(latents.residual.mean),
-            residual_scale=batch_first(latents.residual.scale),
-            data_parameters=jax.tree.map(batch_first, parameters),
-            bijector=latents.bijector,
-        )
+        layers_first = {
+            "kl": self._sum_latents(kl_divergence(latents.prior, latents.residual)),
+            "epsilon": latents.epsilon,
+            "z": latents.z,
+            "prior_mean": latents.prior.mean,
+            "prior_scale": latents.prior.scale,
+            "residual_mean": latents.residual.mean,
+            "residual_scale": latents.residual.scale,
+            "data_parameters": parameters,
+        }
+        batch_first = jax.tree.map(lambda values: jnp.moveaxis(values, 0, 1), layers_first)
+        log_likelihood = jnp.sum(log_likelihood, axis=0)
+        return Inference(log_likelihood, bijector=latents.bijector, **batch_first)
 
     def observe(self, x: Array) -> Observed:
         """What all layers know of x, computed once for any number of samples."""
         return self.hierarchy.observe(x)
 
-    def codes(self, x: Array, noise: Float[Array, "layers batch *latents"]) -> Array:
+    def codes(self, x: Array, noise: Noise) -> Array:
         """The codes of x, [L, B, *latent_shape]."""
         return self.hierarchy.infer(self.observe(x), noise).z
 
@@ -106,15 +102,11 @@ class SeReVAE(LatentVariableModel):
         ratio = log_density_ratio(latents.prior, latents.residual, noise)
         return jnp.sum(log_likelihood, axis=0), jnp.sum(self._sum_latents(ratio), axis=0)
 
-    def generate(
-        self, noise: Float[Array, "layers batch *latents"], keys: Key[Array, "layers batch"]
-    ) -> Images:
+    def generate(self, noise: Noise, keys: Key[Array, "layers batch"]) -> tuple[Images, Images]:
         """Images and their expectations."""
         return self.hierarchy.generate(noise, keys)
 
-    def prior_noise(
-        self, x: Array, noise: Float[Array, "layers batch *latents"]
-    ) -> Float[Array, "layers batch *latents"]:
+    def prior_noise(self, x: Array, noise: Noise) -> Noise:
         """(ε - μ) / σ, 0 at codes that a layer does not have; see the base class.
 
         Where priors see previous blocks (`couple_data_to_prior`), μ and σ are those that the blocks
@@ -130,7 +122,7 @@ class SeReVAE(LatentVariableModel):
         z: Float[Array, "layers batch *latents"],
         keys: Key[Array, "layers batch"],
         residual: bool,
-    ) -> Images:
+    ) -> tuple[Images, Images]:
         """Images and their expectations from codes."""
         return self.hierarchy.regenerate(z, keys, residual)
 

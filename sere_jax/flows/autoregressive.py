@@ -70,27 +70,18 @@ def _log_scale(raw: Array) -> Array:
 
 
 class MaskedAutoregressiveFlow(nn.Module):
-    """Conditions to a `MaskedAutoregressive` bijector, near the identity at the start.
-
-    Attributes:
-        event_shape: of the bijector.
-        hidden_sizes: of the masked network.
-        reverse: whether the order of the inputs is the opposite one.
-        direct: whether the network has direct connections.
-    """
+    """Conditions to a `MaskedAutoregressive` bijector, near the identity at the start."""
 
     event_shape: tuple[int, ...]
-    hidden_sizes: tuple[int, ...]
-    reverse: bool = False
-    direct: bool = False
+    hidden_sizes: tuple[int, ...]  # of the masked network
+    reverse: bool = False  # whether the order of the inputs is the opposite one
+    direct: bool = False  # whether the network has direct connections
 
     @nn.compact
     def __call__(self, *conditions: Array | None, mask: Array | None = None) -> distrax.Bijector:
-        """A bijector over events of `event_shape`.
+        """A bijector over events of `event_shape`, from conditions [..., features] or None.
 
-        Args:
-            *conditions: [..., features], or None.
-            mask: [D], 0 where events are padding, which stays as it is; None: nowhere.
+        The mask [D] is 0 where events are padding, which stays as it is; None: nowhere.
         """
         conditional = any(condition is not None for condition in conditions)
         degrees = spread_degrees(
@@ -108,9 +99,6 @@ class ActivationNorm(nn.Module):
     Like the batch normalization of Papamakarios et al. 2017 it keeps the inputs of every flow at
     order 1. But it needs no statistics of the batch after the start: training and evaluation,
     one device and several compute the same density.
-
-    Attributes:
-        event_shape: of the bijector.
     """
 
     event_shape: tuple[int, ...]
@@ -125,23 +113,12 @@ class ActivationNorm(nn.Module):
             mask: [D], 0 where x is padding, which stays as it is.
         """
         size = math.prod(self.event_shape)
-        if x is not None:
-            x = x.reshape(-1, size)
-            x = x if len(x) > 1 else None
-
-        def start_mean(key: Array, shape: tuple[int, ...]) -> Array:
-            del key
-            return jnp.zeros(shape) if x is None else jnp.mean(x, axis=0)
-
-        def start_log_scale(key: Array, shape: tuple[int, ...]) -> Array:
-            del key
-            if x is None:
-                return jnp.zeros(shape)
-            deviation = jnp.std(x, axis=0)
-            return jnp.where(deviation > MIN_DEVIATION, jnp.log(deviation), 0.0)
-
-        mean = masked(self.param("mean", start_mean, (size,)), mask)
-        log_scale = masked(self.param("log_scale", start_log_scale, (size,)), mask)
+        start_mean = start_log_scale = jnp.zeros(size)
+        if x is not None and x.size > size:
+            start_mean, deviation = (f(x.reshape(-1, size), axis=0) for f in (jnp.mean, jnp.std))
+            start_log_scale = jnp.where(deviation > MIN_DEVIATION, jnp.log(deviation), 0.0)
+        mean = masked(self.param("mean", lambda _: start_mean), mask)
+        log_scale = masked(self.param("log_scale", lambda _: start_log_scale), mask)
         affine = distrax.ScalarAffine(
             shift=mean.reshape(self.event_shape), log_scale=log_scale.reshape(self.event_shape)
         )
@@ -152,18 +129,12 @@ class MaskedAutoregressiveFlows(nn.Module):
     """Several flows of alternating order, an activation normalization before each.
 
     With direct connections, a `Whitening` before all of them.
-
-    Attributes:
-        event_shape: of the bijector.
-        hidden_sizes: of the masked networks.
-        num_flows: how many.
-        direct: whether the masked networks have direct connections.
     """
 
     event_shape: tuple[int, ...]
-    hidden_sizes: tuple[int, ...]
-    num_flows: int
-    direct: bool = False
+    hidden_sizes: tuple[int, ...]  # of the masked networks
+    num_flows: int  # how many
+    direct: bool = False  # whether the masked networks have direct connections
 
     @nn.compact
     def __call__(

@@ -39,14 +39,10 @@ class SplineCoupling(nn.Module):
     """Rational-quadratic spline couplings (Durkan et al. 2019), near the identity at the start.
 
     Two of them: the first moves every other dimension given the rest, the second the rest.
-
-    Attributes:
-        event_shape: of the bijector.
-        hidden_size: width of the conditioners.
     """
 
     event_shape: tuple[int, ...]
-    hidden_size: int
+    hidden_size: int  # width of the conditioners
 
     @nn.compact
     def __call__(self, condition: Array | None) -> distrax.Bijector:

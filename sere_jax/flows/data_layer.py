@@ -69,6 +69,7 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
     """
 
     space = data_space.LOGITS
+    head_scale = 0.1  # near the standard normal base
 
     @property
     def parameters_per_pixel(self) -> int:
@@ -80,11 +81,6 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
         """A standard normal base, but for v: v = 0 would be a saddle."""
         channels = self.block_shape[-1]
         return (*(0.0 for _ in range(2 * channels)), *(DIRECTION_START for _ in range(channels)))
-
-    @property
-    def head_scale(self) -> float:
-        """Near the standard normal base."""
-        return 0.1
 
     def setup(self) -> None:
         """Creates the networks of γ, unless there is nothing they could depend on, and the flow."""

@@ -57,12 +57,9 @@ class Whitening(nn.Module):
     It is estimated once, by `init`, and not trained: Adam's steps on weights of hundreds of inputs
     that rise and fall together would move their sum far. The flows after it see uncorrelated
     inputs; their direct connections correct it.
-
-    Attributes:
-        size: D.
     """
 
-    size: int
+    size: int  # D
 
     @nn.compact
     def __call__(

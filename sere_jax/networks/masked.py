@@ -29,14 +29,10 @@ from sere_jax.networks.stripes import MaskedKernel, cut_stripes
 
 @dataclasses.dataclass(frozen=True)
 class Degrees:
-    """The order of the inputs and what each hidden unit may see.
+    """The order of the inputs and what each hidden unit may see."""
 
-    Attributes:
-        inputs: [D], a permutation of 1 .. D: the place of each input in the order.
-        hidden: of each hidden layer, the degrees of its units, rising from 0 to D - 1.
-    """
-
-    inputs: tuple[int, ...]
+    inputs: tuple[int, ...]  # [D], a permutation of 1 .. D: the place of each input in the order
+    # Of each hidden layer, the degrees of its units, rising from 0 to D - 1.
     hidden: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
@@ -128,25 +124,21 @@ class MaskedNetwork:
         head = _permute(head, np.asarray(self.degrees.inputs) - 1) + self._head_bias()
         return masked(head, self.mask)
 
-    def solve(self, invert: Callable[[Array, Array], Array], u: Array) -> Array:
+    def solve(
+        self, invert: Callable[[Array, Array], Array], u: Float[Array, "*#batch D"]
+    ) -> Float[Array, "*#batch D"]:
         """The x with x_d = invert(u_d, parameters_d(x)) for every input d, in one pass.
 
         Going through the inputs in order, each hidden unit is computed once, as soon as all that it
         sees is known, and each output column once: D steps cost about as much as one application
-        of the network, not D of them.
-
-        Args:
-            invert: function of u_d [...] and parameters [..., P].
-            u: [..., D].
-
-        Returns:
-            x [..., D].
+        of the network, not D of them. `invert` is a function of u_d [...] and parameters [..., P].
         """
         sizes = [u.shape[-1], *map(len, self.degrees.hidden)]
         *kernels, head = (
             kernel.full(size) for kernel, size in zip(self.kernels, sizes, strict=True)
         )
-        batch_shape = jnp.broadcast_shapes(u.shape[:-1], self._batch_shape())
+        of_condition = () if self.offset is None else self.offset.shape[:-1]
+        batch_shape = jnp.broadcast_shapes(u.shape[:-1], of_condition)
         u = jnp.broadcast_to(u, (*batch_shape, u.shape[-1]))
         hidden = [
             jnp.broadcast_to(bias, (*batch_shape, bias.shape[-1])) for bias in self.biases[:-1]
@@ -187,9 +179,6 @@ class MaskedNetwork:
         x, _, _ = jax.lax.fori_loop(0, u.shape[-1], step, (jnp.zeros_like(u), tuple(hidden), known))
         return x
 
-    def _batch_shape(self) -> tuple[int, ...]:
-        return () if self.offset is None else self.offset.shape[:-1]
-
     def _head_bias(self) -> Array:
         bias = self.biases[-1]
         return bias if self.head_offset is None else bias + self.head_offset
@@ -204,29 +193,19 @@ def _permute(values: Array, order: np.ndarray) -> Array:
 
 
 class MADE(nn.Module):
-    """Conditions, or none, to a `MaskedNetwork`.
+    """Conditions, or none, to a `MaskedNetwork`."""
 
-    Attributes:
-        degrees: order and hidden units.
-        num_parameters: P, parameters of each input.
-        head_scale: scale of the initial output weights.
-        stripe_size: least width of the stripes that kernels are cut into.
-        direct: whether there are direct connections; they start at 0.
-    """
-
-    degrees: Degrees
-    num_parameters: int
-    head_scale: float = 0.1
-    stripe_size: int = 128
-    direct: bool = False
+    degrees: Degrees  # order and hidden units
+    num_parameters: int  # P, parameters of each input
+    head_scale: float = 0.1  # scale of the initial output weights
+    stripe_size: int = 128  # least width of the stripes that kernels are cut into
+    direct: bool = False  # whether there are direct connections; they start at 0
 
     @nn.compact
     def __call__(self, *conditions: Array | None, mask: Array | None = None) -> MaskedNetwork:
-        """Joins the weights and the conditions.
+        """Joins the weights and the conditions [..., features]; None is left out.
 
-        Args:
-            *conditions: [..., features], whose batch shapes broadcast; None is left out.
-            mask: [D], 0 where all parameters are 0; None: nowhere.
+        The mask [D] is 0 where all parameters are 0; None: nowhere.
         """
         num_inputs = len(self.degrees.inputs)
         shape = (self.num_parameters, num_inputs)

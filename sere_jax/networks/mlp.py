@@ -13,15 +13,10 @@ from sere_jax.networks.initializers import head_initializer
 
 
 class MLPFeatures(nn.Module):
-    """An image, or a window of blocks, to the offset of an `MLPNetwork`.
-
-    Attributes:
-        config: the model's configuration.
-        num_hidden_layers: hidden layers before the one that the offset is added to.
-    """
+    """An image, or a window of blocks, to what an `MLPNetwork` adds to a hidden layer."""
 
     config: ModelConfig
-    num_hidden_layers: int
+    num_hidden_layers: int  # hidden layers before that one
 
     @nn.compact
     def __call__(self, inputs: Array, event_ndims: int) -> Float[Array, "*batch hidden"]:
@@ -52,24 +47,17 @@ class MLPRefinement(nn.Module):
 
 
 class MLPNetwork(nn.Module):
-    """Codes, an offset, or both, to the parameters of a layer.
-
-    Attributes:
-        config: the model's configuration.
-        output_shape: event shape of the result.
-        head_scale: scale of the initial output weights.
-        bounded: whether the codes pass through a tanh first. In the recurrence z_{l-1} -> z_l it
-            bounds what a large code can do to the next one, which keeps it from diverging.
-        output_start: what the last axis of the result starts near, or one value for all of it.
-        num_joint_layers: residual hidden layers after the sum of codes and offset; of `mlp`.
-    """
+    """Codes, an offset, or both, to the parameters of a layer."""
 
     config: ModelConfig
-    output_shape: tuple[int, ...]
-    head_scale: float = 1.0
+    output_shape: tuple[int, ...]  # event shape of the result
+    head_scale: float = 1.0  # scale of the initial output weights
+    # Whether the codes pass through a tanh first. In the recurrence z_{l-1} -> z_l it bounds
+    # what a large code can do to the next one, which keeps it from diverging.
     bounded: bool = True
+    # What the last axis of the result starts near, or one value for all of it.
     output_start: tuple[float, ...] = (0.0,)
-    num_joint_layers: int = 0
+    num_joint_layers: int = 0  # residual hidden layers after the sum of codes and offset; of `mlp`
 
     @nn.compact
     def __call__(self, codes: Array | None, event_ndims: int, offset: Array | None) -> Array:
@@ -127,15 +115,10 @@ class MLPNetwork(nn.Module):
 
 
 class LinearFeatures(nn.Module):
-    """`MLPFeatures` without hidden layers: one affine map of the image.
-
-    Attributes:
-        config: the model's configuration.
-        num_hidden_layers: ignored.
-    """
+    """`MLPFeatures` without hidden layers: one affine map of the image."""
 
     config: ModelConfig
-    num_hidden_layers: int = 0
+    num_hidden_layers: int = 0  # ignored
 
     @nn.compact
     def __call__(self, inputs: Array, event_ndims: int) -> Float[Array, "*batch hidden"]:

@@ -20,13 +20,9 @@ KERNEL_SIZE = 3
 
 
 class Conv(nn.Module):
-    """3x3 convolution with zero padding, over maps [..., h, w, channels].
+    """3x3 convolution with zero padding, over maps [..., h, w, channels]."""
 
-    Attributes:
-        features: channels of the result.
-    """
-
-    features: int
+    features: int  # channels of the result
 
     @nn.compact
     def __call__(
@@ -91,13 +87,9 @@ def _neighbors_in_rows(maps: Array) -> Array:
 
 
 class ResidualBlock(nn.Module):
-    """x + f(x) with two layers, each after an ELU: a 3x3 and a 1x1 convolution on maps.
+    """x + f(x) with two layers, each after an ELU: a 3x3 and a 1x1 convolution on maps."""
 
-    Attributes:
-        convolutional: whether x is a map [..., h, w, channels] or a vector [..., channels].
-    """
-
-    convolutional: bool
+    convolutional: bool  # whether x is a map [..., h, w, channels] or a vector [..., channels]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -109,32 +101,22 @@ class ResidualBlock(nn.Module):
 
 
 class ResNetFeatures(nn.Module):
-    """An image, or a window of blocks, to the offset of a `ResNetNetwork`.
-
-    Attributes:
-        config: the model's configuration.
-        num_hidden_layers: number of residual blocks.
-    """
+    """An image, or a window of blocks, to the offset of a `ResNetNetwork`."""
 
     config: ModelConfig
-    num_hidden_layers: int
+    num_hidden_layers: int  # number of residual blocks
 
     @nn.compact
     def __call__(self, inputs: Array, event_ndims: int) -> Array:
-        """Applies the network.
+        """Features [..., h, w, hidden_size] where codes are maps, else [..., hidden_size].
 
-        Args:
-            inputs: images [..., height, width, c] or windows of blocks [..., j, h, w, c].
-            event_ndims: 3 or 4.
-
-        Returns:
-            [..., h, w, hidden_size] where codes are maps, else [..., hidden_size].
+        inputs are images [..., height, width, c] or windows of blocks [..., j, h, w, c].
         """
         size = self.config.hidden_size
         if not _codes_are_maps(self.config) and event_ndims != 3:
             return self._blocks(nn.Dense(size)(flatten(inputs, event_ndims)), convolutional=False)
         if event_ndims == 4:
-            inputs = _window_to_channels(inputs, event_ndims)
+            inputs = _window_to_channels(inputs)
         maps = self._blocks(Conv(size)(space_to_depth(inputs, self._grid(inputs))), True)
         return maps if _codes_are_maps(self.config) else nn.Dense(size)(flatten(nn.elu(maps), 3))
 
@@ -178,7 +160,7 @@ class ResNetNetwork(MLPNetwork):
         size = self.config.hidden_size
         if _codes_are_maps(self.config):
             if event_ndims == 4:
-                codes = _window_to_channels(codes, event_ndims)
+                codes = _window_to_channels(codes)
             hidden = Conv(size)(codes)
         else:
             hidden = nn.Dense(size)(flatten(codes, event_ndims))
@@ -187,14 +169,9 @@ class ResNetNetwork(MLPNetwork):
 
 
 def space_to_depth(images: Array, grid: tuple[int, ...]) -> Array:
-    """Moves the pixels of each position of a grid to its channels.
+    """Moves the pixels of each position of a grid (h, w) to its channels.
 
-    Args:
-        images: [..., height, width, c].
-        grid: (h, w).
-
-    Returns:
-        [..., h, w, height/h * width/w * c].
+    Images [..., height, width, c] become [..., h, w, height/h * width/w * c].
 
     Raises:
         ConfigError: the grid does not divide the image.
@@ -226,6 +203,5 @@ def _codes_are_maps(config: ModelConfig) -> bool:
     return True
 
 
-def _window_to_channels(window: Array, event_ndims: int) -> Array:
-    """[..., k, h, w, c] to [..., h, w, k * c]."""
-    return flatten(jnp.moveaxis(window, -event_ndims, -2), 2)
+def _window_to_channels(window: Float[Array, "*batch k h w c"]) -> Float[Array, "*batch h w kc"]:
+    return flatten(jnp.moveaxis(window, -4, -2), 2)

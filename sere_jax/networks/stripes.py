@@ -35,11 +35,9 @@ class Stripe:
 
 
 def cut_stripes(num_seen: np.ndarray, stripe_size: int) -> tuple[Stripe, ...]:
-    """Stripes of about equal width, at least `stripe_size` and at most `MAX_STRIPES` of them.
+    """At most `MAX_STRIPES` stripes of about equal width, at least `stripe_size` if they can be.
 
-    Args:
-        num_seen: [outputs], rising, how many of the first inputs each output sees.
-        stripe_size: least number of outputs of a stripe, unless there are fewer.
+    `num_seen` [outputs] says, rising, how many of the first inputs each output sees.
     """
     num_stripes = min(max(1, len(num_seen) // stripe_size), MAX_STRIPES)
     borders = np.linspace(0, len(num_seen), num_stripes + 1).round().astype(int)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float
 
-from sere_jax.arrays import Array, record
+from sere_jax.arrays import Array, Images, Noise, record
 from sere_jax.data_layer import create_data_layer
 from sere_jax.flows.autoregressive import MaskedAutoregressiveFlows
 from sere_jax.model import SampledInference, WholeImageModel
@@ -53,7 +53,7 @@ class InverseAutoregressiveVAE(WholeImageModel):
         decoder = dataclasses.replace(config, system="sere_vae", couple_data=False)
         self.data_layer = create_data_layer(decoder, config.data_shape)
 
-    def __call__(self, x: Array, noise: Float[Array, "1 batch latents"]) -> SampledInference:
+    def __call__(self, x: Array, noise: Noise) -> SampledInference:
         """Infers the codes of x [B, *data_shape]."""
         epsilon = jnp.squeeze(noise, 0)
         z, log_ratio = self._sample_posterior(self.observe(x), epsilon)
@@ -74,13 +74,11 @@ class InverseAutoregressiveVAE(WholeImageModel):
         z, log_ratio = self._sample_posterior(observed, jnp.squeeze(noise, 0))
         return self.decode(z, x), log_ratio
 
-    def generate(self, noise: Float[Array, "1 batch latents"], keys: Array) -> tuple[Array, Array]:
+    def generate(self, noise: Noise, keys: Array) -> tuple[Images, Images]:
         """Images and their expectations."""
         return self.emit(jnp.squeeze(noise, 0), keys)
 
-    def prior_noise(
-        self, x: Array, noise: Float[Array, "1 batch latents"]
-    ) -> Float[Array, "1 batch latents"]:
+    def prior_noise(self, x: Array, noise: Noise) -> Noise:
         """The codes; see the base class."""
         return self.codes(x, noise)[None]
 

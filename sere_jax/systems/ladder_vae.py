@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float
 
-from sere_jax.arrays import Array, flatten, record
+from sere_jax.arrays import Array, Images, Noise, PerImage, flatten, record
 from sere_jax.data_layer import create_data_layer
 from sere_jax.model import Inferred, WholeImageModel
 
@@ -25,7 +25,7 @@ class LadderInference(Inferred):
     All but the first two are of each layer, [B, N_l].
     """
 
-    log_likelihood: Float[Array, " batch"]  # log p(x | z_1)
+    log_likelihood: PerImage  # log p(x | z_1)
     kl: Float[Array, "batch layers"]  # closed form
     epsilon: tuple[Float[Array, "batch _"], ...]  # the codes themselves: there is no bijector
     z: tuple[Float[Array, "batch _"], ...]  # drawn from q
@@ -48,14 +48,10 @@ class NormalizedMLP(nn.Module):
 
     It stands in for the batch normalization of the original, under which the density of an image
     would depend on the other images of its batch.
-
-    Attributes:
-        hidden_size: their width.
-        num_hidden_layers: how many.
     """
 
-    hidden_size: int
-    num_hidden_layers: int
+    hidden_size: int  # their width
+    num_hidden_layers: int  # how many
 
     @nn.compact
     def __call__(self, hidden: Array) -> Array:
@@ -100,7 +96,7 @@ class LadderVAE(WholeImageModel):
         )
         self.data_layer = create_data_layer(decoder, config.data_shape)
 
-    def __call__(self, x: Array, noise: Float[Array, "1 batch latents"]) -> LadderInference:
+    def __call__(self, x: Array, noise: Noise) -> LadderInference:
         """Infers the codes of x [B, *data_shape]."""
         z, priors, posteriors = self._top_down(noise, self.observe(x))
         kl = [q.kl_divergence(p).sum(-1) for q, p in zip(posteriors, priors, strict=True)]
@@ -142,20 +138,20 @@ class LadderVAE(WholeImageModel):
         ]
         return self.decode(z[0], x), jnp.sum(jnp.stack(ratios), axis=0)
 
-    def generate(self, noise: Float[Array, "1 batch latents"], keys: Array) -> tuple[Array, Array]:
+    def generate(self, noise: Noise, keys: Array) -> tuple[Images, Images]:
         """Images and their expectations."""
         z, _, _ = self._top_down(noise, None)
         return self.emit(z[0], keys)
 
-    def prior_noise(
-        self, x: Array, noise: Float[Array, "1 batch latents"]
-    ) -> Float[Array, "1 batch latents"]:
+    def prior_noise(self, x: Array, noise: Noise) -> Noise:
         """(z - μ_p) / σ_p of all layers; see the base class."""
         z, priors, _ = self._top_down(noise, self.observe(x))
         noises = [(code - p.loc) / p.scale for code, p in zip(z, priors, strict=True)]
         return jnp.concatenate(noises, axis=-1)[None]
 
-    def regenerate(self, z: tuple[Array, ...], keys: Array, residual: bool) -> tuple[Array, Array]:
+    def regenerate(
+        self, z: tuple[Array, ...], keys: Array, residual: bool
+    ) -> tuple[Images, Images]:
         """See the base class; z_1 alone generates x."""
         return super().regenerate(z[0], keys, residual)
 

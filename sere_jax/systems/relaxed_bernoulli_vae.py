@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float
 
-from sere_jax.arrays import Array, flatten, record
+from sere_jax.arrays import Array, Images, Noise, flatten, record
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import create_data_layer
 from sere_jax.model import SampledInference, WholeImageModel
@@ -51,9 +51,7 @@ class RelaxedBernoulliVAE(WholeImageModel):
         )
         self.data_layer = create_data_layer(decoder, config.data_shape)
 
-    def __call__(
-        self, x: Array, noise: Float[Array, "1 batch latents"]
-    ) -> RelaxedBernoulliInference:
+    def __call__(self, x: Array, noise: Noise) -> RelaxedBernoulliInference:
         """Infers the codes of x [B, *data_shape]."""
         epsilon, logits = self._sample_posterior(self.observe(x), jnp.squeeze(noise, 0))
         return RelaxedBernoulliInference(
@@ -78,21 +76,19 @@ class RelaxedBernoulliVAE(WholeImageModel):
         epsilon, logits = self._sample_posterior(observed, jnp.squeeze(noise, 0))
         return self.decode(_centered(epsilon), x), self._log_ratio(epsilon, logits)
 
-    def generate(self, noise: Float[Array, "1 batch latents"], keys: Array) -> tuple[Array, Array]:
+    def generate(self, noise: Noise, keys: Array) -> tuple[Images, Images]:
         """Images and their expectations."""
         epsilon = _logistic(jnp.squeeze(noise, 0)) / self.config.prior_temperature
         return self.emit(_centered(epsilon), keys)
 
-    def prior_noise(
-        self, x: Array, noise: Float[Array, "1 batch latents"]
-    ) -> Float[Array, "1 batch latents"]:
+    def prior_noise(self, x: Array, noise: Noise) -> Noise:
         """Standard logistic noise as a standard normal one; see the base class."""
         logistic = self.config.prior_temperature * self(x, noise).epsilon
         # By the smaller tail: near 1, float32 has few digits.
         size = -jax.scipy.special.ndtri(jax.nn.sigmoid(-jnp.abs(logistic)))
         return (jnp.sign(logistic) * size)[None]
 
-    def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
+    def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Images, Images]:
         """See the base class."""
         return super().regenerate(2.0 * z - 1.0, keys, residual)
 
