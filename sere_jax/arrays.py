@@ -21,7 +21,7 @@ else:
     Values = Keys = Count = Any  # the functions refuse all else, each in one line
 PerImage: TypeAlias = Float[Array, " batch"]
 Images: TypeAlias = Shaped[Array, "batch height width channels"]
-Noise: TypeAlias = Float[Array, "layers batch *event"]  # standard normal
+Noise: TypeAlias = Float[Array, "parts batch *event"]  # standard normal; L parts, or one
 Limits: TypeAlias = tuple[int | float, int | float] | None  # the least and the largest value
 Params: TypeAlias = Any  # the parameters of a model: nested dictionaries of arrays
 Parameters = ParamSpec("Parameters")

@@ -106,7 +106,7 @@ def sample_noise(
 
 def noise_of_samples(
     model: LatentVariableModel, keys: Key[Array, " batch"], samples: Array
-) -> Float[Array, "layers samples batch *event"]:
+) -> Float[Array, "parts samples batch *event"]:
     """`sample_noise` of several samples."""
     return jax.vmap(lambda sample: sample_noise(model, keys, sample), out_axes=1)(samples)
 

@@ -76,7 +76,7 @@ class LatentVariableModel(nn.Module):
         raise NotImplementedError
 
     def log_weights(
-        self, x: Array, observed: Any, noise: Float[Array, "layers samples batch *event"]
+        self, x: Array, observed: Any, noise: Float[Array, "parts samples batch *event"]
     ) -> tuple[Float[Array, "*#samples batch"], Float[Array, "*#samples batch"]]:
         """log p(x | z) and log p(z) - log q(z | x) for several samples an image.
 
