@@ -95,9 +95,8 @@ def public(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
 def as_array(name: str, values: Values) -> Any:
     """Real numbers as an array of JAX if they are on a device or traced, else one of NumPy.
 
-    Args:
-        name: what an error calls them.
-        values: an array in any byte order, what NumPy makes one of, or a list of arrays.
+    They may be an array in any byte order, what NumPy makes one of, or a list of arrays; `name` is
+    what an error calls them.
 
     Raises:
         TypeError: they are no real numbers.
@@ -157,11 +156,8 @@ def as_key(key: Any) -> Array:
     With `rbg` and `unsafe_rbg`, what an example draws would depend on the keys of the others. Both
     make a key of a seed by repeating that of threefry, so that the same seed gives the same draws.
 
-    Args:
-        key: from `jax.random.key`, or an old one of two or four uint32, from `jax.random.PRNGKey`.
-
-    Raises:
-        TypeError: it is no PRNG key.
+    Keys are from `jax.random.key`, or old ones of two or four uint32, from `jax.random.PRNGKey`;
+    all else is refused with a TypeError.
     """
     key = _native(key) if isinstance(key, np.ndarray) else key
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)

@@ -26,11 +26,7 @@ class RankOneAffine(distrax.Bijector):
     log-determinant log|det| = Σ log d + log(1 + Σ u²/d) by the matrix determinant lemma, where
     `distrax.DiagPlusLowRankLinear` would factorize a matrix for every example.
 
-    Args:
-        shift: c [..., *latent_shape].
-        diagonal: d [..., *latent_shape], positive.
-        direction: u [..., *latent_shape].
-        event_ndims: number of axes of `latent_shape`.
+    shift is c, diagonal d and direction u, all [..., *latent_shape] with `event_ndims` axes.
     """
 
     def __init__(self, shift: Array, diagonal: Array, direction: Array, event_ndims: int = 1):

@@ -58,10 +58,8 @@ def jit(
 ) -> Callable[..., Any]:
     """`jax.jit` with right sums, as a decorator with or without arguments.
 
-    Args:
-        function: to compile.
-        optimize: whether that pays; without, compiling on CPUs takes less than half the time.
-        **kwargs: of `jax.jit`.
+    Without `optimize`, compiling on CPUs takes less than half the time; other options are those of
+    `jax.jit`.
 
     Raises:
         RuntimeError: at the call; this version of jaxlib is wrong whatever its options are.

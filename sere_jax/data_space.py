@@ -88,18 +88,10 @@ def _finite(x: Values) -> Any:
 def binarize(
     images: UInt8[Array, "batch h w c"], keys: Key[Array, " batch"], max_value: int
 ) -> Float[Array, "batch h w c"]:
-    """Draws each pixel as 1 with probability value / max_value.
+    """Draws each pixel as 1 with probability value / max_value, else 0; one key an image.
 
     16 random bits a pixel are compared with the value scaled to 0..2^16 (8 bits would be biased),
     so that a black pixel is never and a white one is always 1.
-
-    Args:
-        images: in 0..max_value.
-        keys: one an image.
-        max_value: the value of white.
-
-    Returns:
-        Zeros and ones.
     """
     threshold = (images.astype(jnp.uint32) * 2**16 + max_value // 2) // max_value
     bits = jax.vmap(lambda key: jax.random.bits(key, images.shape[1:], jnp.uint16))(keys)
@@ -109,12 +101,10 @@ def binarize(
 def dequantize(
     images: UInt8[Array, "batch h w c"], keys: Key[Array, " batch"], max_value: int
 ) -> Float[Array, "batch h w c"]:
-    """Spreads each of the max_value + 1 values evenly over its share of [0, 1].
+    """Spreads each of the max_value + 1 values evenly over its share of [0, 1]; one key an image.
 
     The mean log-density of the result is a lower bound on the log-probability of the images plus
     log(max_value + 1) a value (Theis et al. 2016, section 3.1).
-
-    Args and result are as those of `binarize`, but for values in [0, 1].
     """
     noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
     return (images + noise) / (max_value + 1)

@@ -24,31 +24,19 @@ BOUNDS = {"prior_scale": (0.0, ModelConfig.sigma_max), "code_gain": (0.22, 2.21)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearGaussian:
-    """Coefficients of a linear Gaussian SeRe-VAE with L layers and blocks of D values.
+    """Coefficients of a linear Gaussian SeRe-VAE with L layers and blocks of D values."""
 
-    Attributes:
-        prior_shift: m [L].
-        prior_slope: M [L].
-        prior_scale: σ [L], between 0 and 2, the model's `sigma_max`.
-        code_shift: c [L].
-        code_slope: C [L].
-        code_gain: a [L], between 0.22 and 2.21, as the bounds of the rank-one affine bijector ask.
-        data_shift: b [L, D].
-        data_slope: w [L, D].
-        block_slope: R [L, D, D].
-        data_scale: s.
-    """
-
-    prior_shift: np.ndarray
-    prior_slope: np.ndarray
-    prior_scale: np.ndarray
-    code_shift: np.ndarray
-    code_slope: np.ndarray
+    prior_shift: np.ndarray  # m [L]
+    prior_slope: np.ndarray  # M [L]
+    prior_scale: np.ndarray  # σ [L], between 0 and 2, the model's `sigma_max`
+    code_shift: np.ndarray  # c [L]
+    code_slope: np.ndarray  # C [L]
+    # a [L], between 0.22 and 2.21, as the bounds of the rank-one affine bijector ask.
     code_gain: np.ndarray
-    data_shift: np.ndarray
-    data_slope: np.ndarray
-    block_slope: np.ndarray
-    data_scale: float
+    data_shift: np.ndarray  # b [L, D]
+    data_slope: np.ndarray  # w [L, D]
+    block_slope: np.ndarray  # R [L, D, D]
+    data_scale: float  # s
 
     def __post_init__(self) -> None:
         """Takes arrays of any byte order, and lists.

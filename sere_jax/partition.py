@@ -17,15 +17,11 @@ DataShape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Partition:
-    """A table that says which pixel stands where in which block.
+    """A table that says which pixel stands where in which block."""
 
-    Attributes:
-        data_shape: (height, width, channels) of the image.
-        pixels: [L, h, w] int32, row-major index of the pixel at each place of each block;
-            `num_pixels` marks padding (of shorter blocks of `raster`).
-    """
-
-    data_shape: DataShape
+    data_shape: DataShape  # (height, width, channels) of the image
+    # [L, h, w] int32, row-major index of the pixel at each place of each block; `num_pixels`
+    # marks padding (of shorter blocks of `raster`).
     pixels: np.ndarray
 
     def __post_init__(self) -> None:

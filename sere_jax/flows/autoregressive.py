@@ -105,12 +105,10 @@ class ActivationNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array | None, mask: Array | None = None) -> distrax.Bijector:
-        """A bijector from u to x.
+        """A bijector from u to x [..., *event_shape], which is read by `init` alone.
 
-        Args:
-            x: [..., *event_shape], read by `init` alone: m and log s start at their means and
-                deviations. None, or a single x: at 0.
-            mask: [D], 0 where x is padding, which stays as it is.
+        m and log s start at means and deviations of x; where it is None or a single one, at 0. The
+        mask [D] is 0 where x is padding, which stays as it is.
         """
         size = math.prod(self.event_shape)
         start_mean = start_log_scale = jnp.zeros(size)

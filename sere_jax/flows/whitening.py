@@ -65,12 +65,10 @@ class Whitening(nn.Module):
     def __call__(
         self, condition: Array | None, x: Array | None, mask: Array | None = None
     ) -> distrax.Bijector:
-        """A bijector from u to x, over vectors.
+        """A bijector from u to x [..., D], which is regressed on the condition [..., C] too.
 
-        Args:
-            condition: [..., C], which x is regressed on too, or None.
-            x: [..., D], read by `init` alone. None, or a single x: the bijector is the identity.
-            mask: [D], 0 where x is padding, which stays as it is.
+        x is read by `init` alone. None, or a single x: the bijector is the identity. The mask [D]
+        is 0 where x is padding, which stays as it is.
         """
         num_conditions = 0 if condition is None else condition.shape[-1]
         regression: tuple[Array, ...] | None = None

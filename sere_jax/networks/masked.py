@@ -74,11 +74,8 @@ def spread_degrees(
     Unlike degrees that count up and start again, rising ones reach D - 1 where a layer is narrower
     than the data, so that every input reaches the last output.
 
-    Args:
-        num_inputs: D.
-        widths: units of each hidden layer.
-        conditional: whether there is a condition, for which units of degree 0 are of use.
-        key: draws the degrees instead; it must not be traced.
+    With a condition, units of degree 0 are of use. A key, which must not be traced, draws the
+    degrees of the layers, which have `widths` units.
     """
     lowest = 0 if conditional or num_inputs == 1 else 1
     hidden = []

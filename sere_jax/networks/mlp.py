@@ -61,16 +61,12 @@ class MLPNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, codes: Array | None, event_ndims: int, offset: Array | None) -> Array:
-        """Applies the network.
+        """[..., *output_shape]; without inputs, learned constants of that shape without a batch.
 
         Args:
             codes: [..., *event], or None: the layer does not see any.
-            event_ndims: number of axes of the event of `codes`: those of `latent_shape`, and one
-                more for a window of codes.
+            event_ndims: axes of the event: those of `latent_shape`, one more for a window of codes.
             offset: from the features module of the family, added to a hidden layer, or None.
-
-        Returns:
-            [..., *output_shape]; without inputs, learned constants of that shape without a batch.
         """
         if codes is None and offset is None:
             return self.param("constant", self._start, self.output_shape)
