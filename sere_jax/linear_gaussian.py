@@ -9,7 +9,7 @@ posteriors of the library can be compared with the joint Gaussian of (e, x), in 
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from sere_jax.model import LatentVariableModel
 BOUNDS = {"prior_scale": (0.0, ModelConfig.sigma_max), "code_gain": (0.22, 2.21)}
 
 
+@no_type_check  # by other code than its own, in tests: it takes lists
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearGaussian:
     """Coefficients of a linear Gaussian SeRe-VAE with L layers and blocks of D values."""

@@ -39,8 +39,8 @@ class LadderInference(Inferred):
 class Evidence:
     """The likelihood-like term q̂ that the bottom-up pass finds for a layer."""
 
-    mean: Float[Array, "*batch latents"]
-    variance: Float[Array, "*batch latents"]
+    mean: Float[Array, "*latents"]  # [..., N_l]
+    variance: Float[Array, "*latents"]
 
 
 class NormalizedMLP(nn.Module):
