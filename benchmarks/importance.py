@@ -9,7 +9,9 @@ import sere_jax
 from benchmarks import cost_model, machine, production
 from benchmarks.harness import Benchmark, Step, Target, rate
 from configs import mnist_mlp
-from sere_jax.functions import SAMPLES_AT_ONCE, example_keys, sample_noise
+from sere_jax.arrays import Params
+from sere_jax.functions import SAMPLES_AT_ONCE
+from sere_jax.inputs import example_keys, noise_of_samples
 
 NUM_IMAGES = 100  # at once, as `config.evaluation.batch_size` has it
 NUM_SAMPLES = 1000
@@ -34,7 +36,7 @@ def encoders_in_the_loop(quick: bool) -> Step:
 
 def log_likelihood_of_repeated_images(
     model: sere_jax.LatentVariableModel,
-    params: sere_jax.functions.Params,
+    params: Params,
     x: jax.Array,
     key: jax.Array,
     num_samples: int,
@@ -61,8 +63,9 @@ def log_likelihood_of_repeated_images(
         # Else the compiler could take out of the loop what this is about.
         images, first = jax.lax.optimization_barrier((copies, first))
         samples = first + jnp.arange(SAMPLES_AT_ONCE)
-        noise = jax.vmap(lambda sample: sample_noise(model, keys, sample))(samples)
-        noise = noise.reshape(1, len(images), *model.noise_shape)
+        noise = noise_of_samples(model, keys, samples)
+        num_layers, *event_shape = model.noise_shape
+        noise = noise.reshape(num_layers, 1, len(images), *event_shape)
         observed = apply(images, method="observe")
         weights = sum(apply(images, observed, noise, method="log_weights"))
         weights = weights.reshape(SAMPLES_AT_ONCE, len(x))

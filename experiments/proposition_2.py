@@ -122,8 +122,8 @@ def _noises(model, params, x):
     """The noises e without noise [B, L], and their derivatives with respect to it [L, L]."""
 
     def noises(noise, x):
-        shape = (len(x), *noise.shape, 1)
-        out = model.apply({"params": params}, x, jnp.broadcast_to(noise[:, None], shape))
+        shape = (len(noise), len(x), 1)
+        out = model.apply({"params": params}, x, jnp.broadcast_to(noise[:, None, None], shape))
         return ((out.epsilon - out.prior_mean) / out.prior_scale)[..., 0]
 
     start = jnp.zeros(model.config.num_layers)
@@ -181,7 +181,7 @@ def compare(
     for name, (model, history) in trained.items():
         gaps[name] = [float(posterior_gap(exact, model, params, x).mean()) for params in history]
         copies = jnp.broadcast_to(x[0], (NUM_CODES, *x.shape[1:]))
-        out = sere_jax.infer(model, history[-1], copies, jax.random.key(3))
+        out: Any = sere_jax.infer(model, history[-1], copies, jax.random.key(3))
         codes[name] = ((out.epsilon - out.prior_mean) / out.prior_scale)[:, :2, 0]
     figure = canvas.new_chart(10.0, 4.3)
     left, right = figure.subplots(1, 2, width_ratios=[1.0, 1.25])

@@ -7,22 +7,21 @@ sere_jax.log_likelihood(model, params, x, jax.random.key(1), num_samples=1000)
 
 from sere_jax import compilation
 from sere_jax.config import ConfigError, ModelConfig
+from sere_jax.data_space import inverse_logit_transform, logit_log_det, logit_transform
 from sere_jax.functions import (
-    Objective,
     create_model,
     elbo,
     infer,
     init,
-    interpolate,
     log_likelihood,
-    objective,
     reconstruct,
     sample,
     to_data_space,
     to_pixels,
 )
-from sere_jax.logit import inverse_logit_transform, logit_log_det, logit_transform
-from sere_jax.model import LatentVariableModel
+from sere_jax.interpolation import interpolate
+from sere_jax.model import Inferred, LatentVariableModel
+from sere_jax.objectives import Objective, objective
 from sere_jax.pretrained import load_pretrained, save_pretrained
 from sere_jax.sere_vae import Inference, SeReVAE
 
@@ -33,6 +32,7 @@ compilation.set_flag()
 __all__ = [
     "ConfigError",
     "Inference",
+    "Inferred",
     "LatentVariableModel",
     "ModelConfig",
     "Objective",

@@ -12,15 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from sere_jax.arrays import Array, flatten
 from sere_jax.config import ModelConfig, choose
-from sere_jax.flows.bijectors import (
-    InverseAutoregressiveLayer,
-    MaskedAutoregressiveLayer,
-    SplineCouplingLayer,
-)
+from sere_jax.flows.autoregressive import MaskedAutoregressiveFlow
+from sere_jax.flows.coupling import SplineCoupling
 from sere_jax.networks.family import create_network
-
-Array = jax.Array
 
 
 class RankOneAffine(distrax.Bijector):
@@ -30,11 +26,7 @@ class RankOneAffine(distrax.Bijector):
     log-determinant log|det| = Σ log d + log(1 + Σ u²/d) by the matrix determinant lemma, where
     `distrax.DiagPlusLowRankLinear` would factorize a matrix for every example.
 
-    Args:
-        shift: c [..., *latent_shape].
-        diagonal: d [..., *latent_shape], positive.
-        direction: u [..., *latent_shape].
-        event_ndims: number of axes of `latent_shape`.
+    shift is c, diagonal d and direction u, all [..., *latent_shape] with `event_ndims` axes.
     """
 
     def __init__(self, shift: Array, diagonal: Array, direction: Array, event_ndims: int = 1):
@@ -75,7 +67,7 @@ class RankOneAffine(distrax.Bijector):
         """Whether `other` is certainly the same bijector."""
         return other is self
 
-    def _sum(self, values, keepdims=False):
+    def _sum(self, values: Array, keepdims: bool = False) -> Array:
         return jnp.sum(values, axis=tuple(range(-self.event_ndims_in, 0)), keepdims=keepdims)
 
 
@@ -141,6 +133,51 @@ class IdentityLayer(nn.Module):
         """Ignores the window."""
         del window
         return Identity(len(self.config.latent_shape))
+
+
+class _CodeFlow(nn.Module):
+    """Base of bijective layers of the hierarchy: reads the window of codes as the condition."""
+
+    config: ModelConfig
+
+    def _condition(self, window: Array | None) -> Array | None:
+        if window is None:
+            return None
+        codes = flatten(window, 1 + len(self.config.latent_shape))
+        return jnp.tanh(nn.Dense(self.config.hidden_size, name="codes")(codes))
+
+
+class SplineCouplingLayer(_CodeFlow):
+    """Window of codes to spline couplings of ε."""
+
+    @nn.compact
+    def __call__(self, window: Array | None) -> distrax.Bijector:
+        """window [..., k, *latent_shape], or None: the same for all codes."""
+        flow = SplineCoupling(self.config.latent_shape, self.config.hidden_size, name="flow")
+        return flow(self._condition(window))
+
+
+class MaskedAutoregressiveLayer(_CodeFlow):
+    """Window of codes to z_d = m_d + s_d ε_d with m, s functions of z_1 .. z_{d-1}; sequential."""
+
+    @nn.compact
+    def __call__(self, window: Array | None) -> distrax.Bijector:
+        """window [..., k, *latent_shape], or None: the same for all codes."""
+        config = self.config
+        hidden_sizes = (config.hidden_size,) * (config.num_hidden_layers - 1)
+        flow = MaskedAutoregressiveFlow(config.latent_shape, hidden_sizes, name="flow")
+        return flow(self._condition(window))
+
+
+class InverseAutoregressiveLayer(MaskedAutoregressiveLayer):
+    """The inverse of a masked autoregressive flow (Kingma et al. 2016): ε to z in one pass.
+
+    z_d = (ε_d - m_d) / s_d with m, s functions of ε_1 .. ε_{d-1}.
+    """
+
+    def __call__(self, window: Array | None) -> distrax.Bijector:
+        """window [..., k, *latent_shape], or None: the same for all codes."""
+        return distrax.Inverse(super().__call__(window))
 
 
 BIJECTORS: dict[str, type[nn.Module]] = {

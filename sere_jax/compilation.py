@@ -58,10 +58,8 @@ def jit(
 ) -> Callable[..., Any]:
     """`jax.jit` with right sums, as a decorator with or without arguments.
 
-    Args:
-        function: to compile.
-        optimize: whether that pays; without, compiling on CPUs takes less than half the time.
-        **kwargs: of `jax.jit`.
+    Without `optimize`, compiling on CPUs takes less than half the time; other options are those of
+    `jax.jit`.
 
     Raises:
         RuntimeError: at the call; this version of jaxlib is wrong whatever its options are.
@@ -71,7 +69,7 @@ def jit(
     inner = jax.jit(function, **kwargs)
 
     @functools.cache
-    def outer():
+    def outer() -> Callable[..., Any]:
         options = dict(_right_options())
         if not optimize and jax.default_backend() == "cpu":
             options["xla_backend_optimization_level"] = 0
@@ -142,7 +140,7 @@ def _is_right(options: tuple[tuple[str, Any], ...]) -> bool:
     x = np.linspace(0.1, 2.0, 4096, dtype=np.float32)
 
     # One reduction: what several of them share, constants say, XLA computes apart.
-    def probe(library, x):
+    def probe(library: Any, x: Any) -> Any:
         functions = (library.expm1, library.log, library.log1p)
         return library.sum(sum(f(x) + f((i + 2) * x) for i, f in enumerate(functions)), axis=-1)
 

@@ -6,7 +6,7 @@ Each field is declared once, with its default, its meaning and its rule (`sere_j
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, no_type_check
 
 from sere_jax.rules import (
     BELOW_ONE,
@@ -43,6 +43,7 @@ class ConfigError(ValueError):
     """An impossible configuration. The message is one line: field, value, choices, way out."""
 
 
+@no_type_check  # by other code than its own, in tests: it says more
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The model, as `config.model` of an experiment describes it; checked and hashable.

@@ -1,17 +1,19 @@
 """Data spaces: how images of integers become x, what a data layer models, and x a picture."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Key, UInt8
 
-from sere_jax.logit import inverse_logit_transform, logit_log_det, logit_transform
+from sere_jax.arrays import Array, Values, as_floats, check_values, public
 
-Array = jax.Array
+ALPHA = 0.05  # of logit space
 
 
-def _unchanged(x):
+def _unchanged(x: Any) -> Any:
     return x
 
 
@@ -40,53 +42,84 @@ class DataSpace(NamedTuple):
     is_discrete: bool = False
 
 
-def binarize(images: Array, keys: Array, max_value: int) -> Array:
-    """Draws each pixel as 1 with probability value / max_value.
+@public
+def logit_transform(pixels: Values, alpha: float = ALPHA) -> Float[Array, "..."]:
+    """x = logit(α + (1 - 2α) v) of pixels v in [0, 1], any shape.
+
+    Raises:
+        ValueError: a pixel is outside of [0, 1].
+    """
+    array = as_floats("pixels", pixels)
+    check_values("pixels", array, (0.0, 1.0), "divide images of bytes by 255")
+    squeezed = alpha + (1.0 - 2.0 * alpha) * array
+    return jnp.log(squeezed) - jnp.log1p(-squeezed)
+
+
+@public
+def inverse_logit_transform(x: Values, alpha: float = ALPHA) -> Float[Array, "..."]:
+    """Pixels v of x in logit space, any shape; beyond [0, 1] where no pixel maps to x.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    return (jax.nn.sigmoid(_finite(x)) - alpha) / (1.0 - 2.0 * alpha)
+
+
+@public
+def logit_log_det(x: Values, alpha: float = ALPHA) -> Float[Array, "..."]:
+    """log|dx/dv| of `logit_transform` in nats, one for each value of x in logit space.
+
+    A density of images in logit space becomes one of pixels in [0, 1] by
+    log p(v) = log p(x) + Σ log|dx/dv| with log|dx/dv| = log(1 - 2α) - log σ(x) - log(1 - σ(x)).
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    logits = _finite(x)
+    return math.log(1.0 - 2.0 * alpha) - jax.nn.log_sigmoid(logits) - jax.nn.log_sigmoid(-logits)
+
+
+def _finite(x: Values) -> Any:
+    x = as_floats("x", x)
+    check_values("x", x, None, "logit_transform makes finite ones of pixels in [0, 1]")
+    return x
+
+
+def binarize(
+    images: UInt8[Array, "batch h w c"], keys: Key[Array, " batch"], max_value: int
+) -> Float[Array, "batch h w c"]:
+    """Draws each pixel as 1 with probability value / max_value, else 0; one key an image.
 
     16 random bits a pixel are compared with the value scaled to 0..2^16 (8 bits would be biased),
     so that a black pixel is never and a white one is always 1.
-
-    Args:
-        images: [B, h, w, c] uint8 in 0..max_value.
-        keys: [B] keys.
-        max_value: the value of white.
-
-    Returns:
-        [B, h, w, c] float32 of zeros and ones.
     """
     threshold = (images.astype(jnp.uint32) * 2**16 + max_value // 2) // max_value
     bits = jax.vmap(lambda key: jax.random.bits(key, images.shape[1:], jnp.uint16))(keys)
     return (bits < threshold).astype(jnp.float32)
 
 
-def dequantize(images: Array, keys: Array, max_value: int) -> Array:
-    """Spreads each of the max_value + 1 values evenly over its share of [0, 1].
+def dequantize(
+    images: UInt8[Array, "batch h w c"], keys: Key[Array, " batch"], max_value: int
+) -> Float[Array, "batch h w c"]:
+    """Spreads each of the max_value + 1 values evenly over its share of [0, 1]; one key an image.
 
     The mean log-density of the result is a lower bound on the log-probability of the images plus
     log(max_value + 1) a value (Theis et al. 2016, section 3.1).
-
-    Args:
-        images: [B, h, w, c] uint8 in 0..max_value.
-        keys: [B] keys.
-        max_value: the value of white.
-
-    Returns:
-        [B, h, w, c] float32 in [0, 1].
     """
     noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
     return (images + noise) / (max_value + 1)
 
 
-def _values(images, keys, max_value):
+def _values(images: Array, keys: Array, max_value: int) -> Array:
     del keys, max_value
     return images
 
 
-def _logits(images, keys, max_value):
+def _logits(images: Array, keys: Array, max_value: int) -> Array:
     return logit_transform(dequantize(images, keys, max_value))
 
 
-def _pixels_of_logits(x):
+def _pixels_of_logits(x: Array) -> Array:
     return jnp.clip(inverse_logit_transform(x), 0.0, 1.0)
 
 

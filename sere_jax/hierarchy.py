@@ -13,41 +13,41 @@ the image or its blocks contribute to a layer is an offset of one of its hidden 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import distrax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
+from jaxtyping import Float, Key, Shaped
 
+from sere_jax.arrays import Array, Images, Noise, masked, record
 from sere_jax.bijector import create_bijector
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import create_data_layer
 from sere_jax.networks.family import create_features, create_refinement
-from sere_jax.networks.masked import masked
 from sere_jax.partition import create_partition, previous_blocks
 from sere_jax.posterior import PosteriorLayer, Residual, posterior_sample
 from sere_jax.prior import Prior, PriorLayer
 
-Array = jax.Array
 
-
-@struct.dataclass
+@record
 class Observed:
     """What the layers know of the image, such as features [..., hidden_size]; None: nothing."""
 
-    posterior: Array | None  # features of the whole image; None if there are no latents
-    prior: Array | None  # features of the previous blocks, for prior and posterior
+    posterior: Float[Array, "..."] | None  # of the whole image; None if there are no latents
+    prior: Float[Array, "..."] | None  # of the previous blocks, for prior and posterior
     data: Any  # what the data layer takes from the previous blocks
+    block: Shaped[Array, "*batch h w channels"]  # x_l
 
 
-@struct.dataclass
+@record
 class Latents:
     """What a layer inferred."""
 
-    epsilon: Array  # [..., *latent_shape]
-    z: Array  # [..., *latent_shape]
+    epsilon: Float[Array, "*latents"]  # [..., *latent_shape]
+    z: Float[Array, "*latents"]
     prior: Prior
     residual: Residual
     bijector: distrax.Bijector  # f_l, its parameters stacked over layers
@@ -58,7 +58,7 @@ class Layer(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         """Creates the parts; the prior's network and the bijector serve both directions."""
         config = self.config
         if config.has_shared_encoder:
@@ -78,13 +78,13 @@ class Layer(nn.Module):
         """Features of x [..., *data_shape] from an encoder of this layer's own."""
         return self.encoder(self.data_layer.to_network(x), 3) if self.config.has_latents else None
 
-    def refine(self, hidden: Array, _) -> tuple[Array, Array]:
+    def refine(self, hidden: Array, _: None) -> tuple[Array, Array]:
         """One step of the shared encoder: what layer l - 1 gets, and the features of layer l."""
         return self.refinement(hidden)
 
-    def observe(self, encoding: Array | None, previous: Array) -> Observed:
+    def observe(self, encoding: Array | None, previous: Array, block: Array) -> Observed:
         """All features, given those of x; of the blocks [..., j, h, w, channels] before."""
-        return Observed(encoding, *self.observe_previous(previous))
+        return Observed(encoding, *self.observe_previous(previous), block)
 
     def observe_previous(self, previous: Array) -> tuple[Array | None, Any]:
         """Features of the previous blocks for the prior and for the data layer."""
@@ -93,30 +93,30 @@ class Layer(nn.Module):
             prior = self.prior_observed(self.data_layer.to_network(previous), 4)
         return prior, self.data_layer.observe(previous)
 
-    def prior_and_bijector(self, window: Array, offset: Array | None):
+    def prior_and_bijector(
+        self, window: Array, offset: Array | None
+    ) -> tuple[Prior, distrax.Bijector]:
         """p(ε_l | ·) and f_l for the window [..., k, *latent_shape] of codes."""
         config = self.config
         prior = self.prior(window if config.couple_prior else None, offset)
         return prior, self.bijector(window if config.couple_bijector else None)
 
     def infer(
-        self, window: Array, inputs: tuple[Observed, Array, Array | None]
+        self, window: Array, inputs: tuple[Array | None, Array | None, Array, Array | None]
     ) -> tuple[Array, Latents]:
         """One step of inference.
 
         Args:
             window: the last codes [..., k, *latent_shape], newest last.
-            inputs: features of x; standard normal noise [..., *latent_shape]; and a mask
-                [*latent_shape], 0 at codes that this layer does not have, or None.
+            inputs: `Observed.prior` and `posterior`; standard normal noise [..., *latent_shape];
+                and a mask [*latent_shape], 0 at codes that this layer does not have, or None.
 
         Returns:
             The next window, and what the layer inferred.
         """
-        observed, noise, mask = inputs
-        prior, bijector = self.prior_and_bijector(window, observed.prior)
-        residual = self.posterior(
-            window if self.config.residual_sees_latents else None, observed.posterior
-        )
+        prior_offset, offset, noise, mask = inputs
+        prior, bijector = self.prior_and_bijector(window, prior_offset)
+        residual = self.posterior(window if self.config.residual_sees_latents else None, offset)
         # Where the layer has no code, δμ = 0 and δσ = 1 make the KL vanish.
         residual = jax.tree.map(lambda parameter: masked(parameter, mask), residual)
         epsilon = masked(posterior_sample(prior, residual, noise), mask)
@@ -131,7 +131,9 @@ class Layer(nn.Module):
         """Parameters γ_l of the data layer; without an offset γ¹(z) alone."""
         return self.data_layer(z if self.config.has_latents else None, offset)
 
-    def evaluate(self, z: Array, offset: Any, block: Array, mask: Array | None):
+    def evaluate(
+        self, z: Array, offset: Any, block: Array, mask: Array | None
+    ) -> tuple[Any, Array]:
         """Parameters γ_l, and log p(x_l | z_l, x_{l-1}) [...] in nats of a block."""
         parameters = self.decode(z, offset)
         return parameters, self.data_layer.block_log_prob(parameters, block, mask)
@@ -140,7 +142,7 @@ class Layer(nn.Module):
         self,
         carry: tuple[Array, Array],
         inputs: tuple[Array, Array, Array | None, Array | None],
-    ):
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         """One step of generation.
 
         Args:
@@ -161,22 +163,24 @@ class Layer(nn.Module):
 
     def regenerate(
         self, previous: Array, inputs: tuple[Array, Array, Array | None], residual: bool
-    ):
+    ) -> tuple[Array, tuple[Array, Array]]:
         """One step of `generate` with the code z_l given; without `residual` γ¹(z_l) alone."""
         z, keys, mask = inputs
         data_offset = self.observe_previous(previous)[1] if residual else None
         return self._emit(previous, self.decode(z, data_offset), keys, mask)
 
-    def _emit(self, previous, parameters, keys, mask):
+    def _emit(
+        self, previous: Array, parameters: Any, keys: Array, mask: Array | None
+    ) -> tuple[Array, tuple[Array, Array]]:
         block = self.data_layer.sample_blocks(parameters, keys, mask)
         previous = _push(previous, block.astype(previous.dtype), event_ndims=3)
         return previous, (block, self.data_layer.expected_blocks(parameters, block))
 
-    def _push_code(self, window, z):
+    def _push_code(self, window: Array, z: Array) -> Array:
         return _push(window, z, event_ndims=len(self.config.latent_shape))
 
 
-def _push(window, newest, event_ndims):
+def _push(window: Array, newest: Array, event_ndims: int) -> Array:
     """Drops the oldest entry of the window [..., k, *event] and appends the newest."""
     axis = window.ndim - event_ndims - 1
     kept = jax.lax.slice_in_dim(window, 1, None, axis=axis)
@@ -187,16 +191,12 @@ class Hierarchy(nn.Module):
     """L layers with stacked parameters (leading axis L), applied by `nn.scan` and `nn.vmap`.
 
     All its arrays but images have the layers as their first axis.
-
-    Attributes:
-        config: the model's configuration.
-        unroll: how many steps of a scan are one of the compiled loop; changes no result.
     """
 
     config: ModelConfig
-    unroll: int = 1
+    unroll: int = 1  # how many steps of a scan are one of the compiled loop; changes no result
 
-    def setup(self):
+    def setup(self) -> None:
         """Creates the one layer whose parameters are stacked."""
         self.partition = create_partition(self.config)
         self.layer = Layer(self.config, name="layers")
@@ -205,48 +205,41 @@ class Hierarchy(nn.Module):
             self.encoder = create_features(self.config, num_hidden_layers=depth)
             self.data_layer = create_data_layer(self.config, self.partition.block_shape)
 
-    def observe(self, x: Array) -> Observed:
-        """Features [L, B, ...] of x [B, *data_shape]: those of x and those of previous blocks."""
-        previous = previous_blocks(self.partition.split(x), self.config.data_context)
+    def observe(self, x: Shaped[Array, "*batch height width channels"]) -> Observed:
+        """The blocks of x [L, B, ...], and features: of x, and of previous blocks."""
+        blocks = self.partition.split(x)
+        previous = previous_blocks(blocks, self.config.data_context)
         if self.config.has_shared_encoder:
             hidden = self.encoder(self.data_layer.to_network(x), 3)
             refine = self._one_after_another(Layer.refine, reverse=True)
             _, encodings = refine(self.layer, hidden, None)
         else:
             encodings = self._all_at_once(Layer.encode, (None,))(self.layer, x)
-        return self._all_at_once(Layer.observe, (0, 0))(self.layer, encodings, previous)
+        observe = self._all_at_once(Layer.observe, (0, 0, 0))
+        return observe(self.layer, encodings, previous, blocks)
 
-    def infer(self, observed: Observed, noise: Array) -> Latents:
-        """The scan over layers.
+    def infer(self, observed: Observed, noise: Float[Array, "layers *rest"]) -> Latents:
+        """The scan over layers, for standard normal noise [L, ..., B, *latent_shape].
 
-        Args:
-            observed: from `observe`, [L, B, ...].
-            noise: standard normal, [L, ..., B, *latent_shape]; further axes before B hold several
-                samples of the codes of the same images.
+        Further axes before B hold several samples of the codes of the same images.
         """
         window = self._no_codes(noise.shape[1 : noise.ndim - len(self.config.latent_shape)])
-        inputs = (observed, noise, self.code_mask)
+        inputs = (observed.prior, observed.posterior, noise, self.code_mask)
         _, latents = self._one_after_another(Layer.infer)(self.layer, window, inputs)
         return latents
 
-    def decode(self, z: Array, observed: Observed, x: Array) -> tuple[Any, Array]:
-        """Data layers and likelihoods of all layers at once.
-
-        Args:
-            z: codes [L, ..., B, *latent_shape].
-            observed: `observe(x)`.
-            x: [B, *data_shape].
+    def decode(self, z: Float[Array, "layers *rest"], observed: Observed) -> tuple[Any, Array]:
+        """Data layers and likelihoods of all layers at once, for codes [L, ..., B, *latent_shape].
 
         Returns:
             Data parameters [L, ..., B, h, w, parameters a pixel], and log p(x_l | z_l, x_{l-1}) in
             nats [L, ..., B].
         """
-        blocks = jnp.moveaxis(self.partition.split(x), -4, 0)
         evaluate = self._all_at_once(Layer.evaluate, (0, 0, 0, 0))
-        return evaluate(self.layer, z, observed.data, blocks, self._mask)
+        return evaluate(self.layer, z, observed.data, observed.block, self._mask)
 
     @property
-    def _mask(self):
+    def _mask(self) -> Array | None:
         """[L, h, w, 1], 0 where blocks are padding; None: nowhere."""
         mask = self.partition.mask
         return None if mask.all() else jnp.asarray(mask)
@@ -259,37 +252,41 @@ class Hierarchy(nn.Module):
             return None
         return jnp.arange(self.config.latent_shape[0]) < jnp.array(sizes)[:, None]
 
-    def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
-        """Images and expected images [B, *data_shape] from noise [L, B, ...] and keys [L, B]."""
+    def generate(self, noise: Noise, keys: Key[Array, "layers batch"]) -> tuple[Images, Images]:
+        """Images and expected images [B, *data_shape]."""
         batch_shape = keys.shape[1:]
         carry = (self._no_codes(batch_shape), self._no_blocks(batch_shape))
         _, blocks = self._one_after_another(Layer.generate)(
             self.layer, carry, (noise, keys, self._mask, self.code_mask)
         )
-        return self._merge(blocks)
+        return jax.tree.map(self.partition.merge, blocks)
 
-    def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
-        """Images and expected images [B, *data_shape] from codes [L, B, ...] and keys [L, B]."""
+    def regenerate(
+        self,
+        z: Float[Array, "layers batch *latents"],
+        keys: Key[Array, "layers batch"],
+        residual: bool,
+    ) -> tuple[Images, Images]:
+        """Images and expected images [B, *data_shape] from codes."""
         step = functools.partial(Layer.regenerate, residual=residual)
         carry = self._no_blocks(keys.shape[1:])
         _, blocks = self._one_after_another(step)(self.layer, carry, (z, keys, self._mask))
-        return self._merge(blocks)
+        return jax.tree.map(self.partition.merge, blocks)
 
-    def _merge(self, blocks):
-        return jax.tree.map(lambda b: self.partition.merge(jnp.moveaxis(b, 0, -4)), blocks)
-
-    def _no_codes(self, batch_shape):
+    def _no_codes(self, batch_shape: tuple[int, ...]) -> Array:
         return jnp.zeros((*batch_shape, self.config.context, *self.config.latent_shape))
 
-    def _no_blocks(self, batch_shape):
+    def _no_blocks(self, batch_shape: tuple[int, ...]) -> Array:
         return jnp.zeros((*batch_shape, self.config.data_context, *self.partition.block_shape))
 
-    def _all_at_once(self, method, in_axes):
+    def _all_at_once(
+        self, method: Callable[..., Any], in_axes: tuple[Any, ...]
+    ) -> Callable[..., Any]:
         """Maps a method without a carry over the layers; None in `in_axes`: the same for all."""
         if self.config.applies_layers_in_turn:
             in_axes = tuple(nn.broadcast if axis is None else axis for axis in in_axes)
 
-            def step(layer, carry, *arguments):
+            def step(layer: Layer, carry: None, *arguments: Any) -> tuple[None, Any]:
                 return carry, method(layer, *arguments)
 
             scanned = self._one_after_another(step, in_axes)
@@ -302,7 +299,9 @@ class Hierarchy(nn.Module):
             split_rngs={"params": True, "dropout": True},
         )
 
-    def _one_after_another(self, method, in_axes=0, *, reverse=False):
+    def _one_after_another(
+        self, method: Callable[..., Any], in_axes: Any = 0, *, reverse: bool = False
+    ) -> Callable[..., Any]:
         return nn.scan(
             self._rematerialized(method),
             length=self.config.num_layers,
@@ -313,5 +312,5 @@ class Hierarchy(nn.Module):
             split_rngs={"params": True, "dropout": True},
         )
 
-    def _rematerialized(self, method):
+    def _rematerialized(self, method: Callable[..., Any]) -> Callable[..., Any]:
         return nn.remat(method, prevent_cse=False) if self.config.rematerialize else method

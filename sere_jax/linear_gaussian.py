@@ -9,48 +9,37 @@ posteriors of the library can be compared with the joint Gaussian of (e, x), in 
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import numpy as np
 
-from sere_jax import functions as vae
 from sere_jax.arrays import as_array, check_values
 from sere_jax.config import ConfigError, ModelConfig
+from sere_jax.functions import init
 from sere_jax.model import LatentVariableModel
 
 BOUNDS = {"prior_scale": (0.0, ModelConfig.sigma_max), "code_gain": (0.22, 2.21)}
 
 
+@no_type_check  # by other code than its own, in tests: it takes lists
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearGaussian:
-    """Coefficients of a linear Gaussian SeRe-VAE with L layers and blocks of D values.
+    """Coefficients of a linear Gaussian SeRe-VAE with L layers and blocks of D values."""
 
-    Attributes:
-        prior_shift: m [L].
-        prior_slope: M [L].
-        prior_scale: σ [L], between 0 and 2, the model's `sigma_max`.
-        code_shift: c [L].
-        code_slope: C [L].
-        code_gain: a [L], between 0.22 and 2.21, as the bounds of the rank-one affine bijector ask.
-        data_shift: b [L, D].
-        data_slope: w [L, D].
-        block_slope: R [L, D, D].
-        data_scale: s.
-    """
-
-    prior_shift: np.ndarray
-    prior_slope: np.ndarray
-    prior_scale: np.ndarray
-    code_shift: np.ndarray
-    code_slope: np.ndarray
+    prior_shift: np.ndarray  # m [L]
+    prior_slope: np.ndarray  # M [L]
+    prior_scale: np.ndarray  # σ [L], between 0 and 2, the model's `sigma_max`
+    code_shift: np.ndarray  # c [L]
+    code_slope: np.ndarray  # C [L]
+    # a [L], between 0.22 and 2.21, as the bounds of the rank-one affine bijector ask.
     code_gain: np.ndarray
-    data_shift: np.ndarray
-    data_slope: np.ndarray
-    block_slope: np.ndarray
-    data_scale: float
+    data_shift: np.ndarray  # b [L, D]
+    data_slope: np.ndarray  # w [L, D]
+    block_slope: np.ndarray  # R [L, D, D]
+    data_scale: float  # s
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Takes arrays of any byte order, and lists.
 
         Raises:
@@ -148,7 +137,7 @@ class LinearGaussian:
         _, precision = self.posterior(np.zeros_like(self.data_shift))
         return 0.5 * float(np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])
 
-    def _blocks(self, x):
+    def _blocks(self, x: Any) -> np.ndarray:
         """x [..., L, D] to [..., LD], float64."""
         x = np.asarray(as_array("x", x), np.float64)
         if x.shape[-2:] != self.data_shift.shape:
@@ -193,7 +182,7 @@ class LinearGaussian:
             values = getattr(self, name)
             if not np.all((low < values) & (values < high)):
                 raise ConfigError(f"{name}={values} must lie between {low} and {high}")
-        params = jax.tree.map(np.array, vae.init(model, key))
+        params = jax.tree.map(np.array, init(model, key))
         layers = params["hierarchy"]["layers"]
         zero = np.zeros(self.num_layers)
 
@@ -228,7 +217,7 @@ class LinearGaussian:
         return params
 
 
-def _set_affine(network, slope, shift):
+def _set_affine(network: Any, slope: np.ndarray, shift: np.ndarray) -> None:
     """Sets a `LinearNetwork` to slope [L, inputs, outputs] and shift [L, outputs].
 
     Its first inputs are those of Dense_0; the others come with the offset.
@@ -242,5 +231,5 @@ def _set_affine(network, slope, shift):
     head["bias"][:] = shift
 
 
-def _logit(probability):
+def _logit(probability: Any) -> Any:
     return np.log(probability) - np.log1p(-probability)

@@ -1,17 +1,15 @@
 """What a model must be able to do; the public functions of `sere_jax.functions` need no more."""
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import distrax
-import jax
 import jax.numpy as jnp
 import yaml  # type: ignore[import-untyped]
 from flax import linen as nn
-from flax import struct
+from jaxtyping import Float, Key
 
+from sere_jax.arrays import Array, Images, Noise, Params, PerImage, record
 from sere_jax.config import ModelConfig
-
-Array = jax.Array
 
 # Flax's `tabulate` writes what modules return as YAML, which knows no bijectors.
 yaml.SafeDumper.add_multi_representer(
@@ -19,8 +17,25 @@ yaml.SafeDumper.add_multi_representer(
 )
 
 
+@runtime_checkable
+class Inferred(Protocol):
+    """What a model infers of a batch x, with one sample of the codes; densities are in nats."""
+
+    log_likelihood: PerImage  # log p(x | z)
+    kl: Float[Array, "batch layers"]  # in closed form, or estimated from this one sample
+    epsilon: Any  # what z is a function of
+    z: Any  # the codes, drawn from q
+
+    @property
+    def elbo(self) -> PerImage:
+        """log p(x | z) - KL."""
+        return self.log_likelihood - jnp.sum(self.kl, axis=-1)
+
+
 class LatentVariableModel(nn.Module):
     """A pair of p(x, z) and q(z | x).
+
+    Arrays of layers have the layers first, those that `__call__` returns the batch.
 
     Attributes:
         config: the checked configuration.
@@ -30,7 +45,7 @@ class LatentVariableModel(nn.Module):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Shape of the standard normal noise that one sample of all codes of one image takes."""
+        """(layers, *event), of the standard normal noise of one sample of an image's codes."""
         raise NotImplementedError
 
     @property
@@ -43,70 +58,75 @@ class LatentVariableModel(nn.Module):
         """How many keys the data layers take to sample one image."""
         return 1
 
-    def __call__(self, x: Array, noise: Array) -> Any:
-        """Infers the codes of x [B, *data_shape] with noise [B, *noise_shape].
-
-        Returns:
-            A record with log_likelihood [B], log p(x | z); kl [B, layers], in closed form or
-            estimated from this one sample; and the codes, z.
-        """
+    def __call__(self, x: Array, noise: Noise) -> Inferred:
+        """Infers the codes of x [B, *data_shape]."""
         raise NotImplementedError
 
-    def elbo_terms(self, x: Array, noise: Array) -> tuple[Array, Array]:
-        """log p(x | z) [B] and KL [B, layers] for noise [B, *noise_shape]."""
-        inference = self(x, noise)
-        return inference.log_likelihood, inference.kl
+    def codes(self, x: Array, noise: Noise) -> Any:
+        """The codes z alone that `__call__` infers, as `regenerate` takes them."""
+        return self(x, noise).z
+
+    def elbo_terms(self, x: Array, noise: Noise) -> tuple[PerImage, Float[Array, "batch layers"]]:
+        """log p(x | z) and KL."""
+        inferred = self(x, noise)
+        return inferred.log_likelihood, inferred.kl
 
     def observe(self, x: Array) -> Any:
         """What q knows of x, computed once for any number of samples."""
         raise NotImplementedError
 
-    def log_weights(self, x: Array, observed: Any, noise: Array) -> tuple[Array, Array]:
-        """Both parts of log p(x, z) - log q(z | x) for several samples an image.
+    def log_weights(
+        self, x: Array, observed: Any, noise: Float[Array, "parts samples batch *event"]
+    ) -> tuple[Float[Array, "*#samples batch"], Float[Array, "*#samples batch"]]:
+        """log p(x | z) and log p(z) - log q(z | x) for several samples an image.
 
         Args:
             x: [B, *data_shape].
             observed: `observe(x)`.
-            noise: [S, B, *noise_shape], standard normal.
+            noise: standard normal.
 
         Returns:
-            log p(x | z) [S, B] and log p(z) - log q(z | x) [S, B].
+            Without codes log p(x) has no axis of samples.
         """
         raise NotImplementedError
 
-    def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
-        """Images and their expectations from noise [B, *noise_shape] and keys [B, block keys]."""
+    def generate(self, noise: Noise, keys: Key[Array, "blocks batch"]) -> tuple[Images, Images]:
+        """Images and their expectations."""
         raise NotImplementedError
 
-    def prior_noise(self, inference: Any) -> Array:
-        """Noise from which `generate` makes the codes that were inferred.
+    def prior_noise(self, x: Array, noise: Noise) -> Noise:
+        """Noise from which `generate` makes the codes that `__call__` infers.
 
-        Args:
-            inference: what `__call__` returned.
-
-        Returns:
-            [B, *noise_shape], standard normal where the codes are those of the prior.
+        It is standard normal where the codes are those of the prior.
         """
         raise NotImplementedError
 
-    def regenerate(self, z: Any, keys: Array, residual: bool) -> tuple[Array, Array]:
-        """Images and their expectations from the codes that `__call__` returns, and keys."""
+    def regenerate(
+        self, z: Any, keys: Key[Array, "blocks batch"], residual: bool
+    ) -> tuple[Images, Images]:
+        """Images and their expectations from `codes`; see `sere_jax.reconstruct`."""
         raise NotImplementedError
 
 
-@struct.dataclass
-class SampledInference:
+def apply(
+    model: LatentVariableModel,
+    params: Params,
+    *arguments: Any,
+    method: str = "__call__",
+    rngs: dict[str, Array] | None = None,
+) -> Any:
+    """A method of the model with these parameters."""
+    return model.apply({"params": params}, *arguments, method=method, rngs=rngs)
+
+
+@record
+class SampledInference(Inferred):
     """What a model without a closed form of the KL infers of a batch x, with one sample."""
 
-    log_likelihood: Array  # [B], log p(x | z)
-    kl: Array  # [B, 1], estimated from this one sample
-    epsilon: Array  # [B, N], what z is a function of
-    z: Array  # [B, N], drawn from q
-
-    @property
-    def elbo(self) -> Array:
-        """log p(x | z) - KL, [B]."""
-        return self.log_likelihood - jnp.sum(self.kl, axis=-1)
+    log_likelihood: PerImage  # log p(x | z)
+    kl: Float[Array, "batch 1"]  # estimated from this one sample
+    epsilon: Float[Array, "batch latents"]  # what z is a function of
+    z: Float[Array, "batch latents"]  # drawn from q
 
 
 class WholeImageModel(LatentVariableModel):
@@ -117,12 +137,21 @@ class WholeImageModel(LatentVariableModel):
         """(1, ΣN_l), N_l codes of layer l."""
         return (1, sum(self.config.codes_per_layer))
 
-    def decode(self, z: Array, x: Array) -> Array:
-        """log p(x | z) [..., B] for z [..., B, latents] and x [B, *data_shape]."""
+    def decode(self, z: Float[Array, "*batch latents"], x: Array) -> Float[Array, "*batch"]:
+        """log p(x | z) of x [B, *data_shape]; z may have axes of samples before B."""
         return self.data_layer.block_log_prob(self.data_layer(z, None), x, None)
 
-    def emit(self, z: Array, keys: Array) -> tuple[Array, Array]:
-        """Images and their expectations from z [B, latents] and keys [B, 1]."""
+    def emit(
+        self, z: Float[Array, "batch latents"], keys: Key[Array, "1 batch"]
+    ) -> tuple[Images, Images]:
+        """Images and their expectations."""
         parameters = self.data_layer(z, None)
-        images = self.data_layer.sample_blocks(parameters, jnp.squeeze(keys, 1), None)
+        images = self.data_layer.sample_blocks(parameters, jnp.squeeze(keys, 0), None)
         return images, self.data_layer.expected_blocks(parameters, images)
+
+    def regenerate(
+        self, z: Any, keys: Key[Array, "1 batch"], residual: bool
+    ) -> tuple[Images, Images]:
+        """See the base class; no layer is residual."""
+        del residual
+        return self.emit(z, keys)

@@ -5,27 +5,28 @@ import functools
 import math
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
+from sere_jax.arrays import Array
 from sere_jax.config import ConfigError, ModelConfig, choose
 
-Array = jax.Array
+DataShape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Partition:
-    """A table that says which pixel stands where in which block.
+    """A table that says which pixel stands where in which block."""
 
-    Attributes:
-        data_shape: (height, width, channels) of the image.
-        pixels: [L, h, w] int, row-major index of the pixel at each place of each block;
-            `num_pixels` marks padding (of shorter blocks of `raster`).
-    """
-
-    data_shape: tuple[int, int, int]
+    data_shape: DataShape  # (height, width, channels) of the image
+    # [L, h, w] int32, row-major index of the pixel at each place of each block; `num_pixels`
+    # marks padding (of shorter blocks of `raster`).
     pixels: np.ndarray
+
+    def __post_init__(self) -> None:
+        # JAX remembers the type that it read an array of int64 with, whatever `jax_enable_x64` is.
+        object.__setattr__(self, "pixels", self.pixels.astype(np.int32))
 
     @property
     def num_layers(self) -> int:
@@ -56,25 +57,32 @@ class Partition:
         image[self.pixels] = layers
         return image[:-1].reshape(self.data_shape[:2])
 
-    def split(self, x: Array) -> Array:
-        """Cuts x [..., height, width, channels] into blocks [..., L, h, w, channels].
+    @functools.cached_property
+    def place_of_pixel(self) -> np.ndarray:
+        """[pixels] int32: where in the blocks, one after another, each pixel stands."""
+        order = np.argsort(self.pixels.reshape(-1), kind="stable")[: self.num_pixels]
+        return order.astype(np.int32)
 
-        Padding is 0.
-        """
+    def split(
+        self, x: Shaped[Array, "*batch height width channels"]
+    ) -> Shaped[Array, "layers *batch h w channels"]:
+        """Cuts x into blocks; padding is 0."""
         batch_shape = x.shape[:-3]
         flat = x.reshape(*batch_shape, self.num_pixels, self.data_shape[2])
         padding = [(0, 0)] * len(batch_shape) + [(0, 1), (0, 0)]
-        return jnp.pad(flat, padding)[..., self.pixels, :]
+        return jnp.moveaxis(jnp.pad(flat, padding)[..., self.pixels, :], -4, 0)
 
-    def merge(self, blocks: Array) -> Array:
-        """Inverse of `split`: blocks [..., L, h, w, channels] to x; padding is dropped."""
+    def merge(
+        self, blocks: Shaped[Array, "layers *batch h w channels"]
+    ) -> Shaped[Array, "*batch height width channels"]:
+        """Inverse of `split`; padding is dropped."""
+        blocks = jnp.moveaxis(blocks, 0, -4)
         batch_shape = blocks.shape[:-4]
         flat = blocks.reshape(*batch_shape, self.pixels.size, self.data_shape[2])
-        place_of_pixel = np.argsort(self.pixels.reshape(-1), kind="stable")[: self.num_pixels]
-        return flat[..., place_of_pixel, :].reshape(*batch_shape, *self.data_shape)
+        return flat[..., self.place_of_pixel, :].reshape(*batch_shape, *self.data_shape)
 
 
-def raster(data_shape: tuple[int, int, int], num_layers: int) -> Partition:
+def raster(data_shape: DataShape, num_layers: int) -> Partition:
     """Runs of ceil(pixels / L) pixels, left to right, top to bottom; the last run is shorter.
 
     Where that would leave a last run without pixels (784 pixels in 100 runs of 8), the runs are as
@@ -99,7 +107,7 @@ def raster(data_shape: tuple[int, int, int], num_layers: int) -> Partition:
     return Partition(data_shape, pixels[:, None])
 
 
-def checkerboard(data_shape: tuple[int, int, int], num_layers: int) -> Partition:
+def checkerboard(data_shape: DataShape, num_layers: int) -> Partition:
     """Interleaved sub-lattices x[i::s, j::s] of an s x s pattern, L = s^2, in row-major order."""
     side = _pattern_side("checkerboard", data_shape, num_layers)
     pixels = _pixel_indices(data_shape)
@@ -109,7 +117,7 @@ def checkerboard(data_shape: tuple[int, int, int], num_layers: int) -> Partition
     )
 
 
-def tiles(data_shape: tuple[int, int, int], num_layers: int) -> Partition:
+def tiles(data_shape: DataShape, num_layers: int) -> Partition:
     """Contiguous patches of an s x s grid, L = s^2, in row-major order."""
     side = _pattern_side("tiles", data_shape, num_layers)
     pixels = _pixel_indices(data_shape)
@@ -119,7 +127,7 @@ def tiles(data_shape: tuple[int, int, int], num_layers: int) -> Partition:
     )
 
 
-PARTITIONS: dict[str, Callable[[tuple[int, int, int], int], Partition]] = {
+PARTITIONS: dict[str, Callable[[DataShape, int], Partition]] = {
     "raster": raster,
     "checkerboard": checkerboard,
     "tiles": tiles,
@@ -133,32 +141,32 @@ def create_partition(config: ModelConfig) -> Partition:
         ConfigError: unknown name, or L does not fit the image.
     """
     create = choose("partition", config.partition, PARTITIONS)
-    return create(config.data_shape, config.num_layers)
+    return _built_once(create, config.data_shape, config.num_layers)
 
 
-def previous_blocks(blocks: Array, count: int) -> Array:
-    """The blocks that each layer sees, newest last; blocks before the first are 0 (x_0 = 0).
+@functools.lru_cache
+def _built_once(
+    create: Callable[[DataShape, int], Partition], data_shape: DataShape, num_layers: int
+) -> Partition:
+    return create(data_shape, num_layers)
 
-    Args:
-        blocks: [..., L, h, w, channels].
-        count: j, how many previous blocks.
 
-    Returns:
-        [L, ..., j, h, w, channels]; entry l holds x_{l-j} .. x_{l-1}.
-    """
-    blocks = jnp.moveaxis(blocks, -4, 0)
+def previous_blocks(
+    blocks: Shaped[Array, "layers *batch h w channels"], count: int
+) -> Shaped[Array, "layers *batch count h w channels"]:
+    """The blocks x_{l-count} .. x_{l-1} that each layer sees; those before the first are 0."""
     num_layers = blocks.shape[0]
     padded = jnp.pad(blocks, [(count, 0)] + [(0, 0)] * (blocks.ndim - 1))
     windows = [padded[i : i + num_layers] for i in range(count)]
     return jnp.stack(windows, axis=-4)
 
 
-def _pixel_indices(data_shape):
+def _pixel_indices(data_shape: DataShape) -> np.ndarray:
     height, width, _ = data_shape
     return np.arange(height * width).reshape(height, width)
 
 
-def _pattern_side(name, data_shape, num_layers):
+def _pattern_side(name: str, data_shape: DataShape, num_layers: int) -> int:
     side = math.isqrt(num_layers)
     height, width, _ = data_shape
     if side * side != num_layers:

@@ -5,21 +5,20 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
+from jaxtyping import Float
 
+from sere_jax.arrays import Array, record
 from sere_jax.config import ModelConfig
 from sere_jax.networks.family import create_network
 from sere_jax.prior import Prior
 
-Array = jax.Array
 
-
-@struct.dataclass
+@record
 class Residual:
     """What the posterior changes of the prior: q = N(μ δσ + δμ, (σ δσ)²), 0 < δσ <= 1."""
 
-    mean: Array  # [..., *latent_shape], δμ
-    log_scale: Array  # [..., *latent_shape], log δσ <= 0
+    mean: Float[Array, "*latents"]  # δμ
+    log_scale: Float[Array, "*latents"]  # log δσ <= 0
 
     @property
     def scale(self) -> Array:

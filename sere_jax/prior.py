@@ -3,22 +3,21 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
+from jaxtyping import Float
 
+from sere_jax.arrays import Array, record
 from sere_jax.config import ModelConfig
 from sere_jax.networks.family import create_network
-
-Array = jax.Array
 
 SMALLEST_SCALE = 1e-18  # whose square is still a float32
 
 
-@struct.dataclass
+@record
 class Prior:
     """Parameters of the prior of one layer."""
 
-    mean: Array  # [..., *latent_shape], μ
-    scale: Array  # [..., *latent_shape], σ
+    mean: Float[Array, "*latents"]  # μ
+    scale: Float[Array, "*latents"]  # σ
 
     def sample(self, noise: Array) -> Array:
         """ε = μ + σ noise, for standard normal noise [..., *latent_shape]."""
@@ -48,7 +47,7 @@ class PriorLayer(nn.Module):
         mean, raw_scale = jnp.split(network(window, 1 + len(shape), offset), 2, axis=-1)
         return Prior(mean=mean, scale=self._bounded_scale(raw_scale))
 
-    def _bounded_scale(self, raw_scale):
+    def _bounded_scale(self, raw_scale: Array) -> Array:
         low, high = self.config.sigma_min, self.config.sigma_max
         start = (1.0 - low) / (high - low) if low < 1.0 < high else 0.5
         start_logit = jnp.log(start) - jnp.log1p(-start)

@@ -4,45 +4,38 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from jaxtyping import Float, Key
 
-from sere_jax.hierarchy import Hierarchy, Latents, Observed
-from sere_jax.model import LatentVariableModel
-from sere_jax.networks.masked import masked
+from sere_jax.arrays import Array, Images, Noise, PerImage, masked, record
+from sere_jax.hierarchy import Hierarchy, Observed
+from sere_jax.model import Inferred, LatentVariableModel
 from sere_jax.posterior import kl_divergence, log_density_ratio
 
-Array = jax.Array
 
-
-@struct.dataclass
-class Inference:
+@record
+class Inference(Inferred):
     """What the model infers of a batch x, with one sample of the codes."""
 
-    log_likelihood: Array  # [B], log p(x | z)
-    kl: Array  # [B, L], closed form
-    epsilon: Array  # [B, L, *latent_shape], drawn from q
-    z: Array  # [B, L, *latent_shape], f_l(epsilon_l), 0 at codes that a layer does not have
-    prior_mean: Array  # [B, L, *latent_shape], μ
-    prior_scale: Array  # [B, L, *latent_shape], σ
-    residual_mean: Array  # [B, L, *latent_shape], δμ
-    residual_scale: Array  # [B, L, *latent_shape], δσ
-    data_parameters: Any  # [B, L, h, w, parameters a pixel], γ; of flows, `FlowParameters`
+    log_likelihood: PerImage  # log p(x | z)
+    kl: Float[Array, "batch layers"]  # closed form
+    epsilon: Float[Array, "batch layers *latents"]  # drawn from q
+    z: Float[Array, "batch layers *latents"]  # f_l(ε_l), 0 at codes that a layer does not have
+    prior_mean: Float[Array, "batch layers *latents"]  # μ
+    prior_scale: Float[Array, "batch layers *latents"]  # σ
+    residual_mean: Float[Array, "batch layers *latents"]  # δμ
+    residual_scale: Float[Array, "batch layers *latents"]  # δσ
+    data_parameters: Any  # γ, [B, L, h, w, parameters a pixel]; of flows, `FlowParameters`
     bijector: Any  # distrax bijectors f_l, layers first [L, B, ...], for jax.vmap over L
 
     @property
-    def posterior_mean(self) -> Array:
-        """Mean of q(ε_l | z_{l-1}, x), [B, L, *latent_shape]."""
+    def posterior_mean(self) -> Float[Array, "batch layers *latents"]:
+        """Mean of q(ε_l | z_{l-1}, x)."""
         return self.prior_mean * self.residual_scale + self.residual_mean
 
     @property
-    def posterior_scale(self) -> Array:
-        """Standard deviation of q(ε_l | z_{l-1}, x), [B, L, *latent_shape]."""
+    def posterior_scale(self) -> Float[Array, "batch layers *latents"]:
+        """Standard deviation of q(ε_l | z_{l-1}, x)."""
         return self.prior_scale * self.residual_scale
-
-    @property
-    def elbo(self) -> Array:
-        """log p(x | z) - KL, [B]."""
-        return self.log_likelihood - jnp.sum(self.kl, axis=-1)
 
 
 class SeReVAE(LatentVariableModel):
@@ -51,9 +44,6 @@ class SeReVAE(LatentVariableModel):
     x_l ~ p(x_l | z_l, x_{l-1}): one version of the paper prints p(x_l | z_{l-1}, x_{l-1}) in its
     Eq. 3, while p(x_1 | z_1), its Figure 1 and its proof need z_l; with z_{l-1} the last code would
     generate nothing.
-
-    Attributes:
-        config: the checked configuration.
     """
 
     @property
@@ -71,69 +61,70 @@ class SeReVAE(LatentVariableModel):
         """One for each of the L blocks."""
         return self.config.num_layers
 
-    def setup(self):
+    def setup(self) -> None:
         """Creates the hierarchy."""
         self.hierarchy = Hierarchy(self.config, name="hierarchy")
 
-    def __call__(self, x: Array, noise: Array) -> Inference:
-        """Infers the codes of x [B, *data_shape] with noise [B, L, *latent_shape]."""
+    def __call__(self, x: Array, noise: Noise) -> Inference:
+        """Infers the codes of x [B, *data_shape]."""
         observed = self.hierarchy.observe(x)
-        latents = self.hierarchy.infer(observed, jnp.moveaxis(noise, 1, 0))
-        parameters, log_likelihood = self.hierarchy.decode(latents.z, observed, x)
-        kl = self._sum_latents(kl_divergence(latents.prior, latents.residual))
-
-        def batch_first(values):
-            return jnp.moveaxis(values, 0, 1)
-
-        return Inference(
-            log_likelihood=jnp.sum(log_likelihood, axis=0),
-            kl=batch_first(kl),
-            epsilon=batch_first(latents.epsilon),
-            z=batch_first(latents.z),
-            prior_mean=batch_first(latents.prior.mean),
-            prior_scale=batch_first(latents.prior.scale),
-            residual_mean=batch_first(latents.residual.mean),
-            residual_scale=batch_first(latents.residual.scale),
-            data_parameters=jax.tree.map(batch_first, parameters),
-            bijector=latents.bijector,
-        )
+        latents = self.hierarchy.infer(observed, noise)
+        parameters, log_likelihood = self.hierarchy.decode(latents.z, observed)
+        layers_first = {
+            "kl": self._sum_latents(kl_divergence(latents.prior, latents.residual)),
+            "epsilon": latents.epsilon,
+            "z": latents.z,
+            "prior_mean": latents.prior.mean,
+            "prior_scale": latents.prior.scale,
+            "residual_mean": latents.residual.mean,
+            "residual_scale": latents.residual.scale,
+            "data_parameters": parameters,
+        }
+        batch_first = jax.tree.map(lambda values: jnp.moveaxis(values, 0, 1), layers_first)
+        log_likelihood = jnp.sum(log_likelihood, axis=0)
+        return Inference(log_likelihood, bijector=latents.bijector, **batch_first)
 
     def observe(self, x: Array) -> Observed:
         """What all layers know of x, computed once for any number of samples."""
         return self.hierarchy.observe(x)
 
-    def log_weights(self, x: Array, observed: Observed, noise: Array) -> tuple[Array, Array]:
-        """Both parts of log p(x, z) - log q(z | x) for several samples an image.
+    def codes(self, x: Array, noise: Noise) -> Array:
+        """The codes of x, [L, B, *latent_shape]."""
+        return self.hierarchy.infer(self.observe(x), noise).z
 
-        Args:
-            x: [B, *data_shape].
-            observed: `observe(x)`.
-            noise: [S, B, L, *latent_shape], standard normal.
-
-        Returns:
-            log p(x | z) [S, B] and log p(ε) - log q(ε | x) [S, B].
-        """
-        latents: Latents = self.hierarchy.infer(observed, jnp.moveaxis(noise, 2, 0))
-        _, log_likelihood = self.hierarchy.decode(latents.z, observed, x)
-        ratio = log_density_ratio(latents.prior, latents.residual, jnp.moveaxis(noise, 2, 0))
+    def log_weights(
+        self, x: Array, observed: Observed, noise: Float[Array, "layers samples batch *latents"]
+    ) -> tuple[Float[Array, "*#samples batch"], Float[Array, "*#samples batch"]]:
+        """See the base class; x is in `observed`."""
+        del x
+        latents = self.hierarchy.infer(observed, noise)
+        _, log_likelihood = self.hierarchy.decode(latents.z, observed)
+        ratio = log_density_ratio(latents.prior, latents.residual, noise)
         return jnp.sum(log_likelihood, axis=0), jnp.sum(self._sum_latents(ratio), axis=0)
 
-    def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
-        """Images and their expectations from noise [B, L, *latent_shape] and keys [B, L]."""
-        return self.hierarchy.generate(jnp.moveaxis(noise, 1, 0), jnp.moveaxis(keys, 1, 0))
+    def generate(self, noise: Noise, keys: Key[Array, "layers batch"]) -> tuple[Images, Images]:
+        """Images and their expectations."""
+        return self.hierarchy.generate(noise, keys)
 
-    def prior_noise(self, inference: Inference) -> Array:
-        """(ε - μ) / σ [B, L, *latent_shape], 0 at codes that a layer does not have.
+    def prior_noise(self, x: Array, noise: Noise) -> Noise:
+        """(ε - μ) / σ, 0 at codes that a layer does not have; see the base class.
 
         Where priors see previous blocks (`couple_data_to_prior`), μ and σ are those that the blocks
         of x give.
         """
-        noise = (inference.epsilon - inference.prior_mean) / inference.prior_scale
-        return masked(noise, self.hierarchy.code_mask)
+        latents = self.hierarchy.infer(self.observe(x), noise)
+        noise = (latents.epsilon - latents.prior.mean) / latents.prior.scale
+        mask = self.hierarchy.code_mask
+        return masked(noise, None if mask is None else mask[:, None])
 
-    def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
-        """Images and their expectations from codes z [B, L, *latent_shape] and keys [B, L]."""
-        return self.hierarchy.regenerate(jnp.moveaxis(z, 1, 0), jnp.moveaxis(keys, 1, 0), residual)
+    def regenerate(
+        self,
+        z: Float[Array, "layers batch *latents"],
+        keys: Key[Array, "layers batch"],
+        residual: bool,
+    ) -> tuple[Images, Images]:
+        """Images and their expectations from codes."""
+        return self.hierarchy.regenerate(z, keys, residual)
 
-    def _sum_latents(self, values):
+    def _sum_latents(self, values: Array) -> Array:
         return jnp.sum(values, axis=tuple(range(-len(self.config.latent_shape), 0)))

@@ -7,7 +7,7 @@ samples; its network module adds the offset to a hidden layer of the codes.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 
@@ -38,12 +38,12 @@ NETWORKS: dict[str, Family] = {
 }
 
 
-def create_features(config: ModelConfig, **kwargs) -> nn.Module:
+def create_features(config: ModelConfig, **kwargs: Any) -> nn.Module:
     """The feature network of the family `config.network`."""
     return _family(config).features(config, **kwargs)
 
 
-def create_network(config: ModelConfig, output_shape: tuple[int, ...], **kwargs) -> nn.Module:
+def create_network(config: ModelConfig, output_shape: tuple[int, ...], **kwargs: Any) -> nn.Module:
     """The conditional network of the family `config.network`."""
     return _family(config).network(config, output_shape, **kwargs)
 
@@ -53,5 +53,5 @@ def create_refinement(config: ModelConfig) -> nn.Module:
     return _family(config).refinement(config)
 
 
-def _family(config):
+def _family(config: ModelConfig) -> Family:
     return choose("network", config.network, NETWORKS)

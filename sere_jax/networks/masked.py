@@ -7,42 +7,35 @@ and to the outputs. Hidden units of degree 0 see nothing else: through them the 
 only one of 1-D data, depends on it nonlinearly too. Direct connections (section 4.2 there) are an
 option: each output then also depends linearly on the inputs that it may see.
 
-With units in the order of their degrees the mask of a layer is a staircase. Its kernel is kept as
-a few stripes of outputs: of each, the rows that all of its outputs see, as one dense matrix, and
-those that some of them see, masked. What none of them sees, nearly half of the kernel, is neither
-kept, nor multiplied, nor optimized.
+Kernels are kept in stripes; see `sere_jax.networks.stripes`.
 """
 
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import struct
+from jaxtyping import Float, Shaped
 
-from sere_jax.networks.mlp import head_initializer
-
-Array = jax.Array
-
-MAX_STRIPES = 4  # of a masked kernel; more of them gain little
+from sere_jax.arrays import Array, masked, record, static
+from sere_jax.networks.initializers import head_initializer
+from sere_jax.networks.stripes import MaskedKernel, cut_stripes
 
 
 @dataclasses.dataclass(frozen=True)
 class Degrees:
-    """The order of the inputs and what each hidden unit may see.
+    """The order of the inputs and what each hidden unit may see."""
 
-    Attributes:
-        inputs: [D], a permutation of 1 .. D: the place of each input in the order.
-        hidden: of each hidden layer, the degrees of its units, rising from 0 to D - 1.
-    """
-
-    inputs: tuple[int, ...]
+    inputs: tuple[int, ...]  # [D], a permutation of 1 .. D: the place of each input in the order
+    # Of each hidden layer, the degrees of its units, rising from 0 to D - 1.
     hidden: tuple[tuple[int, ...], ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Refuses what is no order or hides a unit from all outputs."""
         size = len(self.inputs)
         if sorted(self.inputs) != list(range(1, size + 1)):
@@ -81,11 +74,8 @@ def spread_degrees(
     Unlike degrees that count up and start again, rising ones reach D - 1 where a layer is narrower
     than the data, so that every input reaches the last output.
 
-    Args:
-        num_inputs: D.
-        widths: units of each hidden layer.
-        conditional: whether there is a condition, for which units of degree 0 are of use.
-        key: draws the degrees instead; it must not be traced.
+    With a condition, units of degree 0 are of use. A key, which must not be traced, draws the
+    degrees of the layers, which have `widths` units.
     """
     lowest = 0 if conditional or num_inputs == 1 else 1
     hidden = []
@@ -101,109 +91,7 @@ def spread_degrees(
     return Degrees(tuple(range(1, num_inputs + 1)), tuple(hidden))
 
 
-@dataclasses.dataclass(frozen=True)
-class Stripe:
-    """Some outputs of a masked layer, whose units are in the order of their degrees.
-
-    Attributes:
-        start, stop: which outputs.
-        num_dense: how many of the first inputs all of them see.
-        num_seen: how many of the first inputs the last of them sees.
-    """
-
-    start: int
-    stop: int
-    num_dense: int
-    num_seen: int
-
-
-def cut_stripes(num_seen: np.ndarray, stripe_size: int) -> tuple[Stripe, ...]:
-    """Stripes of about equal width, at least `stripe_size` and at most `MAX_STRIPES` of them.
-
-    Args:
-        num_seen: [outputs], rising, how many of the first inputs each output sees.
-        stripe_size: least number of outputs of a stripe, unless there are fewer.
-    """
-    num_stripes = min(max(1, len(num_seen) // stripe_size), MAX_STRIPES)
-    borders = np.linspace(0, len(num_seen), num_stripes + 1).round().astype(int)
-    return tuple(
-        Stripe(int(start), int(stop), int(num_seen[start]), int(num_seen[stop - 1]))
-        for start, stop in itertools.pairwise(borders)
-    )
-
-
-@struct.dataclass
-class MaskedKernel:
-    """The stripes of a masked kernel; a stripe that sees no input at all has empty parts."""
-
-    dense: tuple[Array, ...]  # of each stripe [num_dense, *outputs]
-    staircase: tuple[Array, ...]  # of each stripe [num_seen - num_dense, *outputs], unmasked
-    num_seen: tuple[int, ...] = struct.field(pytree_node=False)  # [outputs]
-    stripes: tuple[Stripe, ...] = struct.field(pytree_node=False)
-
-    def __call__(self, x: Array) -> Array:
-        """x [..., inputs] to [..., *outputs], a product of each part."""
-        products = []
-        for stripe, dense, staircase in zip(
-            self.stripes, self.dense, self._masked_staircases(), strict=True
-        ):
-            parts = ((dense, 0, stripe.num_dense), (staircase, stripe.num_dense, stripe.num_seen))
-            total = jnp.zeros(dense.shape[1:])
-            for kernel, first, last in parts:
-                if first < last:
-                    total = total + _product(x[..., first:last], kernel)
-            products.append(jnp.broadcast_to(total, (*x.shape[:-1], *dense.shape[1:])))
-        return jnp.concatenate(products, axis=-1)
-
-    def full(self, num_inputs: int) -> Array:
-        """The masked kernel as one matrix [inputs, *outputs]."""
-        columns = []
-        for dense, staircase in zip(self.dense, self._masked_staircases(), strict=True):
-            seen = jnp.concatenate([dense, staircase])
-            missing = num_inputs - len(seen)
-            columns.append(jnp.pad(seen, [(0, missing)] + [(0, 0)] * (seen.ndim - 1)))
-        return jnp.concatenate(columns, axis=-1)
-
-    def _masked_staircases(self):
-        # Computed from the counts where they are used; as constants they would fill the program.
-        num_seen = jax.lax.optimization_barrier(jnp.asarray(self.num_seen))
-        for stripe, staircase in zip(self.stripes, self.staircase, strict=True):
-            row = stripe.num_dense + jnp.arange(len(staircase))
-            mask = row[:, None] < num_seen[stripe.start : stripe.stop]
-            mask = jnp.expand_dims(mask, tuple(range(1, staircase.ndim - 1)))
-            yield jnp.where(mask, staircase, 0.0)
-
-
-@jax.custom_vjp
-def _product(x, kernel):
-    """x [..., inputs] and kernel [inputs, *outputs] to [..., *outputs]."""
-    return jnp.tensordot(x, kernel, 1)
-
-
-def _product_forward(x, kernel):
-    return _product(x, kernel), (x, kernel)
-
-
-def _product_backward(residuals, cotangent):
-    x, kernel = residuals
-    # In this order the gradient has the kernel's layout; JAX's own rule has to transpose it.
-    by_kernel = jnp.tensordot(
-        x.reshape(-1, len(kernel)), cotangent.reshape(-1, *kernel.shape[1:]), ((0,), (0,))
-    )
-    outputs = tuple(range(1, kernel.ndim))
-    by_x = jnp.tensordot(cotangent, kernel, (tuple(i - kernel.ndim for i in outputs), outputs))
-    return by_x, by_kernel
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-def masked(values: Array, mask: Array | None) -> Array:
-    """values [..., D], but 0 where mask [D] is; None: nowhere."""
-    return values if mask is None else jnp.where(mask > 0, values, 0.0)
-
-
-@struct.dataclass
+@record
 class MaskedNetwork:
     """A masked network with its weights: a function of x, and a pytree.
 
@@ -213,14 +101,14 @@ class MaskedNetwork:
 
     kernels: tuple[MaskedKernel, ...]  # D to width, width to width, ..., width to [P, D]
     biases: tuple[Array, ...]  # [width], ..., [P, D]
-    offset: Array | None  # [..., width], what the condition adds to the first hidden layer
-    head_offset: Array | None  # [..., P, D], and to the outputs
-    mask: Array | None  # [D], 0 where parameters are 0 whatever the weights; None: nowhere
-    degrees: Degrees = struct.field(pytree_node=False)
+    offset: Float[Array, "*batch width"] | None  # what the condition adds to the first hidden layer
+    head_offset: Float[Array, "*batch P D"] | None  # and to the outputs
+    mask: Shaped[Array, " D"] | None  # 0 where parameters are 0 whatever the weights
+    degrees: Degrees = static()
     direct: MaskedKernel | None = None  # D to [P, D] beside the hidden layers
 
-    def __call__(self, x: Array) -> Array:
-        """Parameters [..., P, D] of x [..., D]; column d depends on the inputs before d."""
+    def __call__(self, x: Float[Array, "*#batch D"]) -> Float[Array, "*#batch P D"]:
+        """Parameters of x; column d depends on the inputs before d."""
         x = _permute(x, self.degrees.order)
         hidden = self.kernels[0](x) + self.biases[0]
         if self.offset is not None:
@@ -233,25 +121,21 @@ class MaskedNetwork:
         head = _permute(head, np.asarray(self.degrees.inputs) - 1) + self._head_bias()
         return masked(head, self.mask)
 
-    def solve(self, invert, u: Array) -> Array:
+    def solve(
+        self, invert: Callable[[Array, Array], Array], u: Float[Array, "*#batch D"]
+    ) -> Float[Array, "*#batch D"]:
         """The x with x_d = invert(u_d, parameters_d(x)) for every input d, in one pass.
 
         Going through the inputs in order, each hidden unit is computed once, as soon as all that it
         sees is known, and each output column once: D steps cost about as much as one application
-        of the network, not D of them.
-
-        Args:
-            invert: function of u_d [...] and parameters [..., P].
-            u: [..., D].
-
-        Returns:
-            x [..., D].
+        of the network, not D of them. `invert` is a function of u_d [...] and parameters [..., P].
         """
         sizes = [u.shape[-1], *map(len, self.degrees.hidden)]
         *kernels, head = (
             kernel.full(size) for kernel, size in zip(self.kernels, sizes, strict=True)
         )
-        batch_shape = jnp.broadcast_shapes(u.shape[:-1], self._batch_shape())
+        of_condition = () if self.offset is None else self.offset.shape[:-1]
+        batch_shape = jnp.broadcast_shapes(u.shape[:-1], of_condition)
         u = jnp.broadcast_to(u, (*batch_shape, u.shape[-1]))
         hidden = [
             jnp.broadcast_to(bias, (*batch_shape, bias.shape[-1])) for bias in self.biases[:-1]
@@ -270,9 +154,8 @@ class MaskedNetwork:
         mask_in_order = None if self.mask is None else jnp.take(self.mask, order)
         columns = masked(head, mask_in_order).swapaxes(0, -1)  # [D, P, first + width]
 
-        def step(place, carry):
-            x, hidden, known = carry
-            hidden = list(hidden)
+        def step(place: Array, carry: Any) -> Any:
+            x, (*hidden,), known = carry
             for layer in range(num_hidden):
                 chosen = units[layer][place]
                 values = nn.relu(jnp.take(hidden[layer], chosen, axis=-1, mode="clip"))
@@ -293,15 +176,12 @@ class MaskedNetwork:
         x, _, _ = jax.lax.fori_loop(0, u.shape[-1], step, (jnp.zeros_like(u), tuple(hidden), known))
         return x
 
-    def _batch_shape(self):
-        return () if self.offset is None else self.offset.shape[:-1]
-
-    def _head_bias(self):
+    def _head_bias(self) -> Array:
         bias = self.biases[-1]
         return bias if self.head_offset is None else bias + self.head_offset
 
 
-def _permute(values, order):
+def _permute(values: Array, order: np.ndarray) -> Array:
     """values[..., order], cheaply where the order is the natural one or its opposite."""
     natural = np.arange(len(order))
     if np.array_equal(order, natural):
@@ -310,29 +190,19 @@ def _permute(values, order):
 
 
 class MADE(nn.Module):
-    """Conditions, or none, to a `MaskedNetwork`.
+    """Conditions, or none, to a `MaskedNetwork`."""
 
-    Attributes:
-        degrees: order and hidden units.
-        num_parameters: P, parameters of each input.
-        head_scale: scale of the initial output weights.
-        stripe_size: least width of the stripes that kernels are cut into.
-        direct: whether there are direct connections; they start at 0.
-    """
-
-    degrees: Degrees
-    num_parameters: int
-    head_scale: float = 0.1
-    stripe_size: int = 128
-    direct: bool = False
+    degrees: Degrees  # order and hidden units
+    num_parameters: int  # P, parameters of each input
+    head_scale: float = 0.1  # scale of the initial output weights
+    stripe_size: int = 128  # least width of the stripes that kernels are cut into
+    direct: bool = False  # whether there are direct connections; they start at 0
 
     @nn.compact
     def __call__(self, *conditions: Array | None, mask: Array | None = None) -> MaskedNetwork:
-        """Joins the weights and the conditions.
+        """Joins the weights and the conditions [..., features]; None is left out.
 
-        Args:
-            *conditions: [..., features], whose batch shapes broadcast; None is left out.
-            mask: [D], 0 where all parameters are 0; None: nowhere.
+        The mask [D] is 0 where all parameters are 0; None: nowhere.
         """
         num_inputs = len(self.degrees.inputs)
         shape = (self.num_parameters, num_inputs)
@@ -359,25 +229,26 @@ class MADE(nn.Module):
             tuple(kernels), tuple(biases), offset, head_offset, mask, self.degrees, direct
         )
 
-    def _kernel(self, name, num_seen, shape, scale):
+    def _kernel(
+        self, name: str, num_seen: np.ndarray, shape: tuple[int, ...], scale: float
+    ) -> MaskedKernel:
         """The stripes of a kernel to outputs of `shape`, of which the last axis rises in degree."""
         stripes = cut_stripes(num_seen, self.stripe_size)
-        dense, staircases = [], []
+        parts: tuple[list[Array], list[Array]] = ([], [])
         for index, stripe in enumerate(stripes):
             initializer = nn.initializers.truncated_normal(scale / max(stripe.num_seen, 1) ** 0.5)
-            outputs = (*shape[:-1], stripe.stop - stripe.start)
+            sizes = (stripe.num_dense, stripe.num_seen - stripe.num_dense)
+            for part, kernels, size in zip(("dense", "staircase"), parts, sizes, strict=True):
+                rows = (size, *shape[:-1], stripe.stop - stripe.start)
+                kernels.append(
+                    self.param(f"{name}_{part}_{index}", initializer, rows)
+                    if size
+                    else jnp.zeros(rows)
+                )
+        dense, staircase = map(tuple, parts)
+        return MaskedKernel(dense, staircase, tuple(map(int, num_seen)), stripes)
 
-            def create(part, num_rows, index=index, initializer=initializer, outputs=outputs):
-                if num_rows == 0:
-                    return jnp.zeros((0, *outputs))
-                return self.param(f"{name}_{part}_{index}", initializer, (num_rows, *outputs))
-
-            dense.append(create("dense", stripe.num_dense))
-            staircases.append(create("staircase", stripe.num_seen - stripe.num_dense))
-        seen = tuple(map(int, num_seen))
-        return MaskedKernel(tuple(dense), tuple(staircases), seen, stripes)
-
-    def _project(self, conditions, size, scale, name):
+    def _project(self, conditions: list[Array], size: int, scale: float, name: str) -> Array:
         """Sum of affine maps of the conditions, so that none need be repeated to be joined."""
         terms = [
             nn.Dense(

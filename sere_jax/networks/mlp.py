@@ -1,36 +1,25 @@
 """Multilayer perceptrons, and networks without nonlinearities."""
 
 import math
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Float
 
+from sere_jax.arrays import Array, flatten
 from sere_jax.config import ModelConfig
-
-Array = jax.Array
-
-
-def head_initializer(scale: float) -> nn.initializers.Initializer:
-    """Kernel initializer of an output layer, `scale` times the usual deviation; 0 gives zeros."""
-    if scale == 0:
-        return nn.initializers.zeros_init()
-    return nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
+from sere_jax.networks.initializers import head_initializer
 
 
 class MLPFeatures(nn.Module):
-    """An image, or a window of blocks, to the offset of an `MLPNetwork`.
-
-    Attributes:
-        config: the model's configuration.
-        num_hidden_layers: hidden layers before the one that the offset is added to.
-    """
+    """An image, or a window of blocks, to what an `MLPNetwork` adds to a hidden layer."""
 
     config: ModelConfig
-    num_hidden_layers: int
+    num_hidden_layers: int  # hidden layers before that one
 
     @nn.compact
-    def __call__(self, inputs: Array, event_ndims: int) -> Array:
+    def __call__(self, inputs: Array, event_ndims: int) -> Float[Array, "*batch hidden"]:
         """inputs [..., *event] with `event_ndims` axes in the event, to [..., hidden_size].
 
         Hidden units are dropped (Srivastava et al. 2014) where there are keys called `dropout`.
@@ -43,11 +32,7 @@ class MLPFeatures(nn.Module):
 
 
 class MLPRefinement(nn.Module):
-    """One step of an encoder that is shared by all layers, from the last layer to the first.
-
-    Attributes:
-        config: the model's configuration.
-    """
+    """One step of an encoder that is shared by all layers, from the last layer to the first."""
 
     config: ModelConfig
 
@@ -57,42 +42,31 @@ class MLPRefinement(nn.Module):
         hidden = self._refine(hidden)
         return hidden, nn.Dense(self.config.hidden_size, name="offset")(hidden)
 
-    def _refine(self, hidden):
+    def _refine(self, hidden: Array) -> Array:
         return hidden + nn.Dense(self.config.hidden_size, name="refine")(nn.elu(hidden))
 
 
 class MLPNetwork(nn.Module):
-    """Codes, an offset, or both, to the parameters of a layer.
-
-    Attributes:
-        config: the model's configuration.
-        output_shape: event shape of the result.
-        head_scale: scale of the initial output weights.
-        bounded: whether the codes pass through a tanh first. In the recurrence z_{l-1} -> z_l it
-            bounds what a large code can do to the next one, which keeps it from diverging.
-        output_start: what the last axis of the result starts near, or one value for all of it.
-        num_joint_layers: residual hidden layers after the sum of codes and offset; of `mlp`.
-    """
+    """Codes, an offset, or both, to the parameters of a layer."""
 
     config: ModelConfig
-    output_shape: tuple[int, ...]
-    head_scale: float = 1.0
+    output_shape: tuple[int, ...]  # event shape of the result
+    head_scale: float = 1.0  # scale of the initial output weights
+    # Whether the codes pass through a tanh first. In the recurrence z_{l-1} -> z_l it bounds
+    # what a large code can do to the next one, which keeps it from diverging.
     bounded: bool = True
+    # What the last axis of the result starts near, or one value for all of it.
     output_start: tuple[float, ...] = (0.0,)
-    num_joint_layers: int = 0
+    num_joint_layers: int = 0  # residual hidden layers after the sum of codes and offset; of `mlp`
 
     @nn.compact
     def __call__(self, codes: Array | None, event_ndims: int, offset: Array | None) -> Array:
-        """Applies the network.
+        """[..., *output_shape]; without inputs, learned constants of that shape without a batch.
 
         Args:
             codes: [..., *event], or None: the layer does not see any.
-            event_ndims: number of axes of the event of `codes`: those of `latent_shape`, and one
-                more for a window of codes.
+            event_ndims: axes of the event: those of `latent_shape`, one more for a window of codes.
             offset: from the features module of the family, added to a hidden layer, or None.
-
-        Returns:
-            [..., *output_shape]; without inputs, learned constants of that shape without a batch.
         """
         if codes is None and offset is None:
             return self.param("constant", self._start, self.output_shape)
@@ -107,16 +81,16 @@ class MLPNetwork(nn.Module):
         batch_shape = head.shape[: head.ndim - 1 - position_ndims]
         return head.reshape(*batch_shape, *self.output_shape)
 
-    def _start(self, key, shape, dtype=jnp.float32):
+    def _start(self, key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         del key
         repeats = math.prod(shape) // len(self.output_start)
         return jnp.tile(jnp.array(self.output_start, dtype), repeats).reshape(shape)
 
-    def _position_ndims(self):
+    def _position_ndims(self) -> int:
         """Number of axes of hidden layers, besides the last, that the output has too."""
         return 0
 
-    def _last_hidden(self, hidden):
+    def _last_hidden(self, hidden: Array) -> Array:
         """The last hidden layer from the sum of offset and codes."""
         hidden = nn.elu(hidden)
         for layer in range(self.num_joint_layers):
@@ -126,7 +100,7 @@ class MLPNetwork(nn.Module):
             hidden = nn.elu(hidden + joint(hidden))
         return hidden
 
-    def _hidden(self, codes, event_ndims, use_bias):
+    def _hidden(self, codes: Array, event_ndims: int, use_bias: bool) -> Array:
         """The hidden layer of the codes that the offset is added to, before its activation."""
         size = self.config.hidden_size
         hidden = nn.Dense(size)(flatten(codes, event_ndims))
@@ -137,18 +111,13 @@ class MLPNetwork(nn.Module):
 
 
 class LinearFeatures(nn.Module):
-    """`MLPFeatures` without hidden layers: one affine map of the image.
-
-    Attributes:
-        config: the model's configuration.
-        num_hidden_layers: ignored.
-    """
+    """`MLPFeatures` without hidden layers: one affine map of the image."""
 
     config: ModelConfig
-    num_hidden_layers: int = 0
+    num_hidden_layers: int = 0  # ignored
 
     @nn.compact
-    def __call__(self, inputs: Array, event_ndims: int) -> Array:
+    def __call__(self, inputs: Array, event_ndims: int) -> Float[Array, "*batch hidden"]:
         """inputs [..., *event] with `event_ndims` axes in the event, to [..., hidden_size]."""
         return nn.Dense(self.config.hidden_size)(flatten(inputs, event_ndims))
 
@@ -156,7 +125,7 @@ class LinearFeatures(nn.Module):
 class LinearRefinement(MLPRefinement):
     """`MLPRefinement` without nonlinearities."""
 
-    def _refine(self, hidden):
+    def _refine(self, hidden: Array) -> Array:
         return hidden + nn.Dense(self.config.hidden_size, name="refine")(hidden)
 
 
@@ -167,16 +136,9 @@ class LinearNetwork(MLPNetwork):
     either, the model is a linear Gaussian one, whose likelihood and posterior are known exactly.
     """
 
-    def _last_hidden(self, hidden):
+    def _last_hidden(self, hidden: Array) -> Array:
         return hidden
 
-    def _hidden(self, codes, event_ndims, use_bias):
+    def _hidden(self, codes: Array, event_ndims: int, use_bias: bool) -> Array:
         codes = flatten(codes, event_ndims)
         return nn.Dense(self.config.hidden_size, use_bias=use_bias)(codes)
-
-
-def flatten(inputs: Array, event_ndims: int) -> Array:
-    """[..., *event] to [..., size of the event]."""
-    batch_ndims = inputs.ndim - event_ndims
-    # Of an empty batch -1 would be unknown.
-    return inputs.reshape(*inputs.shape[:batch_ndims], math.prod(inputs.shape[batch_ndims:]))

@@ -8,28 +8,27 @@ blocks are vectors, and only the encoder of the whole image is convolutional.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Float
 
+from sere_jax.arrays import Array, flatten
 from sere_jax.config import ConfigError, ModelConfig
-from sere_jax.networks.mlp import MLPNetwork, MLPRefinement, flatten, head_initializer
+from sere_jax.networks.initializers import head_initializer
+from sere_jax.networks.mlp import MLPNetwork, MLPRefinement
 from sere_jax.partition import create_partition
-
-Array = jax.Array
 
 KERNEL_SIZE = 3
 
 
 class Conv(nn.Module):
-    """3x3 convolution with zero padding, over maps [..., h, w, channels].
+    """3x3 convolution with zero padding, over maps [..., h, w, channels]."""
 
-    Attributes:
-        features: channels of the result.
-    """
-
-    features: int
+    features: int  # channels of the result
 
     @nn.compact
-    def __call__(self, maps: Array) -> Array:
-        """maps [..., h, w, channels] to [..., h, w, features]."""
+    def __call__(
+        self, maps: Float[Array, "*batch h w channels"]
+    ) -> Float[Array, "*batch h w features"]:
+        """Applies it."""
         shape = (KERNEL_SIZE, KERNEL_SIZE, maps.shape[-1], self.features)
         kernel = self.param("kernel", head_initializer(1.0), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
@@ -37,8 +36,10 @@ class Conv(nn.Module):
         return convolve(batch, kernel).reshape(*maps.shape[:-1], self.features) + bias
 
 
-def convolve(maps: Array, kernel: Array) -> Array:
-    """Correlates maps [B, h, w, c] with a kernel [3, 3, c, d], zero-padded to [B, h, w, d].
+def convolve(
+    maps: Float[Array, "batch h w inputs"], kernel: Float[Array, "3 3 inputs outputs"]
+) -> Float[Array, "batch h w outputs"]:
+    """Correlates maps, zero-padded, with a kernel.
 
     On CPUs it has a gradient rule of its own, which rules out forward-mode differentiation.
     """
@@ -49,7 +50,7 @@ def convolve(maps: Array, kernel: Array) -> Array:
 
 
 @jax.custom_vjp
-def _convolve_by_products(maps, kernel):
+def _convolve_by_products(maps: Array, kernel: Array) -> Array:
     # In a loop, XLA's gradient of a convolution on CPUs is twenty times slower than these products.
     height = maps.shape[1]
     rows = _neighbors_in_rows(maps)
@@ -59,11 +60,11 @@ def _convolve_by_products(maps, kernel):
     return total
 
 
-def _forward(maps, kernel):
+def _forward(maps: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return _convolve_by_products(maps, kernel), (maps, kernel)
 
 
-def _backward(residuals, cotangent):
+def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     maps, kernel = residuals
     height = maps.shape[1]
     rows = _neighbors_in_rows(maps)
@@ -78,7 +79,7 @@ def _backward(residuals, cotangent):
 _convolve_by_products.defvjp(_forward, _backward)
 
 
-def _neighbors_in_rows(maps):
+def _neighbors_in_rows(maps: Array) -> Array:
     """Left neighbor, itself and right neighbor, [B, h + 2, w, 3 * c] of maps [B, h, w, c]."""
     width = maps.shape[2]
     padded = jnp.pad(maps, [(0, 0), (1, 1), (1, 1), (0, 0)])
@@ -86,13 +87,9 @@ def _neighbors_in_rows(maps):
 
 
 class ResidualBlock(nn.Module):
-    """x + f(x) with two layers, each after an ELU: a 3x3 and a 1x1 convolution on maps.
+    """x + f(x) with two layers, each after an ELU: a 3x3 and a 1x1 convolution on maps."""
 
-    Attributes:
-        convolutional: whether x is a map [..., h, w, channels] or a vector [..., channels].
-    """
-
-    convolutional: bool
+    convolutional: bool  # whether x is a map [..., h, w, channels] or a vector [..., channels]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -104,41 +101,31 @@ class ResidualBlock(nn.Module):
 
 
 class ResNetFeatures(nn.Module):
-    """An image, or a window of blocks, to the offset of a `ResNetNetwork`.
-
-    Attributes:
-        config: the model's configuration.
-        num_hidden_layers: number of residual blocks.
-    """
+    """An image, or a window of blocks, to the offset of a `ResNetNetwork`."""
 
     config: ModelConfig
-    num_hidden_layers: int
+    num_hidden_layers: int  # number of residual blocks
 
     @nn.compact
     def __call__(self, inputs: Array, event_ndims: int) -> Array:
-        """Applies the network.
+        """Features [..., h, w, hidden_size] where codes are maps, else [..., hidden_size].
 
-        Args:
-            inputs: images [..., height, width, c] or windows of blocks [..., j, h, w, c].
-            event_ndims: 3 or 4.
-
-        Returns:
-            [..., h, w, hidden_size] where codes are maps, else [..., hidden_size].
+        inputs are images [..., height, width, c] or windows of blocks [..., j, h, w, c].
         """
         size = self.config.hidden_size
         if not _codes_are_maps(self.config) and event_ndims != 3:
             return self._blocks(nn.Dense(size)(flatten(inputs, event_ndims)), convolutional=False)
         if event_ndims == 4:
-            inputs = _window_to_channels(inputs, event_ndims)
+            inputs = _window_to_channels(inputs)
         maps = self._blocks(Conv(size)(space_to_depth(inputs, self._grid(inputs))), True)
         return maps if _codes_are_maps(self.config) else nn.Dense(size)(flatten(nn.elu(maps), 3))
 
-    def _blocks(self, x, convolutional):
+    def _blocks(self, x: Array, convolutional: bool) -> Array:
         for _ in range(self.num_hidden_layers):
             x = ResidualBlock(convolutional)(x)
         return x
 
-    def _grid(self, images):
+    def _grid(self, images: Array) -> tuple[int, ...]:
         """Height and width of the maps that images are processed at."""
         if _codes_are_maps(self.config):
             return self.config.latent_shape[:2]
@@ -153,27 +140,27 @@ class ResNetFeatures(nn.Module):
 class ResNetRefinement(MLPRefinement):
     """`MLPRefinement` by a residual block, on maps where codes are maps."""
 
-    def _refine(self, hidden):
+    def _refine(self, hidden: Array) -> Array:
         return ResidualBlock(_codes_are_maps(self.config))(hidden)
 
 
 class ResNetNetwork(MLPNetwork):
     """`MLPNetwork` with `num_hidden_layers - 1` residual blocks after the sum with the offset."""
 
-    def _position_ndims(self):
+    def _position_ndims(self) -> int:
         return 2 if _codes_are_maps(self.config) else 0
 
-    def _last_hidden(self, hidden):
+    def _last_hidden(self, hidden: Array) -> Array:
         convolutional = _codes_are_maps(self.config)
         for _ in range(self.config.num_hidden_layers - 1):
             hidden = ResidualBlock(convolutional)(hidden)
         return nn.elu(hidden)
 
-    def _hidden(self, codes, event_ndims, use_bias):
+    def _hidden(self, codes: Array, event_ndims: int, use_bias: bool) -> Array:
         size = self.config.hidden_size
         if _codes_are_maps(self.config):
             if event_ndims == 4:
-                codes = _window_to_channels(codes, event_ndims)
+                codes = _window_to_channels(codes)
             hidden = Conv(size)(codes)
         else:
             hidden = nn.Dense(size)(flatten(codes, event_ndims))
@@ -181,15 +168,10 @@ class ResNetNetwork(MLPNetwork):
         return nn.Dense(size, use_bias=use_bias)(hidden)
 
 
-def space_to_depth(images: Array, grid: tuple[int, int]) -> Array:
-    """Moves the pixels of each position of a grid to its channels.
+def space_to_depth(images: Array, grid: tuple[int, ...]) -> Array:
+    """Moves the pixels of each position of a grid (h, w) to its channels.
 
-    Args:
-        images: [..., height, width, c].
-        grid: (h, w).
-
-    Returns:
-        [..., h, w, height/h * width/w * c].
+    Images [..., height, width, c] become [..., h, w, height/h * width/w * c].
 
     Raises:
         ConfigError: the grid does not divide the image.
@@ -207,7 +189,7 @@ def space_to_depth(images: Array, grid: tuple[int, int]) -> Array:
     return flatten(cells, 3)
 
 
-def _codes_are_maps(config):
+def _codes_are_maps(config: ModelConfig) -> bool:
     """Whether `latent_shape` is (h, w, c), which it may be if blocks have h x w pixels."""
     rows, columns, _ = create_partition(config).block_shape
     if len(config.latent_shape) == 1:
@@ -221,6 +203,5 @@ def _codes_are_maps(config):
     return True
 
 
-def _window_to_channels(window, event_ndims):
-    """[..., k, h, w, c] to [..., h, w, k * c]."""
-    return flatten(jnp.moveaxis(window, -event_ndims, -2), 2)
+def _window_to_channels(window: Float[Array, "*batch k h w c"]) -> Float[Array, "*batch h w kc"]:
+    return flatten(jnp.moveaxis(window, -4, -2), 2)

@@ -4,25 +4,24 @@ import distrax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
+from jaxtyping import Float
 
+from sere_jax.arrays import Array, Images, Noise, record
 from sere_jax.data_layer import create_data_layer
-from sere_jax.flows.bijectors import MaskedAutoregressiveFlows
+from sere_jax.flows.autoregressive import MaskedAutoregressiveFlows
 from sere_jax.model import SampledInference, WholeImageModel
 from sere_jax.networks.mlp import MLPFeatures
-
-Array = jax.Array
 
 MIN_SCALE = 1e-3
 
 
-@struct.dataclass
+@record
 class PosteriorInputs:
     """What q knows of a batch x."""
 
-    mean: Array  # [B, N], μ
-    scale: Array  # [B, N], σ
-    features: Array  # [B, hidden_size], which the flows read
+    mean: Float[Array, "batch latents"]  # μ
+    scale: Float[Array, "batch latents"]  # σ
+    features: Float[Array, "batch hidden"]  # which the flows read
 
 
 class InverseAutoregressiveVAE(WholeImageModel):
@@ -39,12 +38,9 @@ class InverseAutoregressiveVAE(WholeImageModel):
 
     Unlike in the original, f_t is z' = (z - m) / s with a bounded log s, not the gated
     s z + (1 - s) m, and an affine map with constants of each dimension comes before it.
-
-    Attributes:
-        config: the checked configuration.
     """
 
-    def setup(self):
+    def setup(self) -> None:
         """Creates the encoder, the flows and the data layer."""
         config = self.config
         (num_latents,) = config.latent_shape
@@ -54,9 +50,9 @@ class InverseAutoregressiveVAE(WholeImageModel):
         self.flows = MaskedAutoregressiveFlows(config.latent_shape, widths, config.num_flows)
         self.data_layer = create_data_layer(config, config.data_shape, is_whole_image=True)
 
-    def __call__(self, x: Array, noise: Array) -> SampledInference:
-        """Infers the codes of x [B, *data_shape] with noise [B, 1, N]."""
-        epsilon = jnp.squeeze(noise, -2)
+    def __call__(self, x: Array, noise: Noise) -> SampledInference:
+        """Infers the codes of x [B, *data_shape]."""
+        epsilon = jnp.squeeze(noise, 0)
         z, log_ratio = self._sample_posterior(self.observe(x), epsilon)
         return SampledInference(
             log_likelihood=self.decode(z, x), kl=-log_ratio[..., None], epsilon=epsilon, z=z
@@ -68,26 +64,25 @@ class InverseAutoregressiveVAE(WholeImageModel):
         mean, raw_scale = jnp.split(self.base(features), 2, axis=-1)
         return PosteriorInputs(mean, MIN_SCALE + jax.nn.softplus(raw_scale), features)
 
-    def log_weights(self, x: Array, observed: PosteriorInputs, noise: Array) -> tuple[Array, Array]:
-        """See the base class; noise is [S, B, 1, N]."""
-        z, log_ratio = self._sample_posterior(observed, jnp.squeeze(noise, -2))
+    def log_weights(
+        self, x: Array, observed: PosteriorInputs, noise: Float[Array, "1 samples batch latents"]
+    ) -> tuple[Float[Array, "samples batch"], Float[Array, "samples batch"]]:
+        """See the base class."""
+        z, log_ratio = self._sample_posterior(observed, jnp.squeeze(noise, 0))
         return self.decode(z, x), log_ratio
 
-    def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
-        """Images and their expectations from noise [B, 1, N] and keys [B, 1]."""
-        return self.emit(jnp.squeeze(noise, -2), keys)
+    def generate(self, noise: Noise, keys: Array) -> tuple[Images, Images]:
+        """Images and their expectations."""
+        return self.emit(jnp.squeeze(noise, 0), keys)
 
-    def prior_noise(self, inference: SampledInference) -> Array:
-        """The codes, [B, 1, N]; see the base class."""
-        return inference.z[:, None]
+    def prior_noise(self, x: Array, noise: Noise) -> Noise:
+        """The codes; see the base class."""
+        return self.codes(x, noise)[None]
 
-    def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
-        """Images and their expectations from z [B, N] and keys [B, 1]; no layer is residual."""
-        del residual
-        return self.emit(z, keys)
-
-    def _sample_posterior(self, observed, epsilon):
-        """z [..., N] and log p(z) - log q(z | x) [...] for noise ε [..., N]."""
+    def _sample_posterior(
+        self, observed: PosteriorInputs, epsilon: Float[Array, "*batch latents"]
+    ) -> tuple[Float[Array, "*batch latents"], Float[Array, "*batch"]]:
+        """z and log p(z) - log q(z | x) for noise ε."""
         base = observed.mean + observed.scale * epsilon
         z, log_det = distrax.Inverse(self.flows(observed.features)).forward_and_log_det(base)
         log_scale = jnp.sum(jnp.log(observed.scale), axis=-1)

@@ -1,7 +1,6 @@
 """The Ladder VAE (Sønderby et al. 2016), one of the systems that the paper compares with."""
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import distrax
@@ -9,46 +8,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import struct
+from jaxtyping import Float
 
+from sere_jax.arrays import Array, Images, Noise, PerImage, flatten, record
 from sere_jax.data_layer import create_data_layer
-from sere_jax.model import WholeImageModel
-from sere_jax.networks.mlp import flatten
-
-Array = jax.Array
+from sere_jax.model import Inferred, WholeImageModel
 
 MIN_VARIANCE = 1e-5
 
 
-@struct.dataclass
-class LadderInference:
-    """What the model infers of a batch x, with one sample of the codes; layer 1 generates x."""
+@record
+class LadderInference(Inferred):
+    """What the model infers of a batch x, with one sample of the codes; layer 1 generates x.
 
-    log_likelihood: Array  # [B], log p(x | z_1)
-    kl: Array  # [B, L], closed form
-    z: tuple[Array, ...]  # of each layer [B, N_l], drawn from q
-    prior_mean: tuple[Array, ...]  # of each layer [B, N_l], given z_{l+1}
-    prior_scale: tuple[Array, ...]  # of each layer [B, N_l]
-    posterior_mean: tuple[Array, ...]  # of each layer [B, N_l]
-    posterior_scale: tuple[Array, ...]  # of each layer [B, N_l]
+    All but the first two are of each layer, [B, N_l].
+    """
 
-    @property
-    def epsilon(self) -> tuple[Array, ...]:
-        """The codes themselves: there is no bijective layer."""
-        return self.z
-
-    @property
-    def elbo(self) -> Array:
-        """log p(x | z) - KL, [B]."""
-        return self.log_likelihood - jnp.sum(self.kl, axis=-1)
+    log_likelihood: PerImage  # log p(x | z_1)
+    kl: Float[Array, "batch layers"]  # closed form
+    epsilon: tuple[Float[Array, "batch _"], ...]  # the codes themselves: there is no bijector
+    z: tuple[Float[Array, "batch _"], ...]  # drawn from q
+    prior_mean: tuple[Float[Array, "batch _"], ...]  # given z_{l+1}
+    prior_scale: tuple[Float[Array, "batch _"], ...]
+    posterior_mean: tuple[Float[Array, "batch _"], ...]
+    posterior_scale: tuple[Float[Array, "batch _"], ...]
 
 
-@struct.dataclass
+@record
 class Evidence:
     """The likelihood-like term q̂ that the bottom-up pass finds for a layer."""
 
-    mean: Array  # [..., N_l]
-    variance: Array  # [..., N_l]
+    mean: Float[Array, "*latents"]  # [..., N_l]
+    variance: Float[Array, "*latents"]
 
 
 class NormalizedMLP(nn.Module):
@@ -56,14 +47,10 @@ class NormalizedMLP(nn.Module):
 
     It stands in for the batch normalization of the original, under which the density of an image
     would depend on the other images of its batch.
-
-    Attributes:
-        hidden_size: their width.
-        num_hidden_layers: how many.
     """
 
-    hidden_size: int
-    num_hidden_layers: int
+    hidden_size: int  # their width
+    num_hidden_layers: int  # how many
 
     @nn.compact
     def __call__(self, hidden: Array) -> Array:
@@ -86,12 +73,9 @@ class LadderVAE(WholeImageModel):
     form of this evidence p(x | z_l), and what the bottom-up pass says of it.
 
     The hidden layers of layer l have `hidden_size` N_l / N_1 units.
-
-    Attributes:
-        config: the checked configuration.
     """
 
-    def setup(self):
+    def setup(self) -> None:
         """Creates both passes and the data layer."""
         config = self.config
         sizes = config.codes_per_layer
@@ -103,21 +87,20 @@ class LadderVAE(WholeImageModel):
         self.prior = [nn.Dense(2 * size) for size in sizes[:-1]]
         self.data_layer = create_data_layer(config, config.data_shape, is_whole_image=True)
 
-    def __call__(self, x: Array, noise: Array) -> LadderInference:
-        """Infers the codes of x [B, *data_shape] with noise [B, 1, ΣN_l]."""
+    def __call__(self, x: Array, noise: Noise) -> LadderInference:
+        """Infers the codes of x [B, *data_shape]."""
         z, priors, posteriors = self._top_down(noise, self.observe(x))
         kl = [q.kl_divergence(p).sum(-1) for q, p in zip(posteriors, priors, strict=True)]
         return LadderInference(
             log_likelihood=self.decode(z[0], x),
             kl=jnp.stack(kl, axis=-1),
+            epsilon=z,
             z=z,
             prior_mean=tuple(
-                jnp.broadcast_to(p.loc, q.loc.shape)
-                for p, q in zip(priors, posteriors, strict=True)
+                jnp.broadcast_to(p.loc, code.shape) for p, code in zip(priors, z, strict=True)
             ),
             prior_scale=tuple(
-                jnp.broadcast_to(p.scale, q.loc.shape)
-                for p, q in zip(priors, posteriors, strict=True)
+                jnp.broadcast_to(p.scale, code.shape) for p, code in zip(priors, z, strict=True)
             ),
             posterior_mean=tuple(q.loc for q in posteriors),
             posterior_scale=tuple(q.scale for q in posteriors),
@@ -133,9 +116,12 @@ class LadderVAE(WholeImageModel):
         return tuple(evidence)
 
     def log_weights(
-        self, x: Array, observed: tuple[Evidence, ...], noise: Array
-    ) -> tuple[Array, Array]:
-        """See the base class; noise is [S, B, 1, ΣN_l]."""
+        self,
+        x: Array,
+        observed: tuple[Evidence, ...],
+        noise: Float[Array, "1 samples batch latents"],
+    ) -> tuple[Float[Array, "samples batch"], Float[Array, "samples batch"]]:
+        """See the base class."""
         z, priors, posteriors = self._top_down(noise, observed)
         ratios = [
             jnp.sum(p.log_prob(code) - q.log_prob(code), axis=-1)
@@ -143,30 +129,29 @@ class LadderVAE(WholeImageModel):
         ]
         return self.decode(z[0], x), jnp.sum(jnp.stack(ratios), axis=0)
 
-    def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
-        """Images and their expectations from noise [B, 1, ΣN_l] and keys [B, 1]."""
+    def generate(self, noise: Noise, keys: Array) -> tuple[Images, Images]:
+        """Images and their expectations."""
         z, _, _ = self._top_down(noise, None)
         return self.emit(z[0], keys)
 
-    def prior_noise(self, inference: LadderInference) -> Array:
-        """(z - μ_p) / σ_p of all layers, [B, 1, ΣN_l]; see the base class."""
-        noises = [
-            (z - mean) / scale
-            for z, mean, scale in zip(
-                inference.z, inference.prior_mean, inference.prior_scale, strict=True
-            )
-        ]
-        return jnp.concatenate(noises, axis=-1)[:, None]
+    def prior_noise(self, x: Array, noise: Noise) -> Noise:
+        """(z - μ_p) / σ_p of all layers; see the base class."""
+        z, priors, _ = self._top_down(noise, self.observe(x))
+        noises = [(code - p.loc) / p.scale for code, p in zip(z, priors, strict=True)]
+        return jnp.concatenate(noises, axis=-1)[None]
 
-    def regenerate(self, z: Sequence[Array], keys: Array, residual: bool) -> tuple[Array, Array]:
-        """Images and their expectations from z_1 and keys [B, 1]; there is no residual layer."""
-        del residual
-        return self.emit(z[0], keys)
+    def regenerate(
+        self, z: tuple[Array, ...], keys: Array, residual: bool
+    ) -> tuple[Images, Images]:
+        """See the base class; z_1 alone generates x."""
+        return super().regenerate(z[0], keys, residual)
 
-    def _top_down(self, noise, evidence):
+    def _top_down(
+        self, noise: Array, evidence: tuple[Evidence, ...] | None
+    ) -> tuple[tuple[Array, ...], tuple[distrax.Normal, ...], tuple[distrax.Normal, ...]]:
         """Codes, priors and posteriors of all layers; without evidence posteriors are priors."""
         borders = list(itertools.accumulate(self.config.codes_per_layer))[:-1]
-        noises = jnp.split(jnp.squeeze(noise, -2), np.array(borders, int), axis=-1)
+        noises = jnp.split(jnp.squeeze(noise, 0), np.array(borders, int), axis=-1)
         num_layers = len(noises)
         z: list[Any] = [None] * num_layers
         priors, posteriors = list(z), list(z)
@@ -189,12 +174,12 @@ class LadderVAE(WholeImageModel):
         return tuple(z), tuple(priors), tuple(posteriors)
 
 
-def _mean_and_variance(raw):
+def _mean_and_variance(raw: Array) -> tuple[Array, Array]:
     mean, raw_variance = jnp.split(raw, 2, axis=-1)
     return mean, MIN_VARIANCE + jax.nn.softplus(raw_variance)
 
 
-def _product(mean, variance, evidence):
+def _product(mean: Array, variance: Array, evidence: Evidence) -> tuple[Array, Array]:
     """Mean and variance of the normalized product of two normal densities."""
     total = variance + evidence.variance
     return (

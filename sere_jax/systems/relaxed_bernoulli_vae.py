@@ -3,21 +3,19 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
+from jaxtyping import Float
 
+from sere_jax.arrays import Array, Images, Noise, flatten, record
 from sere_jax.data_layer import create_data_layer
 from sere_jax.model import SampledInference, WholeImageModel
 from sere_jax.networks.masked import MADE, MaskedNetwork, spread_degrees
-from sere_jax.networks.mlp import flatten
-
-Array = jax.Array
 
 
-@struct.dataclass
+@record
 class RelaxedBernoulliInference(SampledInference):
     """What the model infers of a batch x; z lies in (0, 1), and ε are its logits."""
 
-    posterior_logits: Array  # [B, N], of each code given those before it
+    posterior_logits: Float[Array, "batch latents"]  # of each code given those before it
 
 
 class RelaxedBernoulliVAE(WholeImageModel):
@@ -31,12 +29,9 @@ class RelaxedBernoulliVAE(WholeImageModel):
     all of their dependencies, q(z | x) = Π q(z_d | z_1 .. z_{d-1}, x) (Webb et al. 2018, section
     4): its logits are those of a masked autoregressive network. Densities are those of ε, in
     nats; the KL of q and p has no closed form.
-
-    Attributes:
-        config: the checked configuration.
     """
 
-    def setup(self):
+    def setup(self) -> None:
         """Creates the encoder, the autoregressive network and the data layer."""
         config = self.config
         (num_latents,) = config.latent_shape
@@ -46,9 +41,9 @@ class RelaxedBernoulliVAE(WholeImageModel):
         self.posterior = MADE(degrees, num_parameters=1)
         self.data_layer = create_data_layer(config, config.data_shape, is_whole_image=True)
 
-    def __call__(self, x: Array, noise: Array) -> RelaxedBernoulliInference:
-        """Infers the codes of x [B, *data_shape] with noise [B, 1, N]."""
-        epsilon, logits = self._sample_posterior(self.observe(x), noise)
+    def __call__(self, x: Array, noise: Noise) -> RelaxedBernoulliInference:
+        """Infers the codes of x [B, *data_shape]."""
+        epsilon, logits = self._sample_posterior(self.observe(x), jnp.squeeze(noise, 0))
         return RelaxedBernoulliInference(
             log_likelihood=self.decode(_centered(epsilon), x),
             kl=-self._log_ratio(epsilon, logits)[..., None],
@@ -64,41 +59,43 @@ class RelaxedBernoulliVAE(WholeImageModel):
             hidden = nn.elu(layer(hidden))
         return hidden
 
-    def log_weights(self, x: Array, observed: Array, noise: Array) -> tuple[Array, Array]:
-        """See the base class; noise is [S, B, 1, N]."""
-        epsilon, logits = self._sample_posterior(observed, noise)
+    def log_weights(
+        self, x: Array, observed: Array, noise: Float[Array, "1 samples batch latents"]
+    ) -> tuple[Float[Array, "samples batch"], Float[Array, "samples batch"]]:
+        """See the base class."""
+        epsilon, logits = self._sample_posterior(observed, jnp.squeeze(noise, 0))
         return self.decode(_centered(epsilon), x), self._log_ratio(epsilon, logits)
 
-    def generate(self, noise: Array, keys: Array) -> tuple[Array, Array]:
-        """Images and their expectations from noise [B, 1, N] and keys [B, 1]."""
-        epsilon = _logistic(jnp.squeeze(noise, -2)) / self.config.prior_temperature
+    def generate(self, noise: Noise, keys: Array) -> tuple[Images, Images]:
+        """Images and their expectations."""
+        epsilon = _logistic(jnp.squeeze(noise, 0)) / self.config.prior_temperature
         return self.emit(_centered(epsilon), keys)
 
-    def prior_noise(self, inference: RelaxedBernoulliInference) -> Array:
-        """Standard logistic noise as a standard normal one, [B, 1, N]; see the base class."""
-        logistic = self.config.prior_temperature * inference.epsilon
+    def prior_noise(self, x: Array, noise: Noise) -> Noise:
+        """Standard logistic noise as a standard normal one; see the base class."""
+        logistic = self.config.prior_temperature * self(x, noise).epsilon
         # By the smaller tail: near 1, float32 has few digits.
         size = -jax.scipy.special.ndtri(jax.nn.sigmoid(-jnp.abs(logistic)))
-        return (jnp.sign(logistic) * size)[:, None]
+        return (jnp.sign(logistic) * size)[None]
 
-    def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Array, Array]:
-        """Images and their expectations from z [B, N] and keys [B, 1]; no layer is residual."""
-        del residual
-        return self.emit(2.0 * z - 1.0, keys)
+    def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Images, Images]:
+        """See the base class."""
+        return super().regenerate(2.0 * z - 1.0, keys, residual)
 
-    def _sample_posterior(self, observed, noise):
+    def _sample_posterior(self, observed: Array, noise: Array) -> tuple[Array, Array]:
+        """ε and its logits, [..., N], for standard normal noise [..., N]."""
         network: MaskedNetwork = self.posterior(observed)
         temperature = self.config.posterior_temperature
 
-        def code(logistic, logit):
+        def code(logistic: Array, logit: Array) -> Array:
             return _centered((logit[..., 0] + logistic) / temperature)
 
-        logistic = _logistic(jnp.squeeze(noise, -2))
+        logistic = _logistic(noise)
         # The network reads the codes; ε, of which they keep few digits near 0 and 1, is computed.
         logits = jnp.squeeze(network(network.solve(code, logistic)), -2)
         return (logits + logistic) / temperature, logits
 
-    def _log_ratio(self, epsilon, logits):
+    def _log_ratio(self, epsilon: Array, logits: Array) -> Array:
         """log p(ε) - log q(ε | x), [...]."""
         config = self.config
         prior = log_density(epsilon, jnp.zeros(()), config.prior_temperature)
@@ -111,11 +108,11 @@ def log_density(epsilon: Array, logits: Array, temperature: float) -> Array:
     return jnp.log(temperature) - noise - 2.0 * jax.nn.softplus(-noise)
 
 
-def _logistic(noise):
+def _logistic(noise: Array) -> Array:
     """Standard normal noise to standard logistic noise."""
     return jax.scipy.special.log_ndtr(noise) - jax.scipy.special.log_ndtr(-noise)
 
 
-def _centered(epsilon):
+def _centered(epsilon: Array) -> Array:
     """2 z - 1: what the data layer reads."""
     return jnp.tanh(epsilon / 2.0)

@@ -74,7 +74,8 @@ def test_operations_of_the_likelihood_are_those_of_its_program():
         observed = model.apply(variables, x, method="observe")
         return model.apply(variables, x, observed, noise, method="log_weights")
 
-    noise = jax.ShapeDtypeStruct((30, 20, *model.noise_shape), jnp.float32)
+    num_layers, *event_shape = model.noise_shape
+    noise = jax.ShapeDtypeStruct((num_layers, 30, 20, *event_shape), jnp.float32)
     counted = cost_model.evaluation_operations(model.config, num_images=20, num_samples=30)
     assert counted == pytest.approx(operations(log_weights, params, x, noise), rel=0.04)
 

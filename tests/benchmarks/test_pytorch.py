@@ -69,7 +69,7 @@ def test_the_mlp_model_has_our_likelihood_and_kl():
     x = (np.random.default_rng(2).random((3, 4, 4, 1)) > 0.5).astype(np.float32)
     params = randomized(sere_jax.init(model, jax.random.key(0)))
     noise = np.random.default_rng(1).standard_normal((3, *model.noise_shape)).astype(np.float32)
-    ours = model.apply({"params": params}, jnp.asarray(x), jnp.asarray(noise))
+    ours = model.apply({"params": params}, jnp.asarray(x), jnp.asarray(noise).swapaxes(0, 1))
 
     torch_model = pytorch.SeReVAE(model.config)
     params = params["hierarchy"]["layers"]

@@ -263,7 +263,8 @@ def test_a_list_and_raw_words_of_another_number_are_no_key(tiny, key):
 @each_model
 def test_the_table_of_modules_is_made(tiny_config, overrides):
     model = sere_jax.create_model(tiny_config(**overrides))
-    noise = jnp.zeros((2, *model.noise_shape))
+    num_layers, *event_shape = model.noise_shape
+    noise = jnp.zeros((num_layers, 2, *event_shape))
     table = model.tabulate(KEY, images(model, 2), noise, console_kwargs={"width": 500})
     assert type(model).__name__ in table
     if type(model) is sere_jax.SeReVAE and model.config.bijector == "rank_one_affine":

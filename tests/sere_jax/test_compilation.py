@@ -188,13 +188,15 @@ def test_bounds_and_gradients_of_all_systems_and_layers_are_those_of_float64(
     sizes = {"data_shape": (8, 8, 1), "num_layers": 2, "latent_shape": (4,), "hidden_size": 16}
     model, params = random_model(**(sizes | overrides))
     x = np.random.default_rng(0).integers(0, 2, (300, 8, 8, 1)).astype(np.float32)
-    noise = jax.random.uniform(jax.random.key(0), (3, 300, *model.noise_shape), minval=0.1)
+    num_layers, *event_shape = model.noise_shape
+    shape = (num_layers, 3, 300, *event_shape)
+    noise = jax.random.uniform(jax.random.key(0), shape, minval=0.1)
 
     def bounds(params, x, noise):
         def apply(*arguments, method):
             return model.apply({"params": params}, *arguments, method=method)
 
-        log_likelihood, kl = apply(x, noise[0], method="elbo_terms")
+        log_likelihood, kl = apply(x, noise[:, 0], method="elbo_terms")
         elbo = log_likelihood - jnp.sum(kl, axis=-1)
         observed = apply(x, method="observe")
         log_likelihood, ratio = apply(x, observed, noise, method="log_weights")

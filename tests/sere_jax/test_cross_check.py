@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax.flows.bijectors import MAX_LOG_SCALE, MaskedAutoregressive, SplineCoupling
-from sere_jax.networks.masked import Degrees, MaskedKernel, MaskedNetwork, cut_stripes
+from sere_jax.flows.autoregressive import MAX_LOG_SCALE, MaskedAutoregressive
+from sere_jax.flows.coupling import SplineCoupling
+from sere_jax.networks.masked import Degrees, MaskedNetwork
+from sere_jax.networks.stripes import MaskedKernel, cut_stripes
 
 flowjax = pytest.importorskip("flowjax", reason="an extra: pip install -e '.[test]'")
 equinox = pytest.importorskip("equinox")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from sere_jax.data_layer import MIN_SCALE, create_data_layer
+from sere_jax.data_layer import create_data_layer
+from sere_jax.pixels import MIN_SCALE
 
 BLOCK_SHAPE = (1, 2, 1)
 

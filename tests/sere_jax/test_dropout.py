@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import sere_jax
+from sere_jax.inputs import OF_DROPOUT, noise_of_samples
 from sere_jax.networks.mlp import MLPFeatures
 
 RATE = 0.3
@@ -59,7 +60,8 @@ def test_layers_drop_units_of_their_own(random_model, batch, encoder):
 
     def observe(**options):
         observed = model.apply({"params": params}, x, method="observe", **options)
-        return [np.asarray(features) for features in jax.tree.leaves(observed)]
+        features = (observed.posterior, observed.prior, observed.data)
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(features)]
 
     kept_all, dropped = observe(), observe(rngs={"dropout": jax.random.key(0)})
 
@@ -106,11 +108,11 @@ def test_the_objective_is_that_of_the_units_that_are_kept(random_model, batch, n
 
     value = objective(model, params, x, keys, num_samples)
 
-    noise = jnp.stack([sere_jax.functions.sample_noise(model, keys, s) for s in range(num_samples)])
-    rngs = {"dropout": jax.random.fold_in(keys[0], sere_jax.functions.OF_DROPOUT)}
+    noise = noise_of_samples(model, keys, jnp.arange(num_samples))
+    rngs = {"dropout": jax.random.fold_in(keys[0], OF_DROPOUT)}
     apply = functools.partial(model.apply, {"params": params})
     if num_samples == 1:
-        terms, kl = apply(x, noise[0], method="elbo_terms", rngs=rngs)
+        terms, kl = apply(x, noise[:, 0], method="elbo_terms", rngs=rngs)
         expected = terms - kl.sum(axis=-1)
     else:
         observed = apply(x, method="observe", rngs=rngs)

@@ -11,13 +11,9 @@ from scipy import stats
 
 import sere_jax
 from sere_jax.data_layer import create_data_layer
-from sere_jax.flows.bijectors import (
-    WHITENING_RIDGE,
-    ActivationNorm,
-    MaskedAutoregressiveFlows,
-    RankOneNormal,
-    Whitening,
-)
+from sere_jax.flows.autoregressive import ActivationNorm, MaskedAutoregressiveFlows
+from sere_jax.flows.data_layer import RankOneNormal
+from sere_jax.flows.whitening import WHITENING_RIDGE, Whitening
 from sere_jax.hierarchy import Layer
 from sere_jax.partition import create_partition, previous_blocks
 
@@ -316,7 +312,7 @@ def test_the_density_of_conditional_flows_is_that_of_their_sampler_padding_left_
     # 5 pixels in blocks of 2, so that the last one has a place to spare.
     fields = FLOW | {"flow_direct_connections": direct}
     model, params = random_model(data_shape=(1, 5, 1), data_context=2, **fields)
-    x, noise = random_values(1, 1, 5, 1), random_values(1, 3, 2, seed=2)
+    x, noise = random_values(1, 1, 5, 1), random_values(3, 1, 2, seed=2)
 
     out = jax.jit(model.apply)({"params": params}, x, noise)
 

@@ -103,8 +103,10 @@ def test_each_part_of_a_layer_sees_exactly_what_its_flags_couple(
     noise = random_values(2, seed=3)
 
     def compute(layer, inputs):
-        observed = layer.observe(layer.encode(inputs["image"]), inputs["blocks"])
-        _, latents = layer.infer(inputs["codes"], (observed, noise, None))
+        block = inputs["blocks"][-1]  # of the right shape, and not read
+        observed = layer.observe(layer.encode(inputs["image"]), inputs["blocks"], block)
+        offsets = observed.prior, observed.posterior
+        _, latents = layer.infer(inputs["codes"], (*offsets, noise, None))
         return {
             "prior": jnp.stack([latents.prior.mean, latents.prior.scale]),
             "residual": jnp.stack([latents.residual.mean, latents.residual.scale]),
@@ -155,7 +157,7 @@ def test_posterior_given_the_last_codes_and_the_image_is_independent_of_older_co
     size = num_layers * num_latents
 
     def codes_and_posterior(noise):
-        noise = noise.reshape(1, num_layers, *model.config.latent_shape)
+        noise = noise.reshape(num_layers, 1, *model.config.latent_shape)
         out = model.apply({"params": params}, x, noise)
         posterior = jnp.stack([out.posterior_mean, out.posterior_scale], axis=2)
         return out.z.reshape(size), posterior.reshape(2 * size)
@@ -187,7 +189,7 @@ def test_data_layers_see_exactly_the_last_blocks(random_model, couple_data, data
     def jacobian(x):
         return model.apply(
             {"params": params},
-            lambda model, x: model.hierarchy.decode(z, model.hierarchy.observe(x), x)[0],
+            lambda model, x: model.hierarchy.decode(z, model.hierarchy.observe(x))[0],
             x,
             method=lambda model, function, x: function(model, x),
         ).reshape(4, 2)
@@ -219,14 +221,13 @@ def infer_by_loop(config, params, x, noise):
     for index in range(config.num_layers):
 
         def infer_layer(layer, index=index):
-            observed = layer.observe(
-                layer.encode(x), last(blocks[:index], config.data_context, blocks[0])
-            )
-            window = last(codes, config.context, noise[:, 0])
+            previous = last(blocks[:index], config.data_context, blocks[0])
+            observed = layer.observe(layer.encode(x), previous, blocks[index])
+            window = last(codes, config.context, noise[0])
             prior, bijector = layer.prior_and_bijector(window, observed.prior)
             residual = layer.posterior(window, observed.posterior)
             mean = prior.mean * residual.scale + residual.mean
-            epsilon = mean + prior.scale * residual.scale * noise[:, index]
+            epsilon = mean + prior.scale * residual.scale * noise[index]
             z = bijector.forward(epsilon)
             return {
                 "prior_mean": prior.mean,
@@ -247,28 +248,28 @@ def generate_by_loop(config, params, noise, keys):
     """`SeReVAE.generate` in the same way."""
     length = -(-config.data_shape[1] // config.num_layers)
     codes, blocks, means = [], [], []
-    empty = jnp.zeros((len(noise), 1, length, config.data_shape[2]))
+    empty = jnp.zeros((noise.shape[1], 1, length, config.data_shape[2]))
     for index in range(config.num_layers):
 
         def generate_layer(layer, index=index):
             previous = last(blocks, config.data_context, empty)
             for_prior, for_data = layer.observe_previous(previous)
-            window = last(codes, config.context, noise[:, 0])
+            window = last(codes, config.context, noise[0])
             prior, bijector = layer.prior_and_bijector(window, for_prior)
-            z = bijector.forward(prior.mean + prior.scale * noise[:, index])
+            z = bijector.forward(prior.mean + prior.scale * noise[index])
             return z, jax.nn.sigmoid(layer.decode(z, for_data))
 
         z, mean = on_layer(config, params, index, generate_layer)
         codes.append(z)
         means.append(mean)
-        blocks.append(jax.vmap(jax.random.bernoulli)(keys[:, index], mean).astype(jnp.float32))
+        blocks.append(jax.vmap(jax.random.bernoulli)(keys[index], mean).astype(jnp.float32))
     width = config.data_shape[1]
     return tuple(jnp.concatenate(parts, axis=2)[:, :, :width] for parts in (blocks, means))
 
 
 def test_scanned_inference_is_a_loop_over_layers(random_model):
     model, params = random_model(**PADDED, **EVERYTHING)
-    x, noise = random_images(7, *model.config.data_shape), random_values(7, 3, 2)
+    x, noise = random_images(7, *model.config.data_shape), random_values(3, 7, 2)
 
     out = jax.jit(model.apply)({"params": params}, x, noise)
 
@@ -282,8 +283,8 @@ def test_scanned_inference_is_a_loop_over_layers(random_model):
 
 def test_scanned_generation_is_a_loop_over_layers(random_model):
     model, params = random_model(**PADDED, **EVERYTHING)
-    noise = random_values(7, 3, 2)
-    keys = jax.random.split(jax.random.key(0), (7, 3))
+    noise = random_values(3, 7, 2)
+    keys = jax.random.split(jax.random.key(0), (3, 7))
 
     images, means = jax.jit(functools.partial(model.apply, method="generate"))(
         {"params": params}, noise, keys
@@ -304,19 +305,19 @@ def test_images_come_from_what_the_likelihood_says_given_the_blocks_before(rando
     model, params = random_model(
         data_shape=(1, 6, channels), num_layers=4, data_context=2, data_layer=name
     )
-    z = random_values(64, 4, 2)
-    keys = jax.random.split(jax.random.key(0), (64, 4))
+    z = random_values(4, 64, 2)
+    keys = jax.random.split(jax.random.key(0), (4, 64))
     variables = {"params": params}
 
     images, means = model.apply(variables, z, keys, True, method="regenerate")
 
     def means_given(model, z, x):
-        parameters, _ = model.hierarchy.decode(jnp.moveaxis(z, 1, 0), model.observe(x), x)
+        parameters, _ = model.hierarchy.decode(z, model.observe(x))
         if name == "bernoulli":
             blocks = special.expit(parameters)
         else:
             blocks = create_data_layer(model.config, (1, 2, channels)).mean(parameters)
-        return model.hierarchy.partition.merge(jnp.moveaxis(blocks, 0, 1))
+        return model.hierarchy.partition.merge(blocks)
 
     expected = model.apply(variables, z, images, method=means_given)
     atol = 0.0 if name == "bernoulli" else 1e-5  # other means may be near 0
@@ -330,8 +331,8 @@ def test_a_model_has_num_layers_times_the_parameters_of_a_layer(tiny_config, num
     inputs = (jnp.zeros((2, 3, 1)), jnp.zeros((2, 1, 6 // num_layers, 1)), jnp.zeros((2, 2)))
 
     def call_all(layer, x, previous, window):
-        observed = layer.observe(layer.encode(x), previous)
-        layer.infer(window, (observed, window[0], None))
+        observed = layer.observe(layer.encode(x), previous, previous[0])
+        layer.infer(window, (observed.prior, observed.posterior, window[0], None))
         layer.decode(window[0], observed.data)
 
     one_layer = jax.eval_shape(

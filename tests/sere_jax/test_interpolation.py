@@ -7,7 +7,7 @@ import pytest
 from scipy import linalg
 
 import sere_jax
-from sere_jax.functions import _on_great_circle
+from sere_jax.interpolation import on_great_circle
 
 MODELS = {
     "paper": {},
@@ -61,7 +61,7 @@ def test_the_path_is_a_rotation_of_the_start_into_the_end():
         plane = angle * (np.outer(second, first) - np.outer(first, second))
         end = linalg.expm(plane) @ start
         for part in (0.0, 0.3, 0.5, 1.0):
-            ours = _on_great_circle(jnp.float32(start), jnp.float32(end), part)
+            ours = on_great_circle(jnp.float32(start), jnp.float32(end), part)
             expected = linalg.expm(part * plane) @ start
             np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=2e-3)
 
@@ -70,14 +70,14 @@ def test_the_path_is_a_rotation_of_the_start_into_the_end():
 def test_where_there_is_no_great_circle_the_path_is_straight(factor):
     start = jnp.array([1.0, -2.0, 0.5])
     for part in (0.0, 0.25, 1.0):
-        ours = _on_great_circle(start, factor * start, part)
+        ours = on_great_circle(start, factor * start, part)
         np.testing.assert_allclose(ours, (1 - part + part * factor) * start, atol=1e-6)
 
 
 def test_a_path_to_noise_of_no_length_arrives():
     start = jnp.array([1.0, -2.0, 0.5])
-    np.testing.assert_allclose(_on_great_circle(start, 0 * start, 0.0), start)
-    np.testing.assert_allclose(_on_great_circle(start, 0 * start, 1.0), 0 * start, atol=1e-6)
+    np.testing.assert_allclose(on_great_circle(start, 0 * start, 0.0), start)
+    np.testing.assert_allclose(on_great_circle(start, 0 * start, 1.0), 0 * start, atol=1e-6)
 
 
 @pytest.mark.parametrize(

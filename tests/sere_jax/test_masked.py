@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax.networks.masked import MADE, Degrees, _product, spread_degrees
+from sere_jax.networks.masked import MADE, Degrees, spread_degrees
+from sere_jax.networks.stripes import _product
 
 CASES = {
     "one input": (1, (4,), True, None, False, 1),

@@ -99,8 +99,10 @@ def test_without_a_residual_the_posterior_is_the_prior_exactly():
 
 
 def test_kl_keeps_its_precision_next_to_the_prior():
-    prior = Prior(mean=np.float32(0.5), scale=np.float32(1.5))
-    residual = Residual(mean=np.float32(1e-3), log_scale=np.float32(-1e-3))
+    prior = Prior(mean=np.full((), 0.5, np.float32), scale=np.full((), 1.5, np.float32))
+    residual = Residual(
+        mean=np.full((), 1e-3, np.float32), log_scale=np.full((), -1e-3, np.float32)
+    )
     delta_scale = np.exp(np.float64(residual.log_scale))
     shift = np.float64(residual.mean) - (1 - delta_scale) * prior.mean
     expected = shift**2 / (2 * 1.5**2) + 0.5 * delta_scale**2 - np.log(delta_scale) - 0.5

@@ -103,7 +103,7 @@ def test_a_code_reaches_the_positions_around_it_and_no_others(random_model):
         out = model.apply({"params": params}, jnp.zeros((1, 16, 16, 1)), noise)
         return out.prior_mean[0, 1, :, :, 0]
 
-    noise = jnp.zeros((1, 4, 8, 8, 1))
+    noise = jnp.zeros((4, 1, 8, 8, 1))
     corner = noise.at[0, 0, 0, 0, 0].set(1.0)
     compute = jax.jit(next_prior_mean)
     change = np.asarray(compute(corner)) - np.asarray(compute(noise))

@@ -17,7 +17,7 @@ from enumeration import (
 from scipy import integrate, special, stats
 
 import sere_jax
-from sere_jax.functions import sample_noise
+from sere_jax.inputs import noise_of_samples, sample_noise
 from sere_jax.systems.ladder_vae import Evidence, _product
 from sere_jax.systems.relaxed_bernoulli_vae import log_density
 
@@ -86,14 +86,14 @@ def test_the_kl_is_the_expectation_of_the_log_density_ratio(fitted):
     model, params = fitted
     x = all_images(model.config)[::9]
     keys = jax.random.split(jax.random.key(5), len(x))
-    noise = jax.vmap(lambda s: sample_noise(model, keys, s))(jnp.arange(4000))
+    noise = noise_of_samples(model, keys, jnp.arange(4000))
     variables = {"params": params}
 
     observed = model.apply(variables, x, method="observe")
     log_likelihood, ratio = jax.jit(functools.partial(model.apply, method="log_weights"))(
         variables, x, observed, noise
     )
-    inference = jax.jit(jax.vmap(functools.partial(model.apply, variables, x)))(noise)
+    inference = jax.jit(jax.vmap(functools.partial(model.apply, variables, x), in_axes=1))(noise)
 
     np.testing.assert_allclose(log_likelihood, inference.log_likelihood, rtol=1e-4, atol=1e-4)
     difference, standard_error = mean_and_standard_error(inference.kl.sum(-1) + ratio)
@@ -116,7 +116,7 @@ def test_reconstructions_come_from_the_inferred_codes(whole_image):
 
 def test_the_posterior_of_a_ladder_is_the_product_of_prior_and_evidence():
     mean, variance = np.float32(0.7), np.float32(0.3)
-    evidence = Evidence(np.float32(-0.4), np.float32(1.5))
+    evidence = Evidence(np.full((), -0.4, np.float32), np.full((), 1.5, np.float32))
     z = np.linspace(-12, 12, 20_001)
     density = stats.norm.pdf(z, mean, variance**0.5)
     density *= stats.norm.pdf(z, evidence.mean, evidence.variance**0.5)
@@ -162,10 +162,10 @@ def test_every_posterior_of_a_ladder_sees_the_whole_image(ladder, layer):
 def test_the_posterior_of_an_iaf_has_the_density_of_the_map_that_draws_it(random_model):
     model, params = random_model(**SYSTEMS["iaf"])
     x = all_images(model.config)[::13]
-    noise = sample_noise(model, jax.random.split(jax.random.key(0), len(x)), 0)
+    (noise,) = sample_noise(model, jax.random.split(jax.random.key(0), len(x)), 0)
 
     def infer(x, noise):
-        return model.apply({"params": params}, x[None], noise[None])
+        return model.apply({"params": params}, x[None], noise[None, None])
 
     @jax.jit
     @jax.vmap
@@ -176,7 +176,7 @@ def test_the_posterior_of_an_iaf_has_the_density_of_the_map_that_draws_it(random
     inferred = jax.vmap(infer)(x, noise)
     by_x, by_noise = jacobian(x, noise)
 
-    z, epsilon = inferred.z[:, 0], noise[:, 0]
+    z, epsilon = inferred.z[:, 0], noise
     _, log_det = np.linalg.slogdet(by_noise.reshape(-1, 3, 3))
     log_posterior = stats.norm.logpdf(epsilon).sum(-1) - log_det
     expected = log_posterior - stats.norm.logpdf(z).sum(-1)
@@ -231,7 +231,7 @@ def test_layers_have_no_other_codes_than_their_sizes_say(random_model):
     assert (np.asarray(out.z)[:, absent] == 0).all()
     assert (np.abs(np.asarray(out.z)[:, ~absent]) > 0).all()
     noise = sample_noise(model, jax.random.split(jax.random.key(0), len(x)), 0)
-    other = jnp.where(absent, noise + 5.0, noise)
+    other = jnp.where(absent[:, None], noise + 5.0, noise)
     with_other = model.apply({"params": params}, x, other)
     np.testing.assert_allclose(with_other.log_likelihood, out.log_likelihood, rtol=1e-6)
     np.testing.assert_allclose(with_other.kl, out.kl, rtol=1e-5)
@@ -273,7 +273,7 @@ def test_codes_are_handed_on_at_the_start_with_a_variance_that_rises_to_one(tiny
     )
     model = sere_jax.create_model(config)
     params = sere_jax.init(model, jax.random.key(0))
-    noise = jax.random.normal(jax.random.key(1), (400, 6, 50))
+    noise = jax.random.normal(jax.random.key(1), (6, 400, 50))
     z = _prior_codes(model, params, noise)
     correlation = np.corrcoef(z[:, 4].ravel(), z[:, 5].ravel())[0, 1]
     assert correlation == pytest.approx(0.8, abs=0.08)
@@ -295,5 +295,5 @@ def _prior_codes(model, params, noise):
     head["bias"] = head["bias"].at[..., num_latents:].set(50.0)
     posterior = {"network": layers["posterior"]["network"] | {"head": head}}
     params = {"hierarchy": {"layers": layers | {"posterior": posterior}}}
-    x = jnp.zeros((len(noise), *model.config.data_shape))
+    x = jnp.zeros((noise.shape[1], *model.config.data_shape))
     return np.asarray(model.apply({"params": params}, x, noise).z)

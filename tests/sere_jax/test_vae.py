@@ -27,6 +27,7 @@ from scipy import special, stats
 
 import sere_jax
 import sere_jax.functions
+import sere_jax.inputs
 from sere_jax.bijector import BIJECTORS
 
 EVERYTHING = {"context": 2, "data_context": 2, "couple_data_to_prior": True}
@@ -60,8 +61,9 @@ def inference(tiny):
 def weights(tiny):
     """log p(x | z) and log p(ε) - log q(ε | x), [7, B], from Gaussian densities of scipy."""
     model, params, x, keys = tiny
-    noise = jax.vmap(lambda s: sere_jax.functions.sample_noise(model, keys, s))(jnp.arange(7))
-    out = jax.jit(jax.vmap(lambda noise: model.apply({"params": params}, x, noise)))(noise)
+    noise = sere_jax.inputs.noise_of_samples(model, keys, jnp.arange(7))
+    infer = jax.vmap(lambda noise: model.apply({"params": params}, x, noise), in_axes=1)
+    out = jax.jit(infer)(noise)
     ratio = stats.norm.logpdf(out.epsilon, out.prior_mean, out.prior_scale)
     ratio -= stats.norm.logpdf(out.epsilon, out.posterior_mean, out.posterior_scale)
     return np.asarray(out.log_likelihood), ratio.sum(axis=(2, 3))

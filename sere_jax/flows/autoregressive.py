@@ -1,0 +1,174 @@
+"""Autoregressive flows whose parameters depend on conditions (Papamakarios et al. 2017).
+
+Their networks belong to the bijectors, as pytrees: a layer maps its condition to a bijector, which
+can then be applied in both directions, stacked over layers, returned and kept.
+"""
+
+import math
+
+import distrax
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sere_jax.arrays import Array, flatten, masked
+from sere_jax.flows.whitening import MIN_DEVIATION, Whitening
+from sere_jax.networks.masked import MADE, MaskedNetwork, spread_degrees
+
+MAX_LOG_SCALE = 3.0  # of one autoregressive flow
+NUM_NORMALIZED = 1000  # of the images that are whitened; to normalize activations they suffice
+
+
+class MaskedAutoregressive(distrax.Bijector):
+    """x_d = m_d + s_d u_d with m_d, s_d functions of x_1 .. x_{d-1} (Papamakarios et al. 2017).
+
+    The inverse is one application of the network. Forward solves for one input after another, at
+    about the same cost, and applies it once more for the log-determinant. |log s| is at most
+    `MAX_LOG_SCALE`.
+
+    Args:
+        network: x [..., D] to m and raw scales [..., 2, D].
+        event_shape: of x; D is its size.
+    """
+
+    def __init__(self, network: MaskedNetwork, event_shape: tuple[int, ...]):
+        super().__init__(event_ndims_in=len(event_shape))
+        self.network = network
+        self.event_shape = event_shape
+
+    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+        """u to x, and log|det dx/du| = Σ log s."""
+
+        def invert(u: Array, parameters: Array) -> Array:
+            return parameters[..., 0] + jnp.exp(_log_scale(parameters[..., 1])) * u
+
+        value = self.network.solve(invert, self._flatten(x))
+        _, log_scale = self._mean_and_log_scale(value)
+        return value.reshape(*value.shape[:-1], *self.event_shape), jnp.sum(log_scale, axis=-1)
+
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+        """x to u, and log|det du/dx| = -Σ log s."""
+        y = self._flatten(y)
+        mean, log_scale = self._mean_and_log_scale(y)
+        u = (y - mean) * jnp.exp(-log_scale)
+        return u.reshape(*u.shape[:-1], *self.event_shape), -jnp.sum(log_scale, axis=-1)
+
+    def same_as(self, other: distrax.Bijector) -> bool:
+        """Whether `other` is certainly the same bijector."""
+        return other is self
+
+    def _mean_and_log_scale(self, x: Array) -> tuple[Array, Array]:
+        parameters = self.network(x)
+        return parameters[..., 0, :], _log_scale(parameters[..., 1, :])
+
+    def _flatten(self, x: Array) -> Array:
+        return flatten(x, self.event_ndims_in)
+
+
+def _log_scale(raw: Array) -> Array:
+    return MAX_LOG_SCALE * jnp.tanh(raw / MAX_LOG_SCALE)
+
+
+class MaskedAutoregressiveFlow(nn.Module):
+    """Conditions to a `MaskedAutoregressive` bijector, near the identity at the start."""
+
+    event_shape: tuple[int, ...]
+    hidden_sizes: tuple[int, ...]  # of the masked network
+    reverse: bool = False  # whether the order of the inputs is the opposite one
+    direct: bool = False  # whether the network has direct connections
+
+    @nn.compact
+    def __call__(self, *conditions: Array | None, mask: Array | None = None) -> distrax.Bijector:
+        """A bijector over events of `event_shape`, from conditions [..., features] or None.
+
+        The mask [D] is 0 where events are padding, which stays as it is; None: nowhere.
+        """
+        conditional = any(condition is not None for condition in conditions)
+        degrees = spread_degrees(
+            math.prod(self.event_shape), self.hidden_sizes, conditional=conditional
+        )
+        degrees = degrees.reversed() if self.reverse else degrees
+        made = MADE(degrees, num_parameters=2, direct=self.direct, name="network")
+        network = made(*conditions, mask=mask)
+        return MaskedAutoregressive(network, self.event_shape)
+
+
+class ActivationNorm(nn.Module):
+    """x = m + s u with constants m, s of each dimension (Kingma and Dhariwal 2018, section 3.1).
+
+    Like the batch normalization of Papamakarios et al. 2017 it keeps the inputs of every flow at
+    order 1. But it needs no statistics of the batch after the start: training and evaluation,
+    one device and several compute the same density.
+    """
+
+    event_shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: Array | None, mask: Array | None = None) -> distrax.Bijector:
+        """A bijector from u to x [..., *event_shape], which is read by `init` alone.
+
+        m and log s start at means and deviations of x; where it is None or a single one, at 0. The
+        mask [D] is 0 where x is padding, which stays as it is.
+        """
+        size = math.prod(self.event_shape)
+        start_mean = start_log_scale = jnp.zeros(size)
+        if x is not None and x.size > size:
+            start_mean, deviation = (f(x.reshape(-1, size), axis=0) for f in (jnp.mean, jnp.std))
+            start_log_scale = jnp.where(deviation > MIN_DEVIATION, jnp.log(deviation), 0.0)
+        mean = masked(self.param("mean", lambda _: start_mean), mask)
+        log_scale = masked(self.param("log_scale", lambda _: start_log_scale), mask)
+        affine = distrax.ScalarAffine(
+            shift=mean.reshape(self.event_shape), log_scale=log_scale.reshape(self.event_shape)
+        )
+        return distrax.Block(affine, len(self.event_shape))
+
+
+class MaskedAutoregressiveFlows(nn.Module):
+    """Several flows of alternating order, an activation normalization before each.
+
+    With direct connections, a `Whitening` before all of them.
+    """
+
+    event_shape: tuple[int, ...]
+    hidden_sizes: tuple[int, ...]  # of the masked networks
+    num_flows: int  # how many
+    direct: bool = False  # whether the masked networks have direct connections
+
+    @nn.compact
+    def __call__(
+        self,
+        *conditions: Array | None,
+        x: Array | None = None,
+        mask: Array | None = None,
+        observed: Array | None = None,
+    ) -> distrax.Bijector:
+        """A bijector from u to x.
+
+        Args:
+            *conditions: [..., features], what the flows depend on; they are never masked.
+            x: [..., *event_shape], data for `init` to normalize the activations by, or None.
+            mask: [D], 0 where x is padding, which stays as it is; None: nowhere.
+            observed: [..., C], the condition that is data too and not codes, for the whitening.
+        """
+        x = x if self.is_initializing() else None
+        few = conditions
+        bijectors: list[distrax.Bijector] = []
+        if self.direct:
+            whitening = Whitening(self.event_shape[0], name="whitening")(observed, x, mask)
+            bijectors.append(whitening)
+            if x is not None:
+                x = whitening.inverse(x)[:NUM_NORMALIZED]
+                few = jax.tree.map(lambda condition: condition[:NUM_NORMALIZED], conditions)
+        for index in range(self.num_flows):
+            flow = MaskedAutoregressiveFlow(
+                self.event_shape,
+                self.hidden_sizes,
+                reverse=index % 2 == 1,
+                direct=self.direct,
+                name=f"flow_{index}",
+            )
+            norm = ActivationNorm(self.event_shape, name=f"norm_{index}")(x, mask)
+            if x is not None:
+                x = flow(*few, mask=mask).inverse(norm.inverse(x))
+            bijectors.append(distrax.Chain([norm, flow(*conditions, mask=mask)]))
+        return distrax.Chain(bijectors)

@@ -1,0 +1,114 @@
+"""What training maximizes: the ELBO or the importance-weighted bound, with the KL weighted.
+
+Arguments are those of `sere_jax.functions`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sere_jax.arrays import (
+    Array,
+    Count,
+    Keys,
+    Params,
+    PerImage,
+    Values,
+    as_key,
+    as_parameters,
+    public,
+    record,
+)
+from sere_jax.inputs import (
+    OF_DROPOUT,
+    check_images,
+    checked_count,
+    example_keys,
+    noise_of_samples,
+    sample_noise,
+)
+from sere_jax.model import LatentVariableModel, apply
+
+
+@record
+class Objective:
+    """A training objective and its parts, of a batch, in nats."""
+
+    value: PerImage  # to be maximized: the bound with the KL weighted
+    log_likelihood: PerImage  # log p(x | z), mean over samples
+    # Unweighted; in closed form for one sample, if there is one, else Monte Carlo.
+    kl: PerImage
+
+
+@public
+def objective(
+    model: LatentVariableModel,
+    params: Params,
+    x: Values,
+    key: Keys,
+    *,
+    kl_weight: Array | float = 1.0,
+    num_samples: Count = 1,
+) -> Objective:
+    """The ELBO, or with several samples the importance-weighted bound, for training.
+
+    With one sample the KL is in closed form (paper, Eqs. 9 and 10), where the system has one; with
+    S samples the objective is log 1/S Σ_s p(x | z_s) (p(ε_s) / q(ε_s))^kl_weight, at weight 1 the
+    bound of Burda et al. 2016 (Eq. 8). It is the one function that drops hidden units
+    (`config.dropout`).
+
+    Args:
+        kl_weight: weight of the KL, for a warm-up.
+        num_samples: S; without latents (a plain flow) the likelihood is exact whatever it is.
+
+    Raises:
+        ValueError: x has the wrong shape, or S is below 1.
+    """
+    x, params = check_images(model, x), as_parameters(params)
+    num_samples = checked_count("num_samples", num_samples)
+    keys = example_keys(as_key(key), len(x))
+    if num_samples == 1 or not model.config.has_latents:
+
+        def elbo_terms(x: Array, noise: Array, rngs: Any) -> tuple[Array, Array]:
+            return apply(model, params, x, noise, method="elbo_terms", rngs=rngs)
+
+        noise = sample_noise(model, keys, 0)
+        log_likelihood, kl = _with_dropout(model, elbo_terms, x, noise, keys, axis=0)
+        kl = jnp.sum(kl, axis=-1)
+        return Objective(log_likelihood - kl_weight * kl, log_likelihood, kl)
+
+    def log_weights_terms(x: Array, noise: Array, rngs: Any) -> tuple[Array, Array]:
+        observed = apply(model, params, x, method="observe", rngs=rngs)
+        return apply(model, params, x, observed, noise, method="log_weights")
+
+    noise = noise_of_samples(model, keys, jnp.arange(num_samples))
+    log_likelihood, ratio = _with_dropout(model, log_weights_terms, x, noise, keys, axis=1)
+    log_weights = log_likelihood + kl_weight * ratio
+    bound = jax.nn.logsumexp(log_weights, axis=0) - math.log(num_samples)
+    return Objective(bound, jnp.mean(log_likelihood, axis=0), -jnp.mean(ratio, axis=0))
+
+
+def _with_dropout(
+    model: LatentVariableModel,
+    terms: Callable[[Array, Array, Any], tuple[Array, Array]],
+    x: Array,
+    noise: Array,
+    keys: Array,
+    axis: int,
+) -> tuple[Array, Array]:
+    """`terms(x, noise, rngs)`, whose examples drop units of their own, whatever their batch is.
+
+    The results have the examples on `axis`, the noise on the one after.
+    """
+    if not model.config.dropout:
+        return terms(x, noise, None)
+
+    def terms_of_one(x: Array, noise: Array, key: Array) -> tuple[Array, Array]:
+        rngs = {"dropout": jax.random.fold_in(key, OF_DROPOUT)}
+        of_batch = terms(x[None], jnp.expand_dims(noise, axis + 1), rngs)
+        return jax.tree.map(lambda term: jnp.squeeze(term, axis), of_batch)
+
+    return jax.vmap(terms_of_one, in_axes=(0, axis + 1, 0), out_axes=axis)(x, noise, keys)
