@@ -115,8 +115,8 @@ def test_reconstructions_come_from_the_inferred_codes(whole_image):
 
 
 def test_the_posterior_of_a_ladder_is_the_product_of_prior_and_evidence():
-    mean, variance = np.float32(0.7), np.float32(0.3)
-    evidence = Evidence(np.full((), -0.4, np.float32), np.full((), 1.5, np.float32))
+    mean, variance = jnp.float32(0.7), jnp.float32(0.3)
+    evidence = Evidence(jnp.float32(-0.4), jnp.float32(1.5))
     z = np.linspace(-12, 12, 20_001)
     density = stats.norm.pdf(z, mean, variance**0.5)
     density *= stats.norm.pdf(z, evidence.mean, evidence.variance**0.5)
