@@ -55,7 +55,7 @@ _MODE = flags.DEFINE_enum(
     "train",
     _MODES,
     "train: train (or resume), then evaluate; evaluate: the test set anew; sample: draw images; "
-    "report: write report.html anew; export: write the weights to one file, weights.npz.",
+    "report: write report.html anew; export: write the weights to one file.",
 )
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed",

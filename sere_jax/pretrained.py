@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ from sere_jax.model import LatentVariableModel
 CONFIG_FILE = "config.json"
 PARAMETERS_FILE = "model.safetensors"
 DTYPES = ("float32", "float16")
-ABOUT = "about"  # the key of the file's metadata
+ABOUT, CHECKSUM = "about", "checksum"  # keys of its metadata
 
 
 def save_pretrained(
@@ -54,7 +55,7 @@ def save_pretrained(
         TypeError: `about` holds something that has no JSON form.
     """
     folder = pathlib.Path(folder)
-    _check_shapes("params", _flat(params), model, "sere_jax.init makes those of the model")
+    check_shapes("params", _flat(params), _template(model), "sere_jax.init makes the model's own")
     fields = json.dumps({"model": dataclasses.asdict(model.config)}, indent=2)
     parameters = parameters_as_bytes(params, about or {}, dtype)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ def load_pretrained(folder: str | os.PathLike[str]) -> tuple[LatentVariableModel
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG_FILE} holds no model ({error!r})") from error
-    params, _ = read_parameters(folder / PARAMETERS_FILE, model)
+    params, _ = read_parameters(folder / PARAMETERS_FILE, _template(model))
     return model, jax.tree.map(jnp.asarray, params)
 
 
@@ -106,24 +107,31 @@ def parameters_as_bytes(params: Params, about: Mapping[str, Any], dtype: str) ->
         if not largest <= float(np.finfo(dtype).max):
             raise ValueError(f"{name} holds {largest:.4g}, which {dtype} cannot represent")
     arrays = {name: np.ascontiguousarray(values, dtype) for name, values in arrays.items()}
-    return safetensors.numpy.save(arrays, {ABOUT: json.dumps(about)})
+    metadata = {ABOUT: json.dumps(about), CHECKSUM: _checksum(arrays)}
+    return safetensors.numpy.save(arrays, metadata)
 
 
-def read_parameters(
-    path: pathlib.Path, model: LatentVariableModel
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_parameters(path: pathlib.Path, template: Params) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters of a `model.safetensors` as float32 host arrays, and what is said about them.
+
+    Args:
+        path: of the file.
+        template: parameters, or their shapes, of the same structure.
 
     Raises:
         ValueError: the file is damaged, or its parameters are those of another model.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
+            metadata = file.metadata() or {}
+            about = json.loads(metadata.get(ABOUT, "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        checksum = _checksum(arrays)
+        if metadata.get(CHECKSUM, checksum) != checksum:  # files of other programs have none
+            raise ValueError("its checksum is wrong")
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); save or export it anew") from error
-    _check_shapes(str(path), arrays, model, "take the config.json that was written with it")
+    check_shapes(str(path), arrays, template, "take the config.json that was written with it")
     arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
     return traverse_util.unflatten_dict(arrays, sep="/"), about
 
@@ -132,10 +140,23 @@ def _flat(params: Params) -> dict[str, Any]:
     return traverse_util.flatten_dict(params, sep="/")
 
 
-def _check_shapes(
-    subject: str, arrays: Mapping[str, Any], model: LatentVariableModel, way_out: str
-) -> None:
-    template = jax.eval_shape(lambda: init(model, jax.random.key(0)))
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    checksum = 0
+    for name in sorted(arrays):
+        checksum = zlib.crc32(arrays[name].tobytes(), checksum)
+    return f"crc32:{checksum:08x}"
+
+
+def _template(model: LatentVariableModel) -> Params:
+    return jax.eval_shape(lambda: init(model, jax.random.key(0)))
+
+
+def check_shapes(subject: str, arrays: Mapping[str, Any], template: Params, way_out: str) -> None:
+    """Refuses arrays by flat name whose names or shapes are not those of `template`.
+
+    Raises:
+        ValueError: naming the first parameter that differs, and the way out.
+    """
     expected = {name: leaf.shape for name, leaf in _flat(template).items()}
     found = {name: np.shape(values) for name, values in arrays.items()}
     if found != expected:

@@ -87,8 +87,7 @@ def export(config: Any, workdir: pathlib.Path, command: str) -> None:
     check_configuration_of(workdir, config)
     with lock(workdir):
         _, params, about = load_model(config, workdir)
-        path = workdir / exported_weights.WEIGHTS_FILE
-        exported_weights.write(path, params, about)
+        path = exported_weights.write(workdir, params, about)
         size = path.stat().st_size / 1e6
         kind = exported_weights.DTYPE
         print(f"weights of step {about['step']}, {kind}, in {path} ({size:.1f} MB)")

@@ -2,7 +2,7 @@
 
 A kept run is a workdir without its checkpoints and without the pictures that a command draws again:
 `config.json`, `results.json`, `metrics.jsonl.gz` (by `gzip -9n metrics.jsonl`), where runs are
-compared image by image `test_*.npz`, and either `weights.npz` (`--mode=export`) or `samples.png`.
+compared image by image `test_*.npz`, and either exported weights or `samples.png`.
 """
 
 import dataclasses
@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.reporting.report import RESULTS_FILE
+from experiments.run_folder import RESULTS_FILE, exported_weights
 from experiments.run_folder.configuration import CONFIG_FILE
 from experiments.run_folder.metrics import read_metrics
-from experiments.run_folder.weights import WEIGHTS_FILE
 from experiments.system.errors import UserError
 from experiments.training.evaluation import standard_error
 
@@ -50,7 +49,7 @@ class Run:
     @property
     def kind(self) -> str:
         """'re-evaluable' if its weights are kept, else 'record'."""
-        return "re-evaluable" if (self.directory / WEIGHTS_FILE).exists() else "record"
+        return "re-evaluable" if exported_weights.find(self.directory) else "record"
 
     @property
     def layers_in_use(self) -> str:

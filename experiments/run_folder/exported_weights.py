@@ -2,9 +2,9 @@
 
     python -m experiments.main --workdir=runs/digits --mode=export
 
-writes `weights.npz`: the averaged parameters by name, float16, and what is known of their
-training. A folder with `config.json` and this file can be evaluated, sampled from and loaded like
-the workdir.
+writes `model.safetensors`: the averaged parameters, float16, and what is known of their training. A
+folder with `config.json` and this file can be evaluated, sampled from and loaded like the workdir,
+and `sere_jax.load_pretrained` reads it. Earlier versions wrote `weights.npz`.
 """
 
 import json
@@ -18,31 +18,38 @@ from flax import traverse_util
 
 from experiments.system.errors import UserError
 from experiments.system.files import open_atomically
+from sere_jax.pretrained import (
+    ABOUT,
+    PARAMETERS_FILE,
+    check_shapes,
+    parameters_as_bytes,
+    read_parameters,
+)
 
-WEIGHTS_FILE = "weights.npz"
-DTYPE = np.dtype(np.float16)
-_ABOUT = "about"
+DTYPE = "float16"
+OLD_FILE = "weights.npz"
 
 
-def write(path: pathlib.Path, params: Any, about: dict[str, Any]) -> None:
-    """Writes the file that `read` reads.
+def find(workdir: pathlib.Path) -> pathlib.Path | None:
+    """The file of exported weights in a folder; None: there is none."""
+    paths = (workdir / PARAMETERS_FILE, workdir / OLD_FILE)
+    return next((path for path in paths if path.exists()), None)
+
+
+def write(workdir: pathlib.Path, params: Any, about: dict[str, Any]) -> pathlib.Path:
+    """Writes the file that `read` reads; returns its path.
 
     Raises:
         UserError: a parameter exceeds the largest float16, 65504.
     """
-    flat = traverse_util.flatten_dict(params, sep="/")
-    for name, values in flat.items():
-        largest = float(np.max(np.abs(values), initial=0.0))
-        if not largest <= float(np.finfo(DTYPE).max):
-            raise UserError(
-                f"{name} holds {largest:.4g}, which is beyond {DTYPE}; keep checkpoints"
-            )
-    arrays: dict[str, Any] = {
-        name: np.asarray(values).astype(DTYPE) for name, values in flat.items()
-    }
-    arrays[_ABOUT] = np.array(json.dumps(about))
+    path = workdir / PARAMETERS_FILE
+    try:
+        data = parameters_as_bytes(params, about, DTYPE)
+    except ValueError as error:
+        raise UserError(f"{error}; keep the checkpoints of {workdir}") from error
     with open_atomically(path) as file:
-        np.savez_compressed(file, **arrays)
+        file.write(data)
+    return path
 
 
 def read(path: pathlib.Path, template: Any) -> tuple[Any, dict[str, Any]]:
@@ -56,23 +63,22 @@ def read(path: pathlib.Path, template: Any) -> tuple[Any, dict[str, Any]]:
         UserError: it is damaged, or belongs to another model.
     """
     try:
+        if path.name == PARAMETERS_FILE:
+            return read_parameters(path, template)
+        arrays = _read_npz(path)
+        about = json.loads(str(arrays.pop(ABOUT)))
+        check_shapes(str(path), arrays, template, "take the config.json that was written with it")
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
+    return traverse_util.unflatten_dict(arrays, sep="/"), about
+
+
+def _read_npz(path):
+    try:
         if not zipfile.is_zipfile(path):  # numpy.load would read other formats too
             raise ValueError("it is no zip archive, or not all of one")
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        about = json.loads(str(arrays.pop(_ABOUT)))
+            return dict(file)
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}); export it anew") from error
-    shapes = {
-        name: leaf.shape for name, leaf in traverse_util.flatten_dict(template, sep="/").items()
-    }
-    found = {name: values.shape for name, values in arrays.items()}
-    if found != shapes:
-        name = min(name for name in shapes.keys() | found if shapes.get(name) != found.get(name))
-        raise UserError(
-            f"{path} belongs to another model: {name} has the shape {found.get(name)} instead of "
-            f"{shapes.get(name)}; take the config.json that was exported with it"
-        )
-    return traverse_util.unflatten_dict(
-        {name: values.astype(np.float32) for name, values in arrays.items()}, sep="/"
-    ), about
+        raise ValueError(f"{path} is damaged ({error}); export it anew") from error

@@ -51,8 +51,8 @@ def load_weights(workdir: pathlib.Path, template: Any, which: str) -> tuple[Any,
     Raises:
         UserError: there are no weights, or they cannot be read.
     """
-    exported = workdir / exported_weights.WEIGHTS_FILE
-    if exported.exists() and not (workdir / CHECKPOINTS).exists():
+    exported = exported_weights.find(workdir)
+    if exported and not (workdir / CHECKPOINTS).exists():
         return exported_weights.read(exported, template.params)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.choose(which)

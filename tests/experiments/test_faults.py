@@ -101,7 +101,7 @@ def test_neither_names_nor_the_environment_change_a_run(uninterrupted, tmp_path)
     assert finished.stdout.startswith("test: -log p(x) ") and r" \xb1 " in finished.stdout
     assert_ended_as_if_nothing_had_happened(tmp_path / name, uninterrupted)
     launch(f"--workdir=~/{name}", "--mode=export", config=None, variables=variables)
-    assert (tmp_path / name / "weights.npz").exists()
+    assert (tmp_path / name / "model.safetensors").exists()
 
 
 # --------------------------------------------------------------------------------------- SIGKILL

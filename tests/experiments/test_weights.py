@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from command_line import ROOT, launch, train
+from flax import traverse_util
 
 import sere_jax
 from experiments import trained
@@ -17,7 +18,7 @@ from experiments.system.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
-KEPT = sorted((ROOT / "results").glob(f"**/{exported_weights.WEIGHTS_FILE}"))
+KEPT = sorted((ROOT / "results").glob(f"**/{exported_weights.OLD_FILE}"))
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +27,21 @@ def exported(uninterrupted, tmp_path_factory):
     workdir, kept = (tmp_path_factory.mktemp("runs") / name for name in ("run", "kept"))
     shutil.copytree(uninterrupted, workdir)
     finished = launch(f"--workdir={workdir}", "--mode=export", config=None)
-    assert f"float16, in {workdir / 'weights.npz'}" in finished.stdout
+    assert f"float16, in {workdir / 'model.safetensors'}" in finished.stdout
     kept.mkdir()
-    for name in ("config.json", "weights.npz"):
+    for name in ("config.json", "model.safetensors"):
         shutil.copy(workdir / name, kept)
     return workdir, kept
+
+
+def write_as_earlier_versions(path, weights):
+    """A compressed `weights.npz` beside `path`, of parameters and what is known of them."""
+    params, about = weights
+    flat = traverse_util.flatten_dict(params, sep="/")
+    arrays = {name: np.float16(values) for name, values in flat.items()}
+    old = path.with_name("weights.npz")
+    np.savez_compressed(old, about=np.array(json.dumps(about)), **arrays)
+    return old
 
 
 def results_of(workdir):
@@ -39,10 +50,14 @@ def results_of(workdir):
 
 def test_exported_weights_are_the_averages_of_the_best_checkpoint_rounded(exported):
     (_, expected), (model, found) = map(trained.load, exported)
+    _, by_the_library = sere_jax.load_pretrained(exported[1])
     assert jax.tree.structure(expected) == jax.tree.structure(found)
-    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+    for one, other, same in zip(
+        *map(jax.tree.leaves, (expected, found, by_the_library)), strict=True
+    ):
         assert other.dtype == np.float32
         np.testing.assert_array_equal(np.float32(np.float16(one)), other)
+        np.testing.assert_array_equal(same, other)
     assert sere_jax.sample(model, found, jax.random.key(0), 2).shape == (2, 8, 8, 1)
 
 
@@ -95,14 +110,17 @@ def test_what_cannot_be_read_or_written_is_refused(exported, tmp_path):
     _, kept = exported
     broken = tmp_path / "broken"
     shutil.copytree(kept, broken)
-    path = broken / exported_weights.WEIGHTS_FILE
-    whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[whole.index(b"kernel.npy") + 90] ^= 1
-    for damaged in (whole[:1000], b"", bytes(flipped)):
-        path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"weights\.npz is damaged .*export it anew"):
-            trained.load(broken)
+    new = exported_weights.find(broken)
+    old = write_as_earlier_versions(new, exported_weights.read(new, trained.load(kept)[1]))
+    for path, place in ((new, -100), (old, old.read_bytes().index(b"kernel.npy") + 90)):
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        for damaged in (whole[:1000], b"", bytes(flipped)):
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match=rf"{path.name} is damaged .*export it anew"):
+                trained.load(broken)
+        path.unlink()
     another = tmp_path / "another"
     shutil.copytree(kept, another)
     config = configuration.get_config(str(another)).to_dict()
@@ -111,11 +129,19 @@ def test_what_cannot_be_read_or_written_is_refused(exported, tmp_path):
     with pytest.raises(UserError, match=r"another model: .* \(4, 8\) instead of \(4, 9\)"):
         trained.load(another)
     for value in (1e5, np.nan):
-        with pytest.raises(UserError, match="params/scale holds .* beyond float16"):
-            exported_weights.write(
-                tmp_path / "large.npz", {"params": {"scale": np.float32(value)}}, {}
-            )
-    assert not (tmp_path / "large.npz").exists()
+        with pytest.raises(UserError, match="params/scale holds .* float16 cannot represent"):
+            exported_weights.write(tmp_path, {"params": {"scale": np.float32(value)}}, {})
+    assert not exported_weights.find(tmp_path)
+
+
+def test_weights_that_earlier_versions_exported_are_loaded(exported, tmp_path):
+    _, kept = exported
+    model, params = trained.load(kept)
+    shutil.copy(kept / "config.json", tmp_path)
+    about = exported_weights.read(exported_weights.find(kept), params)
+    old = write_as_earlier_versions(tmp_path / "any", about)
+    jax.tree.map(np.testing.assert_array_equal, trained.load(tmp_path)[1], params)
+    assert exported_weights.read(old, params)[1] == about[1]
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: str(path.parent.relative_to(ROOT)))

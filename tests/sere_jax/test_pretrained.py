@@ -87,7 +87,7 @@ def test_the_files_are_json_and_safetensors_that_other_programs_read(saved):
         leaf.size for leaf in jax.tree.leaves(params)
     )
     assert {values.dtype for values in arrays.values()} == {np.dtype("float32")}
-    _, about = read_parameters(folder / PARAMETERS_FILE, model)
+    _, about = read_parameters(folder / PARAMETERS_FILE, params)
     assert about == {"epochs": 3, "data": "digits"}
 
 
@@ -160,6 +160,21 @@ def test_a_torn_file_is_refused(copy, kept):
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match="model.safetensors is damaged"):
         sere_jax.load_pretrained(copy)
+
+
+def test_one_wrong_bit_is_noticed(copy):
+    path = copy / PARAMETERS_FILE
+    damaged = bytearray(path.read_bytes())
+    damaged[-100] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="damaged .its checksum is wrong"):
+        sere_jax.load_pretrained(copy)
+
+
+def test_a_file_of_another_program_has_no_checksum(copy, saved):
+    path = copy / PARAMETERS_FILE
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path)
+    jax.tree.map(np.testing.assert_array_equal, sere_jax.load_pretrained(copy)[1], saved[2])
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": 3}', '{"model": {"data_shape": '])
