@@ -153,7 +153,7 @@ def load(argument: str) -> Any:
             raise CommandLineError(f"--config={argument}: {cause}") from error
         raise CommandLineError(
             f"--config={argument} raised {type(cause).__name__}{_line(cause, path)} ({cause}); "
-            "mend it: a configuration is a file with get_config(variant) that returns a "
+            "fix it: a configuration is a file with get_config(variant) that returns a "
             "ConfigDict, like configs/base.py"
         ) from error
 

@@ -9,7 +9,7 @@ from experiments.settings.checks import as_json, differences
 from experiments.system.errors import UserError
 
 # Fields that do not change what was trained; --mode=evaluate and relaunches may set them anew.
-# Where the images are is among them: a run knows its images by their fingerprint.
+# The place of the images is among them: a hash of their pixels says which they are.
 FREE_FIELDS = (
     "dataset.data_dir",
     "dataset.download",

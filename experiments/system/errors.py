@@ -38,7 +38,7 @@ def explain_system_error(error: OSError, workdir: pathlib.Path) -> str:
             "the last complete checkpoint is safe: make room, and the same command resumes"
         )
     return (
-        f"--workdir={workdir}: {reason}{file}; the last complete checkpoint is safe: mend this, "
+        f"--workdir={workdir}: {reason}{file}; the last complete checkpoint is safe: fix this, "
         "and the same command resumes"
     )
 

@@ -177,7 +177,7 @@ CONFIGS = {
     "": ["no such file", "configs/base.py, configs/cifar_cases.py"],
     "ünï.py": ["--config=ünï.py: there is no such file"],
     "~nobody.here/x.py": ["--config=~nobody.here/x.py: ~nobody.here is no known home"],
-    "{files}/syntax.py": ["raised SyntaxError in line 1", "mend it"],
+    "{files}/syntax.py": ["raised SyntaxError in line 1", "fix it"],
     "{files}/import_error.py": ["raised ModuleNotFoundError in line 1", "nonexistent"],
     "{files}/raises.py": ["raised RuntimeError in line 2 (the sky is falling)"],
     "{files}/exits.py": ["raised SystemExit in line 1 (7)"],
