@@ -50,7 +50,7 @@ def clone(tmp_path_factory):
 
 
 def test_there_are_as_many_as_the_pages_have():
-    assert [len(together) for together in COMMANDS] == [1, 1, 1, 1, 1, 2, 1]
+    assert [len(together) for together in COMMANDS] == [1, 1, 1, 1, 1, 2, 1, 1]
 
 
 @pytest.mark.parametrize("commands", COMMANDS, ids=lambda commands: commands[-1].split("main ")[1])
