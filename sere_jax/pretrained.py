@@ -26,7 +26,7 @@ from sere_jax.model import LatentVariableModel
 CONFIG_FILE = "config.json"
 PARAMETERS_FILE = "model.safetensors"
 DTYPES = ("float32", "float16")
-ABOUT, CHECKSUM = "about", "checksum"  # keys of its metadata
+ABOUT, CONFIG, CHECKSUM = "about", "config", "checksum"  # keys of its metadata
 
 
 def save_pretrained(
@@ -50,17 +50,18 @@ def save_pretrained(
         The folder.
 
     Raises:
-        ValueError: `params` are not those of the model, `dtype` is another one, or a parameter is
-            not finite or too large for it.
+        ValueError: `params` are not those of the model, `dtype` is another one, a parameter is
+            not finite or too large for it, or the folder is that of a run.
         TypeError: `about` holds something that has no JSON form.
     """
     folder = pathlib.Path(folder)
     check_shapes("params", _flat(params), _template(model), "sere_jax.init makes the model's own")
-    fields = json.dumps({"model": dataclasses.asdict(model.config)}, indent=2)
-    parameters = parameters_as_bytes(params, about or {}, dtype)
+    fields = json.loads(json.dumps({"model": dataclasses.asdict(model.config)}))
+    parameters = parameters_as_bytes(params, about or {}, dtype, fields)
+    _check_is_not_of_a_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / CONFIG_FILE, fields.encode() + b"\n")
     _write(folder / PARAMETERS_FILE, parameters)
+    _write(folder / CONFIG_FILE, json.dumps(fields, indent=2).encode() + b"\n")
     return folder
 
 
@@ -88,12 +89,23 @@ def load_pretrained(folder: str | os.PathLike[str]) -> tuple[LatentVariableModel
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG_FILE} holds no model ({error!r})") from error
-    params, _ = read_parameters(folder / PARAMETERS_FILE, _template(model))
+    params, _ = read_parameters(folder / PARAMETERS_FILE, _template(model), config)
     return model, jax.tree.map(jnp.asarray, params)
 
 
-def parameters_as_bytes(params: Params, about: Mapping[str, Any], dtype: str) -> bytes:
+def parameters_as_bytes(
+    params: Params,
+    about: Mapping[str, Any],
+    dtype: str,
+    config: Mapping[str, Any] | None = None,
+) -> bytes:
     """The content of `model.safetensors`.
+
+    Args:
+        params: of a model.
+        about: JSON values to keep with them.
+        dtype: one of `DTYPES`.
+        config: what `config.json` will hold, if it is written with them; else None.
 
     Raises:
         ValueError: `dtype` is not one of `DTYPES`, or a parameter is not finite in it.
@@ -106,32 +118,45 @@ def parameters_as_bytes(params: Params, about: Mapping[str, Any], dtype: str) ->
         largest = float(np.max(np.abs(values), initial=0.0))
         if not largest <= float(np.finfo(dtype).max):
             raise ValueError(f"{name} holds {largest:.4g}, which {dtype} cannot represent")
-    arrays = {name: np.ascontiguousarray(values, dtype) for name, values in arrays.items()}
-    metadata = {ABOUT: json.dumps(about), CHECKSUM: _checksum(arrays)}
+    arrays = {name: np.asarray(values, dtype, order="C") for name, values in arrays.items()}
+    metadata = {ABOUT: json.dumps(about)}
+    if config is not None:
+        metadata[CONFIG] = json.dumps(config)
+    metadata[CHECKSUM] = _checksum(arrays, metadata)
     return safetensors.numpy.save(arrays, metadata)
 
 
-def read_parameters(path: pathlib.Path, template: Params) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_parameters(
+    path: pathlib.Path, template: Params, config: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters of a `model.safetensors` as float32 host arrays, and what is said about them.
 
     Args:
         path: of the file.
         template: parameters, or their shapes, of the same structure.
+        config: what the `config.json` beside it holds; None: it is not looked at.
 
     Raises:
-        ValueError: the file is damaged, or its parameters are those of another model.
+        ValueError: the file is damaged, its parameters are those of another model, or it was
+            written with another `config.json`.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             about = json.loads(metadata.get(ABOUT, "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        checksum = _checksum(arrays)
-        if metadata.get(CHECKSUM, checksum) != checksum:  # files of other programs have none
+        # Files of other programs have neither of these.
+        is_ours = ABOUT in metadata or CHECKSUM in metadata
+        if is_ours and metadata.get(CHECKSUM) != _checksum(arrays, metadata):
             raise ValueError("its checksum is wrong")
-    except (safetensors.SafetensorError, ValueError) as error:
+        for name, values in arrays.items():
+            if values.dtype.kind not in "fV" or not np.isfinite(values.astype(np.float32)).all():
+                raise ValueError(f"{name} holds values that are no finite numbers")
+    except (OSError, safetensors.SafetensorError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); save or export it anew") from error
     check_shapes(str(path), arrays, template, "take the config.json that was written with it")
+    if config is not None and not _agree(json.loads(metadata.get(CONFIG, "{}")), config):
+        raise ValueError(f"{path} was not written with the {CONFIG_FILE} beside it; save both anew")
     arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
     return traverse_util.unflatten_dict(arrays, sep="/"), about
 
@@ -140,10 +165,30 @@ def _flat(params: Params) -> dict[str, Any]:
     return traverse_util.flatten_dict(params, sep="/")
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+def _agree(written: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether two configurations have the same values where both have a field of the model."""
+    ours, theirs = written.get("model", {}), found["model"]
+    return all(value == theirs[name] for name, value in ours.items() if name in theirs)
+
+
+def _check_is_not_of_a_run(folder: pathlib.Path) -> None:
+    path = folder / CONFIG_FILE
+    if path.exists() and b'"training"' in path.read_bytes():
+        raise ValueError(
+            f"{folder} is the folder of a run, whose {path.name} has more than a model; choose "
+            "another folder, or python -m experiments.main --workdir=... --mode=export"
+        )
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """Of all that the file holds but the checksum itself."""
     checksum = 0
+    for key in (ABOUT, CONFIG):
+        checksum = zlib.crc32(f"{key}={metadata.get(key)}".encode(), checksum)
     for name in sorted(arrays):
-        checksum = zlib.crc32(arrays[name].tobytes(), checksum)
+        values = arrays[name]
+        checksum = zlib.crc32(f"{name} {values.dtype} {values.shape}".encode(), checksum)
+        checksum = zlib.crc32(values.tobytes(), checksum)
     return f"crc32:{checksum:08x}"
 
 

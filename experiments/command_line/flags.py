@@ -82,7 +82,8 @@ def _with_configuration(argv):
             return argv
         workdir = local_path(workdir, "--workdir")
         configuration.get_config(str(workdir))
-        _import_extension(workdir)
+        if mode != "report":  # which needs no model
+            _import_extension(workdir)
     except (ValueError, UserError) as error:
         raise CommandLineError(str(error)) from error
     return [argv[0], f"--config={_RECORDED}:{workdir}", *argv[1:]]
@@ -91,16 +92,10 @@ def _with_configuration(argv):
 def _import_extension(workdir):
     """Imports the file that the run in `workdir` takes a bijector, say, from, and says so."""
     argument = recorded_extension(workdir)
-    if argument is None:
-        return
-    path, colon, variant = argument.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise CommandLineError(
-            f"--workdir={workdir} uses parts of {path}, which is not there any more; give "
-            f"--config=FILE{colon}{variant} where that file is now"
-        )
-    print(f"note: importing {path}, whose parts --workdir={workdir} uses", file=sys.stderr)
-    load(argument)
+    if argument is not None:
+        path = argument.partition(":")[0]
+        print(f"note: importing {path}, whose parts --workdir={workdir} uses", file=sys.stderr)
+        load(argument)
 
 
 def _config_of(workdir):

@@ -28,12 +28,13 @@ from sere_jax.pretrained import (
 
 DTYPE = "float16"
 OLD_FILE = "weights.npz"
+_KNOWN_OF_A_RUN = ("step", "train_seconds", "validation_elbo")
 
 
 def find(workdir: pathlib.Path) -> pathlib.Path | None:
     """The file of exported weights in a folder; None: there is none."""
     paths = (workdir / PARAMETERS_FILE, workdir / OLD_FILE)
-    return next((path for path in paths if path.exists()), None)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def write(workdir: pathlib.Path, params: Any, about: dict[str, Any]) -> pathlib.Path:
@@ -63,22 +64,27 @@ def read(path: pathlib.Path, template: Any) -> tuple[Any, dict[str, Any]]:
         UserError: it is damaged, or belongs to another model.
     """
     try:
-        if path.name == PARAMETERS_FILE:
-            return read_parameters(path, template)
-        arrays = _read_npz(path)
-        about = json.loads(str(arrays.pop(ABOUT)))
-        check_shapes(str(path), arrays, template, "take the config.json that was written with it")
+        reader = read_parameters if path.name == PARAMETERS_FILE else _read_npz
+        params, about = reader(path, template)
     except ValueError as error:
         raise UserError(str(error)) from error
-    arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
-    return traverse_util.unflatten_dict(arrays, sep="/"), about
+    if not isinstance(about, dict) or not set(_KNOWN_OF_A_RUN) <= set(about):
+        raise UserError(
+            f"{path} does not say its {', '.join(_KNOWN_OF_A_RUN)}: it was not exported from a "
+            "run; export it anew, or load it by sere_jax.load_pretrained"
+        )
+    return params, about
 
 
-def _read_npz(path):
+def _read_npz(path: pathlib.Path, template: Any) -> tuple[Any, Any]:
     try:
         if not zipfile.is_zipfile(path):  # numpy.load would read other formats too
             raise ValueError("it is no zip archive, or not all of one")
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+            arrays = dict(file)
+        about = json.loads(str(arrays.pop(ABOUT)))
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); export it anew") from error
+    check_shapes(str(path), arrays, template, "take the config.json that was written with it")
+    arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
+    return traverse_util.unflatten_dict(arrays, sep="/"), about

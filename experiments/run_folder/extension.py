@@ -1,8 +1,11 @@
 """The configuration file of a run that uses an extension: a part that this project lacks.
 
-It is kept beside `config.json`. Only the command imports it, from its own --workdir: it is code.
+It is recorded beside `config.json`. Only the command imports it, from its own --workdir: it is
+code. A folder that comes from somebody else must not choose what is run: the file has to be outside
+of the folder, the user's own, and have the content that it had in the training.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -11,34 +14,55 @@ from experiments.system.errors import UserError
 from experiments.system.files import write_json_atomically
 
 EXTENSION_FILE = "extension.json"
-_FIELD = "config"
+_FIELD, _HASH = "config", "sha256"
 
 
 def record_extension(workdir: pathlib.Path, config_argument: str) -> None:
-    """Records PATH or PATH:VARIANT, the value of --config, with an absolute path."""
+    """Records PATH or PATH:VARIANT, the value of --config, and the content of the file."""
     path, colon, variant = config_argument.partition(":")
+    path = os.path.abspath(path)
+    content = pathlib.Path(path).read_bytes()
     write_json_atomically(
-        workdir / EXTENSION_FILE, {_FIELD: f"{os.path.abspath(path)}{colon}{variant}"}
+        workdir / EXTENSION_FILE,
+        {_FIELD: f"{path}{colon}{variant}", _HASH: hashlib.sha256(content).hexdigest()},
     )
 
 
 def recorded_extension(workdir: pathlib.Path) -> str | None:
-    """What was recorded, or None.
+    """The value of --config that was recorded, or None.
 
     Raises:
-        UserError: it cannot be read, or belongs to another user, whose code is not run.
+        UserError: the record cannot be read, or the file that it names may not be imported.
     """
-    path = workdir / EXTENSION_FILE
-    if not path.exists():
+    record = workdir / EXTENSION_FILE
+    if not record.exists():
         return None
     try:
-        argument = json.loads(path.read_bytes())[_FIELD]
-        is_own = path.stat().st_uid == os.getuid()
+        recorded = json.loads(record.read_bytes())
+        argument, expected = str(recorded[_FIELD]), recorded[_HASH]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give --config=FILE") from error
-    if not is_own:
+        raise UserError(f"{record} cannot be read ({error}); give --config=FILE") from error
+    if reason := _why_not(workdir, argument.partition(":")[0], expected):
         raise UserError(
-            f"{path} belongs to another user and names code to run, {argument}; if you trust it, "
-            f"give --config={argument}"
+            f"--workdir={workdir} uses parts of {argument}, which is code and {reason}; give "
+            f"--config={argument}, or the file where it is now, if you trust it"
         )
-    return str(argument)
+    return argument
+
+
+def _why_not(workdir: pathlib.Path, path: str, expected: str) -> str | None:
+    """Why the file may not be imported; None: it may."""
+    if not os.path.isabs(path):
+        return "has no absolute path"
+    if pathlib.Path(path).resolve().is_relative_to(workdir.resolve()):
+        return "lies in that folder"
+    try:
+        with open(path, "rb") as file:
+            owner, content = os.fstat(file.fileno()).st_uid, file.read()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if owner != os.getuid():
+        return "belongs to another user"
+    if hashlib.sha256(content).hexdigest() != expected:
+        return "has changed since"
+    return None

@@ -6,6 +6,7 @@ import errno
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -39,7 +40,13 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if path.exists():
         content = path.read_bytes()
     elif (packed := path.with_name(f"{METRICS_FILE}.gz")).exists():
-        content = gzip.decompress(packed.read_bytes())
+        path = packed
+        try:
+            content = gzip.decompress(packed.read_bytes())
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(
+                f"{packed} is damaged ({error}); take it from its source again"
+            ) from error
     else:
         return []
     lines = content.rstrip(b"\n").split(b"\n")

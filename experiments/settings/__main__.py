@@ -13,7 +13,7 @@ HEAD = """# Options
 Every field of a configuration; `python -m experiments.settings > docs/options.md` makes this page
 from their declarations. Set them in a file like those of `configs/`, or on the command line:
 
-    python -m experiments.main --config=configs/digits.py --workdir=runs/digits_60 --config.training.num_epochs=60
+    python -m experiments.main --config=configs/digits.py --workdir=runs/seed_1 --config.seed=1
 """
 
 

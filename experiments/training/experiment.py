@@ -23,6 +23,7 @@ from experiments.training.step import StepSettings, create_train_dispatch
 from sere_jax.bijector import BIJECTORS
 from sere_jax.compilation import jit
 from sere_jax.data_layer import DATA_LAYERS, data_space_of
+from sere_jax.functions import SYSTEMS
 from sere_jax.networks.family import NETWORKS
 from sere_jax.partition import PARTITIONS
 
@@ -162,6 +163,7 @@ class Experiment:
             DATA_LAYERS.get(model.data_layer),
             PARTITIONS.get(model.partition),
             *NETWORKS.get(model.network, ()),
+            SYSTEMS.get(model.system),
             DATASETS.get(self.config.dataset.name),
         ]
         packages = {part.__module__.partition(".")[0] for part in parts if part is not None}

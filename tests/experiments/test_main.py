@@ -240,11 +240,13 @@ def test_a_run_with_an_extension_is_evaluated_by_its_workdir_alone(tmp_path, mon
     monkeypatch.delitem(BIJECTORS, "lower_upper", raising=False)
     with pytest.raises(sere_jax.ConfigError, match="bijector='lower_upper' is not one of"):
         trained.load(tmp_path)  # the library runs no code that a folder names
-    (tmp_path / "extension.json").write_text(json.dumps({"config": f"{tmp_path}/moved.py"}))
+    recorded = {"config": f"{tmp_path}/moved.py", "sha256": ""}
+    (tmp_path / "extension.json").write_text(json.dumps(recorded))
     moved = launch(workdir, "--mode=sample", config=None, check=False)
     assert moved.returncode == 2
     assert moved.stderr.startswith(f"error: {workdir} uses parts of {tmp_path}/moved.py, which is")
     assert moved.stderr.count("\n") == 1
+    launch(workdir, "--mode=report", config=None)  # needs no model
 
 
 def test_help_names_the_modes_and_the_configurations():

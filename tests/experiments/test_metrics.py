@@ -1,5 +1,6 @@
 """The metrics file and the TensorBoard events, read back from their bytes."""
 
+import gzip
 import json
 import os
 import signal
@@ -240,3 +241,17 @@ def test_disabled_progress_bar_prints_nothing(capsys):
     with progress_bar(total=2, initial=0, description="train", disable=True) as bar:
         bar.update(2)
     assert capsys.readouterr().err == ""
+
+
+def test_the_log_of_a_kept_run_is_read_packed_and_its_damage_is_told(tmp_path):
+    records = [{"step": step, "epoch": 0.5, "split": "train", "elbo": -1.0} for step in (1, 2)]
+    packed = gzip.compress("".join(json.dumps(record) + "\n" for record in records).encode())
+    path = tmp_path / "metrics.jsonl.gz"
+    path.write_bytes(packed)
+    assert read_metrics(tmp_path) == records
+    flipped = bytearray(packed)
+    flipped[-6] ^= 1  # in the checksum
+    for damaged in (packed[:30], b"no gzip", bytes(flipped)):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"metrics\.jsonl\.gz is damaged"):
+            read_metrics(tmp_path)

@@ -205,7 +205,7 @@ def test_the_page_is_that_of_the_kept_runs():
     """RESULTS.md is not typed in by hand, nor is the README's table."""
     assert results.page() == results.PAGE.read_text()
     readme = results.README.read_text()
-    assert results.with_table(readme, results.readme_table()) == readme
+    assert f"{results.TABLE_START}\n{results.readme_table()}\n{results.TABLE_END}" in readme
 
 
 def test_the_table_takes_the_place_of_the_one_before():

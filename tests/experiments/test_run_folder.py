@@ -121,21 +121,59 @@ def test_other_processes_neither_read_nor_write_nor_answer(tmp_path, monkeypatch
     assert not (tmp_path / "run").exists()
 
 
-def test_the_file_of_an_extension_is_recorded_with_its_whole_path(tmp_path, monkeypatch):
-    assert recorded_extension(tmp_path) is None
-    monkeypatch.chdir(tmp_path)
-    record_extension(tmp_path, "mine/bijector.py:wide")
-    assert recorded_extension(tmp_path) == f"{tmp_path}/mine/bijector.py:wide"
+@pytest.fixture
+def extension(tmp_path):
+    """A run folder, and the file that its model uses parts of."""
+    file = tmp_path / "mine" / "bijector.py"
+    file.parent.mkdir()
+    file.write_text("raise SystemExit('imported')")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    return workdir, file
 
 
-def test_code_that_another_user_names_is_not_run(tmp_path, monkeypatch):
-    record_extension(tmp_path, "/a/bijector.py")
-    monkeypatch.setattr("os.getuid", lambda: -1)
-    with pytest.raises(UserError, match="belongs to another user .*--config=/a/bijector.py"):
-        recorded_extension(tmp_path)
-    (tmp_path / "extension.json").write_text("[]")
-    with pytest.raises(UserError, match=r"extension\.json cannot be read .*give --config=FILE"):
-        recorded_extension(tmp_path)
+def test_the_file_of_an_extension_is_recorded_with_its_whole_path(extension, monkeypatch):
+    workdir, file = extension
+    assert recorded_extension(workdir) is None
+    monkeypatch.chdir(file.parent)
+    record_extension(workdir, "bijector.py:wide")
+    assert recorded_extension(workdir) == f"{file}:wide"
+
+
+def test_code_that_changed_or_is_not_ones_own_is_not_run(extension, monkeypatch):
+    workdir, file = extension
+    record_extension(workdir, str(file))
+    file.write_text("raise SystemExit('changed')")
+    with pytest.raises(UserError, match=f"has changed since; give --config={file}"):
+        recorded_extension(workdir)
+    record_extension(workdir, str(file))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getuid", lambda: -1)
+        with pytest.raises(UserError, match="belongs to another user; give --config="):
+            recorded_extension(workdir)
+    file.unlink()
+    with pytest.raises(UserError, match="cannot be read .No such file"):
+        recorded_extension(workdir)
+
+
+def test_a_folder_of_somebody_else_does_not_choose_what_is_run(extension):
+    """Unpacked or copied, all that it holds belongs to the user who does so."""
+    workdir, file = extension
+    inside = workdir / "bijector.py"
+    inside.write_bytes(file.read_bytes())
+    record_extension(workdir, str(inside))
+    with pytest.raises(UserError, match="lies in that folder"):
+        recorded_extension(workdir)
+    record = workdir / "extension.json"
+    for text, reason in {
+        '{"config": "run/bijector.py", "sha256": ""}': "has no absolute path",
+        f'{{"config": "{file}", "sha256": "00"}}': "has changed since",
+        f'{{"config": "{file}"}}': r"extension\.json cannot be read .*give --config=FILE",
+        "[]": r"extension\.json cannot be read .*give --config=FILE",
+    }.items():
+        record.write_text(text)
+        with pytest.raises(UserError, match=reason):
+            recorded_extension(workdir)
 
 
 def test_the_commit_is_that_of_the_project():

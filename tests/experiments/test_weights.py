@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from command_line import ROOT, launch, train
 from flax import traverse_util
 
@@ -123,6 +124,10 @@ def test_what_cannot_be_read_or_written_is_refused(exported, tmp_path):
         path.unlink()
     another = tmp_path / "another"
     shutil.copytree(kept, another)
+    foreign = another / "model.safetensors"
+    safetensors.numpy.save_file(safetensors.numpy.load_file(foreign), foreign)
+    with pytest.raises(UserError, match="does not say its step, .* export it anew"):
+        trained.load(another)
     config = configuration.get_config(str(another)).to_dict()
     config["model"]["hidden_size"] = 9
     (another / "config.json").write_text(json.dumps(config))

@@ -1,5 +1,6 @@
 """Models in a folder: what comes back, and what is wrong with a folder."""
 
+import dataclasses
 import json
 
 import jax
@@ -162,12 +163,62 @@ def test_a_torn_file_is_refused(copy, kept):
         sere_jax.load_pretrained(copy)
 
 
-def test_one_wrong_bit_is_noticed(copy):
+def test_one_wrong_bit_is_noticed_wherever_it_is(copy, saved):
     path = copy / PARAMETERS_FILE
-    damaged = bytearray(path.read_bytes())
-    damaged[-100] ^= 1
-    path.write_bytes(damaged)
-    with pytest.raises(ValueError, match="damaged .its checksum is wrong"):
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for place in (*range(0, header, 7), *range(header, len(whole), 997)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged|another model"):
+            read_parameters(path, saved[2])
+
+
+def test_files_that_were_not_written_together_are_refused(copy):
+    path = copy / CONFIG_FILE
+    fields = json.loads(path.read_text())
+    fields["model"]["sigma_max"] *= 2  # of the same shapes
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"was not written with the config\.json beside it"):
+        sere_jax.load_pretrained(copy)
+
+
+def test_the_folder_of_a_run_is_left_alone(copy, saved):
+    path = copy / CONFIG_FILE
+    recorded = json.loads(path.read_text()) | {"training": {}}
+    path.write_text(json.dumps(recorded))
+    with pytest.raises(ValueError, match="is the folder of a run"):
+        sere_jax.save_pretrained(copy, *saved[1:])
+    assert json.loads(path.read_text()) == recorded
+
+
+class WithTemperature(sere_jax.SeReVAE):
+    """A system of one's own, with a parameter that is a single number."""
+
+    def setup(self):
+        super().setup()
+        self.temperature = self.param("temperature", lambda _: jnp.float32(2.0))
+
+
+def test_a_parameter_may_be_a_single_number(tmp_path, monkeypatch):
+    monkeypatch.setitem(sere_jax.functions.SYSTEMS, "with_temperature", WithTemperature)
+    config = dataclasses.replace(CONFIGS["mlp"], system="with_temperature")
+    model = sere_jax.create_model(config)
+    params = sere_jax.init(model, jax.random.key(0))
+    assert params["temperature"].shape == ()
+    _, loaded = sere_jax.load_pretrained(sere_jax.save_pretrained(tmp_path, model, params))
+    jax.tree.map(np.testing.assert_array_equal, params, loaded)
+
+
+@pytest.mark.parametrize("value", [np.int32(3), np.float32(np.nan)])
+def test_values_that_are_no_parameters_are_refused(copy, value):
+    path = copy / PARAMETERS_FILE
+    arrays = safetensors.numpy.load_file(path)
+    name = min(arrays)
+    arrays[name] = np.full(arrays[name].shape, value)
+    safetensors.numpy.save_file(arrays, path)
+    with pytest.raises(ValueError, match=f"{name} holds values that are no finite numbers"):
         sere_jax.load_pretrained(copy)
 
 
