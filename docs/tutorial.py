@@ -2,7 +2,7 @@
 """SeRe-VAE from Python: train on handwritten digits, measure, draw, interpolate, change, load.
 
 A script, and a notebook where `# %%` marks cells (VS Code; Jupyter with jupytext). It takes a
-minute or two, and writes to the folder TUTORIAL_DIR or to a temporary one: python docs/tutorial.py
+minute or two, and writes to the folder TUTORIAL_DIR or to a temporary one: python -m docs.tutorial
 """
 
 # %%

@@ -70,7 +70,7 @@ are those of one core, but not of one machine.
 MNIST_COMPARISON = """
 ## The same at one budget of 60 epochs
 
-`python -m experiments.main --config=configs/mnist_comparison.py:RUN`, one seed each, evaluated in
+`python -m experiments.main --config=configs/mnist_comparison.py:ROW`, one seed each, evaluated in
 the same way with the weights that have the best ELBO of 5,000 held-out training images. The paper
 does not say how long it trained. Differences to the SeRe-VAE are those on the same binarized
 images, ± their standard error over images.

@@ -27,7 +27,7 @@ _TYPES: dict[type, str] = {
     bool: "True or False",
     int: "an integer",
     float: "a number",
-    str: "a text",
+    str: "a string",
     tuple: "a tuple such as (8, 8, 1)",
 }
 

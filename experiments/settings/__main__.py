@@ -10,8 +10,9 @@ from sere_jax.rules import Rule, Setting, settings_of
 
 HEAD = """# Options
 
-Every field of a configuration; `python -m experiments.settings > docs/options.md` makes this page
-from their declarations. Set them in a file like those of `configs/`, or on the command line:
+Every field of a configuration and its default in `configs/base.py`; other configurations change
+some. Set them in a file like those of `configs/`, or on the command line. This page is made from
+their declarations, by `python -m experiments.settings > docs/options.md`.
 
     python -m experiments.main --config=configs/digits.py --workdir=runs/seed_1 --config.seed=1
 """

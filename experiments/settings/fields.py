@@ -25,7 +25,7 @@ from sere_jax.rules import (
 )
 
 SEED = integer(0, bits=32)
-TEXT = Rule("a text", lambda v: isinstance(v, str))
+TEXT = Rule("a string", lambda v: isinstance(v, str))
 FRACTION = Rule("a number from 0 to 1", lambda v: is_number(v) and 0 <= v <= 1)
 NUMBER_OR_NONE = Rule("a number or None", lambda v: v is None or is_number(v))
 VALIDATION_SIZE = Rule(
@@ -72,12 +72,14 @@ class Dataset:
 class Training:
     """Optimization, and when it is evaluated and saved."""
 
-    initial_weights: str = setting("", "A workdir whose averaged weights to start from.", TEXT)
+    initial_weights: str = setting(
+        "", "Workdir to take initial weights from, the averaged ones.", TEXT
+    )
     batch_size: int = setting(200, "Images of one update, over all devices.", POSITIVE_INT)
     num_epochs: int = setting(30, "Length of the training.", POSITIVE_INT)
     num_steps: int = setting(0, "Its length in updates; 0: `num_epochs` says it.", NATURAL)
     num_train_samples: int = setting(
-        1, "Samples of the codes an image; above 1: the importance-weighted bound.", POSITIVE_INT
+        1, "Samples of the codes per image; above 1: the importance-weighted bound.", POSITIVE_INT
     )
     importance_weighted_from: str = setting(
         "0%", "When that bound begins; until then the ELBO, one sample.", DURATION
@@ -119,7 +121,7 @@ class Training:
 class Evaluation:
     """The figures of the test set."""
 
-    num_importance_samples: int = setting(1000, "Samples of the codes an image.", POSITIVE_INT)
+    num_importance_samples: int = setting(1000, "Samples of the codes per image.", POSITIVE_INT)
     batch_size: int = setting(
         100, "Images at once on one device, ten samples of each.", POSITIVE_INT
     )

@@ -147,8 +147,8 @@ class Experiment:
             f"model: {self.model.config.system}, {params:,} parameters; {self.total_steps} steps "
             f"of {training.batch_size} images, {epochs:.4g} epochs",
             f"devices: {num_devices()} ({jax.default_backend()}); memory of each: {images:.3g} MB "
-            f"of images, {state:.3g} MB of weights, averages, gradients and optimizer, and besides "
-            "the activations of a step",
+            f"of images, {state:.3g} MB of weights, averages, gradients and optimizer, plus "
+            "the activations of one step",
         ]
 
     def test_images(self) -> np.ndarray:
