@@ -140,7 +140,7 @@ BELOW_ONE = Rule(
 )
 BOOLEAN = Rule("True or False", lambda v: isinstance(v, bool))
 INSIDE_UNIT_INTERVAL = Rule(
-    "a number from 1e-6 to 1 - 1e-6",
+    "a number between 0 and 1, at least 1e-6 from both",
     lambda v: is_number(v) and 1e-6 <= v <= 1 - 1e-6,
 )
 DATA_SHAPE = Rule(
