@@ -55,7 +55,7 @@ def save_pretrained(
         TypeError: `about` holds something that has no JSON form.
     """
     folder = pathlib.Path(folder)
-    check_shapes("params", _flat(params), _template(model), "sere_jax.init makes the model's own")
+    _check_shapes("params", _flat(params), _template(model), "sere_jax.init makes the model's own")
     fields = json.loads(json.dumps({"model": dataclasses.asdict(model.config)}))
     parameters = parameters_as_bytes(params, about or {}, dtype, fields)
     _check_is_not_of_a_run(folder)
@@ -154,11 +154,23 @@ def read_parameters(
                 raise ValueError(f"{name} holds values that are no finite numbers")
     except (OSError, safetensors.SafetensorError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); save or export it anew") from error
-    check_shapes(str(path), arrays, template, "take the config.json that was written with it")
+    params = nested(path, arrays, template)
     if config is not None and not _agree(json.loads(metadata.get(CONFIG, "{}")), config):
         raise ValueError(f"{path} was not written with the {CONFIG_FILE} beside it; save both anew")
+    return params, about
+
+
+def nested(
+    path: pathlib.Path, arrays: Mapping[str, np.ndarray], template: Params
+) -> dict[str, Any]:
+    """The arrays of the file at `path`, by flat name, as float32 parameters like `template`.
+
+    Raises:
+        ValueError: they are those of another model.
+    """
+    _check_shapes(str(path), arrays, template, "take the config.json that was written with it")
     arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
-    return traverse_util.unflatten_dict(arrays, sep="/"), about
+    return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def _flat(params: Params) -> dict[str, Any]:
@@ -196,12 +208,7 @@ def _template(model: LatentVariableModel) -> Params:
     return jax.eval_shape(lambda: init(model, jax.random.key(0)))
 
 
-def check_shapes(subject: str, arrays: Mapping[str, Any], template: Params, way_out: str) -> None:
-    """Refuses arrays by flat name whose names or shapes are not those of `template`.
-
-    Raises:
-        ValueError: naming the first parameter that differs, and the way out.
-    """
+def _check_shapes(subject: str, arrays: Mapping[str, Any], template: Params, way_out: str) -> None:
     expected = {name: leaf.shape for name, leaf in _flat(template).items()}
     found = {name: np.shape(values) for name, values in arrays.items()}
     if found != expected:

@@ -14,14 +14,13 @@ import zlib
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
 from experiments.system.errors import UserError
 from experiments.system.files import open_atomically
 from sere_jax.pretrained import (
     ABOUT,
     PARAMETERS_FILE,
-    check_shapes,
+    nested,
     parameters_as_bytes,
     read_parameters,
 )
@@ -85,6 +84,4 @@ def _read_npz(path: pathlib.Path, template: Any) -> tuple[Any, Any]:
         about = json.loads(str(arrays.pop(ABOUT)))
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); export it anew") from error
-    check_shapes(str(path), arrays, template, "take the config.json that was written with it")
-    arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
-    return traverse_util.unflatten_dict(arrays, sep="/"), about
+    return nested(path, arrays, template), about
