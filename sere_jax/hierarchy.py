@@ -214,9 +214,16 @@ class Hierarchy(nn.Module):
             refine = self._one_after_another(Layer.refine, reverse=True)
             _, encodings = refine(self.layer, hidden, None)
         else:
-            encodings = self._all_at_once(Layer.encode, (None,))(self.layer, x)
+            encodings = self._encode(x)
         observe = self._all_at_once(Layer.observe, (0, 0, 0))
         return observe(self.layer, encodings, previous, blocks)
+
+    def _encode(self, x: Array) -> Any:
+        if self.config.network == "resnet" or self.config.applies_layers_in_turn:
+            return self._all_at_once(Layer.encode, (None,))(self.layer, x)
+        # With an x for each layer, JAX transposes neither the first kernels nor their gradients.
+        copies = jnp.broadcast_to(x, (self.config.num_layers, *x.shape))
+        return self._all_at_once(Layer.encode, (0,))(self.layer, copies)
 
     def infer(self, observed: Observed, noise: Float[Array, "layers *rest"]) -> Latents:
         """The scan over layers, for standard normal noise [L, ..., B, *latent_shape].

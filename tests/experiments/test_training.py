@@ -17,7 +17,7 @@ from experiments.data import input_pipeline
 from experiments.data.input_pipeline import epoch_order
 from experiments.distributed.devices import replicate
 from experiments.training.state import init_state
-from experiments.training.step import StepSettings, create_train_dispatch
+from experiments.training.step import StepSettings, create_train_dispatch, global_norm
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NUM_EXAMPLES, BATCH = 24, 8
@@ -180,6 +180,17 @@ def test_gradients_are_clipped_by_their_global_norm(share):
         host(clipped.params),
         host(free.params),
     )
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (13, 17), (10, 79, 200), (3, 16, 1)])
+def test_the_global_norm_is_that_of_float64(shape):
+    rng = np.random.default_rng(0)
+    tree = {"large": rng.normal(size=shape), "small": [rng.normal(size=5)]}
+    expected = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+    tree = jax.tree.map(jnp.float32, tree)
+    np.testing.assert_allclose(jax.jit(global_norm)(tree), expected, rtol=1e-6)
+    broken = tree | {"small": [jnp.array([1.0, jnp.nan])]}
+    assert not np.isfinite(global_norm(broken))
 
 
 def test_parameters_that_overflow_show_in_their_norm_and_later_updates_are_skipped():
