@@ -234,4 +234,3 @@ def _accumulate(metrics, means, norm, clipped, proceed):
         lowest_objective=jnp.fmin(metrics.lowest_objective, means.value),
         parameter_norm=metrics.parameter_norm,
     )
-

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sere_jax.arrays import Array, flatten, record, static
+from sere_jax.networks.activations import elu
 from sere_jax.networks.initializers import head_initializer
 
 SPLINE_RANGE = 5.0  # beyond it, splines are the identity
@@ -30,7 +31,7 @@ class CouplingNetwork:
         hidden = flatten(x, len(self.event_shape)) @ self.kernels[0] + self.biases[0]
         if self.offset is not None:
             hidden = hidden + self.offset
-        parameters = nn.elu(hidden) @ self.kernels[1] + self.biases[1]
+        parameters = elu(hidden) @ self.kernels[1] + self.biases[1]
         num_parameters = parameters.shape[-1] // math.prod(self.event_shape)
         return parameters.reshape(*parameters.shape[:-1], *self.event_shape, num_parameters)
 

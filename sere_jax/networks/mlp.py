@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from sere_jax.arrays import Array, flatten
 from sere_jax.config import ModelConfig
+from sere_jax.networks.activations import elu, tanh
 from sere_jax.networks.initializers import head_initializer
 
 
@@ -27,7 +28,7 @@ class MLPFeatures(nn.Module):
         hidden = flatten(inputs, event_ndims)
         dropout = nn.Dropout(self.config.dropout, deterministic=not self.has_rng("dropout"))
         for _ in range(self.num_hidden_layers):
-            hidden = dropout(nn.elu(nn.Dense(self.config.hidden_size)(hidden)))
+            hidden = dropout(elu(nn.Dense(self.config.hidden_size)(hidden)))
         return nn.Dense(self.config.hidden_size)(hidden)
 
 
@@ -43,7 +44,7 @@ class MLPRefinement(nn.Module):
         return hidden, nn.Dense(self.config.hidden_size, name="offset")(hidden)
 
     def _refine(self, hidden: Array) -> Array:
-        return hidden + nn.Dense(self.config.hidden_size, name="refine")(nn.elu(hidden))
+        return hidden + nn.Dense(self.config.hidden_size, name="refine")(elu(hidden))
 
 
 class MLPNetwork(nn.Module):
@@ -92,21 +93,21 @@ class MLPNetwork(nn.Module):
 
     def _last_hidden(self, hidden: Array) -> Array:
         """The last hidden layer from the sum of offset and codes."""
-        hidden = nn.elu(hidden)
+        hidden = elu(hidden)
         for layer in range(self.num_joint_layers):
             joint = nn.Dense(
                 self.config.hidden_size, kernel_init=head_initializer(0.5), name=f"joint_{layer}"
             )
-            hidden = nn.elu(hidden + joint(hidden))
+            hidden = elu(hidden + joint(hidden))
         return hidden
 
     def _hidden(self, codes: Array, event_ndims: int, use_bias: bool) -> Array:
         """The hidden layer of the codes that the offset is added to, before its activation."""
         size = self.config.hidden_size
         hidden = nn.Dense(size)(flatten(codes, event_ndims))
-        hidden = jnp.tanh(hidden) if self.bounded else nn.elu(hidden)
+        hidden = tanh(hidden) if self.bounded else elu(hidden)
         for _ in range(self.config.num_hidden_layers - 2):
-            hidden = nn.elu(nn.Dense(size)(hidden))
+            hidden = elu(nn.Dense(size)(hidden))
         return nn.Dense(size, use_bias=use_bias)(hidden)
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from sere_jax.arrays import Array, flatten
 from sere_jax.config import ConfigError, ModelConfig
+from sere_jax.networks.activations import elu, tanh
 from sere_jax.networks.initializers import head_initializer
 from sere_jax.networks.mlp import MLPNetwork, MLPRefinement
 from sere_jax.partition import create_partition
@@ -97,7 +98,7 @@ class ResidualBlock(nn.Module):
         size = x.shape[-1]
         first = Conv(size) if self.convolutional else nn.Dense(size)
         second = nn.Dense(size, kernel_init=head_initializer(0.1))
-        return x + second(nn.elu(first(nn.elu(x))))
+        return x + second(elu(first(elu(x))))
 
 
 class ResNetFeatures(nn.Module):
@@ -118,7 +119,7 @@ class ResNetFeatures(nn.Module):
         if event_ndims == 4:
             inputs = _window_to_channels(inputs)
         maps = self._blocks(Conv(size)(space_to_depth(inputs, self._grid(inputs))), True)
-        return maps if _codes_are_maps(self.config) else nn.Dense(size)(flatten(nn.elu(maps), 3))
+        return maps if _codes_are_maps(self.config) else nn.Dense(size)(flatten(elu(maps), 3))
 
     def _blocks(self, x: Array, convolutional: bool) -> Array:
         for _ in range(self.num_hidden_layers):
@@ -154,7 +155,7 @@ class ResNetNetwork(MLPNetwork):
         convolutional = _codes_are_maps(self.config)
         for _ in range(self.config.num_hidden_layers - 1):
             hidden = ResidualBlock(convolutional)(hidden)
-        return nn.elu(hidden)
+        return elu(hidden)
 
     def _hidden(self, codes: Array, event_ndims: int, use_bias: bool) -> Array:
         size = self.config.hidden_size
@@ -164,7 +165,7 @@ class ResNetNetwork(MLPNetwork):
             hidden = Conv(size)(codes)
         else:
             hidden = nn.Dense(size)(flatten(codes, event_ndims))
-        hidden = jnp.tanh(hidden) if self.bounded else nn.elu(hidden)
+        hidden = tanh(hidden) if self.bounded else elu(hidden)
         return nn.Dense(size, use_bias=use_bias)(hidden)
 
 

@@ -10,6 +10,7 @@ from sere_jax.arrays import Array, Images, Noise, record
 from sere_jax.data_layer import create_data_layer
 from sere_jax.flows.autoregressive import MaskedAutoregressiveFlows
 from sere_jax.model import SampledInference, WholeImageModel
+from sere_jax.networks.activations import elu
 from sere_jax.networks.mlp import MLPFeatures
 
 MIN_SCALE = 1e-3
@@ -60,7 +61,7 @@ class InverseAutoregressiveVAE(WholeImageModel):
 
     def observe(self, x: Array) -> PosteriorInputs:
         """What q knows of x [B, *data_shape]."""
-        features = nn.elu(self.encoder(self.data_layer.to_network(x), 3))
+        features = elu(self.encoder(self.data_layer.to_network(x), 3))
         mean, raw_scale = jnp.split(self.base(features), 2, axis=-1)
         return PosteriorInputs(mean, MIN_SCALE + jax.nn.softplus(raw_scale), features)
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from sere_jax.arrays import Array, Images, Noise, flatten, record
 from sere_jax.data_layer import create_data_layer
 from sere_jax.model import SampledInference, WholeImageModel
+from sere_jax.networks.activations import elu
 from sere_jax.networks.masked import MADE, MaskedNetwork, spread_degrees
 
 
@@ -56,7 +57,7 @@ class RelaxedBernoulliVAE(WholeImageModel):
         """Features [B, hidden_size] of x [B, *data_shape]."""
         hidden = flatten(self.data_layer.to_network(x), 3)
         for layer in self.encoder:
-            hidden = nn.elu(layer(hidden))
+            hidden = elu(layer(hidden))
         return hidden
 
     def log_weights(
