@@ -97,14 +97,15 @@ def _of_jaxpr(jaxpr: Jaxpr) -> int:
 
 def _of_equation(equation: JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
+    operands: list[Any] = [variable.aval for variable in equation.invars]
+    results: list[Any] = [variable.aval for variable in equation.outvars]
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        return 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        return 2 * results[0].size * math.prod(operands[0].shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
+        kernel = operands[1]
         outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-        return 2 * equation.outvars[0].aval.size * kernel.size // outputs
+        return 2 * results[0].size * kernel.size // outputs
     inner = [_of_jaxpr(jaxpr) for jaxpr in _inner(params)]
     if name == "while" and any(inner):
         raise ValueError("products in a loop of unknown length cannot be counted")
