@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import sere_jax
-from benchmarks import cost_model, machine, production
+from benchmarks import machine, operations, production
 from benchmarks.harness import Benchmark, Step, Target, rate
 from configs import mnist_mlp
 from sere_jax.arrays import Params
@@ -77,10 +77,9 @@ def log_likelihood_of_repeated_images(
 
 
 def our_rate(quick: bool) -> Step:
-    """GFLOP/s; see `cost_model.evaluation_operations`."""
+    """GFLOP/s; see `operations.of_likelihood`."""
     model, _, x, _, num_samples = _arguments(quick)
-    operations = cost_model.evaluation_operations(model.config, len(x), num_samples)
-    return rate(ours(quick), 1e-9 * operations)
+    return rate(ours(quick), 1e-9 * operations.of_likelihood(model, len(x), num_samples))
 
 
 def _arguments(quick: bool):

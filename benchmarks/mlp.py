@@ -8,7 +8,7 @@ import functools
 
 from ml_collections import ConfigDict
 
-from benchmarks import cost_model, machine, production
+from benchmarks import machine, operations, production
 from benchmarks.harness import Benchmark, Step, Target, rate
 from configs import mnist_comparison, mnist_mlp
 from sere_jax.config import model_config
@@ -38,12 +38,10 @@ def torch_step(quick: bool, *, compiled: bool) -> Step:
 
 
 def our_rate(quick: bool) -> Step:
-    """GFLOP/s of the production step; see `cost_model.training_operations`."""
+    """GFLOP/s of the production step; see `operations.of_training`."""
     config = _config(quick)
-    operations = cost_model.training_operations(
-        model_config(config), UPDATES * config.training.batch_size
-    )
-    return rate(ours(quick), 1e-9 * operations)
+    of_update = operations.of_training(config, config.training.batch_size)
+    return rate(ours(quick), 1e-9 * UPDATES * of_update)
 
 
 def system(quick: bool, *, row: str) -> Step:

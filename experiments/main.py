@@ -17,14 +17,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.system import console, host_memory
-
-if __name__ == "__main__":
-    host_memory.keep_freed_memory()  # before JAX, which the other modules import
-
-import jax
-
 from experiments.command_line.flags import CommandLineError, check_processes, configurations, parse
+from experiments.system import console, host_memory
 from experiments.system.errors import (
     DIVERGED,
     INTERRUPTED,
@@ -82,7 +76,9 @@ def default_workdir(config_argument: str) -> pathlib.Path:
 
 
 def main(_: list[str]) -> None:
-    """Runs one mode; what it alone imports comes after the flags have been checked."""
+    """Runs one mode; JAX, and what it alone imports, comes after the flags have been checked."""
+    import jax
+
     jax.config.update("jax_enable_x64", False)  # whatever the environment says
 
     logging.set_verbosity(logging.WARNING)
@@ -180,5 +176,6 @@ def _fail(message: str, exit_code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    host_memory.keep_freed_memory()
     console.make_robust()
     app.run(main, flags_parser=parse_flags)

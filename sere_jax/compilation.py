@@ -9,10 +9,10 @@ is wrong in the first digit (likewise log and log1p, and maxima; see also
 github.com/jax-ml/jax/issues/39103). Three steps keep results right, none of which looks at version
 numbers:
 
-1. Importing `sere_jax` adds `FLAG` to the environment variable XLA_FLAGS, if this jaxlib knows it.
-   It takes reductions from that library, and leaves it matrix products and convolutions. XLA reads
-   the variable once, when it compiles first: import `sere_jax` before JAX computes anything, and
-   all code of the process is right.
+1. Importing `sere_jax` adds `FLAG` to the environment variable XLA_FLAGS, if this jaxlib knows it
+   (`sere_jax.xla_flag`). It takes reductions from that library, and leaves it matrix products and
+   convolutions. XLA reads the variable once, when it compiles first: import `sere_jax` before JAX
+   computes anything, and all code of the process is right.
 2. Before the first result a small program is compiled and compared with float64. Where it is wrong,
    say because XLA has read its flags before, the public functions are compiled with an option of
    their own, and code of yours that is compiled around them warns once.
@@ -21,9 +21,6 @@ numbers:
 
 import contextlib
 import functools
-import mmap
-import os
-import pathlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,18 +31,11 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
-_OPTION = "xla_cpu_experimental_ynn_fusion_type"
-FLAG = f"--{_OPTION}=-reduce"
+from sere_jax.xla_flag import FLAG, OPTION
+
 # The same as an option of one program, and, should that not do, nothing at all to that library.
 _VALUES = ("LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION", "")
 _surroundings = threading.local()
-
-
-def set_flag() -> None:
-    """Adds `FLAG` to XLA_FLAGS, unless the option is set there or this jaxlib does not know it."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _OPTION not in flags and _is_known():
-        os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
 
 
 def is_faulty() -> bool:
@@ -93,26 +83,10 @@ def jit(
 
 
 @functools.cache
-def _is_known() -> bool:
-    """Whether XLA accepts the option, which aborts the process if it does not know it."""
-    name = b"\0" + _OPTION.encode() + b"\0"
-    for path in pathlib.Path(jaxlib.__file__).parent.iterdir():
-        if path.suffix not in (".so", ".dylib", ".pyd", ".dll") or not path.stat().st_size:
-            continue
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            if content.find(name) >= 0:
-                return True
-    return False
-
-
-@functools.cache
 def _right_options() -> tuple[tuple[str, Any], ...]:
     """The compiler options, as few as possible, with which the probe is right."""
     choices: list[tuple[tuple[str, Any], ...]] = [()]
-    choices += [((_OPTION, value),) for value in _VALUES]
+    choices += [((OPTION, value),) for value in _VALUES]
     for options in choices:
         if _is_right(options):
             return options

@@ -1,8 +1,11 @@
 """The API reference holds what users call, and nothing of other libraries."""
 
 import html
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -14,10 +17,17 @@ TEMPLATES = pathlib.Path(__file__).parents[1] / "docs" / "templates"
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """Function of a module to the text of its page and the names that have an entry there."""
-    pdoc = pytest.importorskip("pdoc")
+    pytest.importorskip("pdoc")
     directory = tmp_path_factory.mktemp("api")
-    pdoc.render.configure(docformat="google", template_directory=TEMPLATES, show_source=False)
-    pdoc.pdoc("sere_jax", "sere_jax.bijector", output_directory=directory)
+    ignored = "ignore:jax.:DeprecationWarning"
+    command = [sys.executable, "-W", "error", "-W", ignored, "-m", "pdoc", "-d", "google"]
+    command += ["--no-show-source", "-t", TEMPLATES, "-o", directory]
+    subprocess.run(
+        [*command, "sere_jax", "sere_jax.bijector"],
+        cwd=TEMPLATES.parents[1],
+        env={**os.environ, "PDOC_DISPLAY_ENV_VARS": "1"},
+        check=True,
+    )
 
     def read(module):
         page = (directory / f"{module.replace('.', '/')}.html").read_text()

@@ -9,7 +9,6 @@ from experiments.distributed.processes import done_by_first_process, is_first_pr
 from experiments.reporting.model_pictures import save_curves, save_pictures
 from experiments.reporting.report import write_report
 from experiments.run_folder.folder import RunFolder
-from experiments.system.git import git_commit
 from experiments.system.progress import progress_bar
 from experiments.training.evaluation import standard_error
 from experiments.training.experiment import Experiment
@@ -82,7 +81,7 @@ def _likelihoods(
 
 def _origin(experiment: Experiment, about: dict, num_params: int, command: str) -> dict[str, Any]:
     """Which weights were evaluated, how they were trained, and by which commands."""
-    config, commit = experiment.config, git_commit()
+    config, commit = experiment.config, experiment.git_commit
     return {
         "step": about["step"],
         "epoch": about["step"] / experiment.steps_per_epoch,

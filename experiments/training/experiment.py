@@ -17,6 +17,7 @@ from experiments.distributed.devices import num_devices
 from experiments.settings import durations, schedules
 from experiments.settings.checks import check_configuration
 from experiments.system.errors import UserError
+from experiments.system.git import git_commit
 from experiments.training.evaluation import Evaluator, bits_per_dim
 from experiments.training.state import TrainState, count_parameters, init_state, state_template
 from experiments.training.step import StepSettings, create_train_dispatch
@@ -42,6 +43,7 @@ class Experiment:
     total_steps: int
     learning_rate: optax.Schedule
     kl_weight: optax.Schedule
+    git_commit: str  # of the code
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -181,6 +183,7 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
         UserError, sere_jax.ConfigError: something does not fit; nothing has been compiled.
     """
     check_configuration(config)
+    commit = git_commit()
     batch_size = config.training.batch_size
     if to_train and batch_size % num_devices():
         raise UserError(
@@ -202,6 +205,7 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
         learning_rate=jax.jit(schedules.learning_rate_schedule(config.training, **steps)),
         kl_weight=jax.jit(schedules.kl_weight_schedule(config.training, **steps)),
         **steps,
+        git_commit=commit,
     )
 
 

@@ -11,7 +11,6 @@ from experiments.distributed.interruption import Interruption
 from experiments.distributed.processes import is_first_process, tell
 from experiments.run_folder.folder import RunFolder
 from experiments.settings.checks import as_json
-from experiments.system.git import git_commit
 from experiments.system.progress import progress_bar
 from experiments.training.experiment import Experiment
 from experiments.training.records import check_convergence, elbo_record, train_record
@@ -99,7 +98,7 @@ class _Training:
             "dataset_fingerprint": dataset.fingerprint,
             "config": as_json(config),
             "command": command,
-            "git_commit": git_commit(),
+            "git_commit": experiment.git_commit,
         }
 
     def dispatch(self) -> int:

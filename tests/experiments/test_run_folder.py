@@ -14,6 +14,7 @@ from experiments.run_folder.lock import lock
 from experiments.run_folder.same_run import check_configuration_of
 from experiments.system import git
 from experiments.system.errors import UserError
+from experiments.training.experiment import create_experiment
 
 HOLDER = """
 import pathlib, sys, time
@@ -179,3 +180,59 @@ def test_a_folder_of_somebody_else_does_not_choose_what_is_run(extension):
 def test_the_commit_is_that_of_the_project():
     commit = git.git_commit()
     assert commit == "unknown" or len(commit.removesuffix("-dirty")) == 40
+
+
+@pytest.fixture(params=["no repository", "somebody else's", "no git"])
+def copy_of_the_code(request, tmp_path, monkeypatch):
+    """Code that lies in no repository of its own."""
+    monkeypatch.setattr(git, "ROOT", tmp_path / "code")
+    git.ROOT.mkdir()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    if request.param == "somebody else's":
+        subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    if request.param == "no git":
+        monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("variable", "commit"),
+    [
+        (None, "unknown"),
+        ("", "unknown"),
+        ("a4027e6", "a4027e6"),
+        ("A4027E6-dirty", "a4027e6-dirty"),
+        (f"{'3793498b' * 5}\n", "3793498b" * 5),
+    ],
+)
+def test_without_a_repository_a_variable_names_the_commit(
+    copy_of_the_code, monkeypatch, variable, commit
+):
+    monkeypatch.delenv(git.VARIABLE, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(git.VARIABLE, variable)
+    assert git.git_commit() == commit
+
+
+@pytest.mark.parametrize(
+    "variable", ["main", "a4027e", "3793498b" * 5 + "0", "a4027e6-changed", "a4027e6 a4027e6"]
+)
+def test_what_names_no_commit_is_refused(copy_of_the_code, monkeypatch, variable):
+    monkeypatch.setenv(git.VARIABLE, variable)
+    message = f"SERE_JAX_COMMIT='{variable}' must be a commit, 7 to 40 hexadecimal digits"
+    with pytest.raises(UserError, match=message):
+        git.git_commit()
+    with pytest.raises(UserError, match=message):
+        create_experiment(digits.get_config())
+
+
+def test_a_repository_counts_more_than_the_variable(tmp_path, monkeypatch):
+    monkeypatch.setattr(git, "ROOT", tmp_path)
+    monkeypatch.setenv(git.VARIABLE, "no commit")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").write_text("one")
+    for command in (["init", "-q"], ["add", "file"], [*author, "commit", "-qm", "one"]):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True)
+    commit = git.git_commit()
+    assert len(commit) == 40
+    (tmp_path / "file").write_text("two")
+    assert git.git_commit() == f"{commit}-dirty"

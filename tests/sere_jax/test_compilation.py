@@ -12,7 +12,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import sere_jax
-from sere_jax import compilation
+from sere_jax import compilation, xla_flag
 
 PROGRAM = """
 import sys, warnings
@@ -85,8 +85,8 @@ print("right" if is_right else "told")
     ],
 )
 def test_sums_of_many_values_are_right_whatever_the_flags_of_xla(flags, when):
-    if flags == "its default" and compilation._is_known():
-        flags = f"--{compilation._OPTION}=reduce,individual_dot,individual_convolution"
+    if flags == "its default" and xla_flag.is_known():
+        flags = f"--{xla_flag.OPTION}=reduce,individual_dot,individual_convolution"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
     arguments = [sys.executable, "-c", PROGRAM, when, flags]
@@ -118,7 +118,7 @@ def test_a_version_that_no_option_mends_is_refused(monkeypatch):
 def test_where_jit_is_wrong_functions_get_the_first_option_that_is_right(monkeypatch):
     monkeypatch.setattr(compilation, "_is_right", lambda options: options != ())
     compilation._right_options.cache_clear()
-    assert compilation._right_options() == ((compilation._OPTION, compilation._VALUES[0]),)
+    assert compilation._right_options() == ((xla_flag.OPTION, compilation._VALUES[0]),)
     compilation._right_options.cache_clear()
 
 
@@ -129,26 +129,26 @@ def test_an_option_that_xla_does_not_know_is_not_right():
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (None, compilation.FLAG),
-        ("--a=1", f"--a=1 {compilation.FLAG}"),
-        (f"--{compilation._OPTION}=dot --a=1", f"--{compilation._OPTION}=dot --a=1"),
+        (None, xla_flag.FLAG),
+        ("--a=1", f"--a=1 {xla_flag.FLAG}"),
+        (f"--{xla_flag.OPTION}=dot --a=1", f"--{xla_flag.OPTION}=dot --a=1"),
     ],
 )
 def test_the_flag_is_added_to_those_there_are_but_never_overrides(monkeypatch, before, after):
-    monkeypatch.setattr(compilation, "_is_known", lambda: True)
+    monkeypatch.setattr(xla_flag, "is_known", lambda: True)
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     if before is not None:
         monkeypatch.setenv("XLA_FLAGS", before)
-    compilation.set_flag()
+    xla_flag.set_flag()
     assert os.environ["XLA_FLAGS"] == after
 
 
 def test_a_version_that_does_not_know_the_flag_does_not_get_it(monkeypatch):
-    monkeypatch.setattr(compilation, "_OPTION", "xla_cpu_no_such_option")
+    monkeypatch.setattr(xla_flag, "OPTION", "xla_cpu_no_such_option")
     monkeypatch.setenv("XLA_FLAGS", "--a=1")
-    compilation._is_known.cache_clear()
-    compilation.set_flag()
-    compilation._is_known.cache_clear()
+    xla_flag.is_known.cache_clear()
+    xla_flag.set_flag()
+    xla_flag.is_known.cache_clear()
     assert os.environ["XLA_FLAGS"] == "--a=1"
 
 

@@ -70,6 +70,20 @@ def test_what_is_saved_comes_back_to_the_bit(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, loaded_params)
 
 
+def test_loading_traces_the_initialization_once(saved, monkeypatch):
+    calls = []
+    original = sere_jax.SeReVAE.__call__
+
+    def counted(self, *arguments, **options):
+        calls.append(self)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(sere_jax.SeReVAE, "__call__", counted)
+    jax.clear_caches()
+    sere_jax.load_pretrained(saved[0])
+    assert len(calls) == 1
+
+
 def test_a_loaded_model_has_the_same_likelihood(saved):
     folder, model, params = saved
     loaded, loaded_params = sere_jax.load_pretrained(folder)
