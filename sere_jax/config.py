@@ -237,8 +237,8 @@ class ModelConfig:
     def applies_layers_in_turn(self) -> bool:
         """Whether layers that could be batched are applied one after another all the same.
 
-        Batched over layers, convolutions with different kernels are slow everywhere, and products
-        of large matrices with different weights gain nothing.
+        Batched over layers, convolutions with different kernels are slow on CPUs; `Hierarchy` does
+        batch them on GPUs. Products of large matrices with different weights gain nothing.
         """
         return self.network == "resnet" or self.has_flows
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Key, Shaped
 
+from sere_jax import recurrence
 from sere_jax.arrays import Array, Images, Noise, masked, record
 from sere_jax.bijector import create_bijector
 from sere_jax.config import ModelConfig
@@ -180,6 +181,13 @@ class Layer(nn.Module):
         return _push(window, z, event_ndims=len(self.config.latent_shape))
 
 
+def _infer(layer: Layer, window: Array, inputs: tuple[Any, Any]) -> tuple[Array, Latents]:
+    """`Layer.infer` as a pure function, for the variables of one layer and its inputs."""
+    variables, of_layer = inputs
+    stepped: Any = layer.apply(variables, window, of_layer, method=Layer.infer)
+    return stepped[0], stepped[1]
+
+
 def _push(window: Array, newest: Array, event_ndims: int) -> Array:
     """Drops the oldest entry of the window [..., k, *event] and appends the newest."""
     axis = window.ndim - event_ndims - 1
@@ -232,6 +240,10 @@ class Hierarchy(nn.Module):
         """
         window = self._no_codes(noise.shape[1 : noise.ndim - len(self.config.latent_shape)])
         inputs = (observed.prior, observed.posterior, noise, self.code_mask)
+        if self._has_dear_launches and not (self.is_initializing() or self.config.rematerialize):
+            step = functools.partial(_infer, Layer(self.config, parent=None))
+            _, latents = recurrence.scan(step, window, (self.layer.variables, inputs))
+            return latents
         _, latents = self._one_after_another(Layer.infer)(self.layer, window, inputs)
         return latents
 
@@ -244,6 +256,11 @@ class Hierarchy(nn.Module):
         """
         evaluate = self._all_at_once(Layer.evaluate, (0, 0, 0, 0))
         return evaluate(self.layer, z, observed.data, observed.block, self._mask)
+
+    @property
+    def _has_dear_launches(self) -> bool:
+        """Whether a step takes as long as its kernels are many, so that few large ones are best."""
+        return jax.default_backend() != "cpu"
 
     @property
     def _mask(self) -> Array | None:
@@ -290,7 +307,8 @@ class Hierarchy(nn.Module):
         self, method: Callable[..., Any], in_axes: tuple[Any, ...]
     ) -> Callable[..., Any]:
         """Maps a method without a carry over the layers; None in `in_axes`: the same for all."""
-        if self.config.applies_layers_in_turn:
+        config = self.config
+        if config.has_flows or (config.applies_layers_in_turn and not self._has_dear_launches):
             in_axes = tuple(nn.broadcast if axis is None else axis for axis in in_axes)
 
             def step(layer: Layer, carry: None, *arguments: Any) -> tuple[None, Any]:

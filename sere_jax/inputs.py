@@ -100,8 +100,9 @@ def sample_noise(
             sample_keys
         )
 
-    # Layer by layer: XLA's time to compile one draw for all layers grows with their number.
-    return jax.lax.map(draw, jnp.arange(num_layers))
+    layers = jnp.arange(num_layers)
+    # On CPUs layer by layer: XLA's time to compile one draw for all grows with their number.
+    return jax.lax.map(draw, layers) if jax.default_backend() == "cpu" else jax.vmap(draw)(layers)
 
 
 def noise_of_samples(
