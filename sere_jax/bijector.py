@@ -17,6 +17,7 @@ from sere_jax.config import ModelConfig, choose
 from sere_jax.flows.autoregressive import MaskedAutoregressiveFlow
 from sere_jax.flows.coupling import SplineCoupling
 from sere_jax.networks.family import create_network
+from sere_jax.networks.products import Dense
 
 
 class RankOneAffine(distrax.Bijector):
@@ -144,7 +145,7 @@ class _CodeFlow(nn.Module):
         if window is None:
             return None
         codes = flatten(window, 1 + len(self.config.latent_shape))
-        return jnp.tanh(nn.Dense(self.config.hidden_size, name="codes")(codes))
+        return jnp.tanh(Dense(self.config.hidden_size, name="codes")(codes))
 
 
 class SplineCouplingLayer(_CodeFlow):

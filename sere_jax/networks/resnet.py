@@ -5,6 +5,8 @@ moving the pixels of each position to its channels. With `latent_shape` (n,) cod
 blocks are vectors, and only the encoder of the whole image is convolutional.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,6 +16,7 @@ from sere_jax.arrays import Array, flatten
 from sere_jax.config import ConfigError, ModelConfig
 from sere_jax.networks.initializers import head_initializer
 from sere_jax.networks.mlp import MLPNetwork, MLPRefinement
+from sere_jax.networks.products import BFLOAT16, Dense, current_precision, rounded
 from sere_jax.partition import create_partition
 
 KERNEL_SIZE = 3
@@ -41,38 +44,97 @@ def convolve(
 ) -> Float[Array, "batch h w outputs"]:
     """Correlates maps, zero-padded, with a kernel.
 
-    On CPUs it has a gradient rule of its own, which rules out forward-mode differentiation.
+    On CPUs, and wherever inputs are rounded to bfloat16, it has a gradient rule of its own, which
+    rules out forward-mode differentiation.
     """
-    if jax.default_backend() != "cpu":
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(maps, kernel, (1, 1), "SAME", dimension_numbers=numbers)
-    return _convolve_by_products(maps, kernel)
+    precision = current_precision()
+    if jax.default_backend() == "cpu":
+        return _convolve_by_products(maps, kernel, precision)
+    if precision == BFLOAT16:
+        return convolve_rounded(maps, kernel)
+    return _correlate(maps, kernel, ("NHWC", "HWIO", "NHWC"))
 
 
 @jax.custom_vjp
-def _convolve_by_products(maps: Array, kernel: Array) -> Array:
+def convolve_rounded(maps: Array, kernel: Array) -> Array:
+    """`convolve` of what is rounded to bfloat16, in convolutions of the device."""
+    return _forward_rounded(maps, kernel)[0]
+
+
+def _forward_rounded(maps: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    maps, kernel = rounded(maps, BFLOAT16), rounded(kernel, BFLOAT16)
+    return _correlate(maps, kernel, ("NHWC", "HWIO", "NHWC")), (maps, kernel)
+
+
+def _backward_rounded(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    maps, kernel = residuals
+    cotangent = rounded(cotangent, BFLOAT16)
+    # Of the maps channels are the batch, and the batch is what is summed over.
+    by_kernel = _correlate(maps, cotangent, ("CHWN", "IHWO", "HWNC"))
+    turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+    return _correlate(cotangent, turned, ("NHWC", "HWIO", "NHWC")), by_kernel
+
+
+convolve_rounded.defvjp(_forward_rounded, _backward_rounded)
+
+
+def _correlate(maps: Array, kernel: Array, numbers: tuple[str, str, str]) -> Array:
+    return jax.lax.conv_general_dilated(
+        maps,
+        kernel,
+        (1, 1),
+        [(1, 1), (1, 1)],
+        dimension_numbers=numbers,
+        preferred_element_type=jnp.float32,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve_by_products(maps: Array, kernel: Array, precision: str | None) -> Array:
+    return _forward(maps, kernel, precision)[0]
+
+
+def _forward(
+    maps: Array, kernel: Array, precision: str | None
+) -> tuple[Array, tuple[Array, Array]]:
+    maps, kernel = rounded(maps, precision), rounded(kernel, precision)
+    return _sum_of_products(maps, kernel, precision), (maps, kernel)
+
+
+def _sum_of_products(maps: Array, kernel: Array, precision: str | None) -> Array:
     # In a loop, XLA's gradient of a convolution on CPUs is twenty times slower than these products.
     height = maps.shape[1]
     rows = _neighbors_in_rows(maps)
-    total = jnp.zeros((*maps.shape[:-1], kernel.shape[-1]), maps.dtype)
+    total = jnp.zeros((*maps.shape[:-1], kernel.shape[-1]))
     for i, kernel_row in enumerate(kernel):
-        total += rows[:, i : i + height] @ kernel_row.reshape(-1, kernel.shape[-1])
+        total += jnp.matmul(
+            rows[:, i : i + height],
+            kernel_row.reshape(-1, kernel.shape[-1]),
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
     return total
 
 
-def _forward(maps: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve_by_products(maps, kernel), (maps, kernel)
-
-
-def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _backward(
+    precision: str | None, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
     maps, kernel = residuals
+    cotangent = rounded(cotangent, precision)
     height = maps.shape[1]
     rows = _neighbors_in_rows(maps)
     by_kernel = [
-        jnp.einsum("bhwc,bhwd->cd", rows[:, i : i + height], cotangent) for i in range(KERNEL_SIZE)
+        jnp.einsum(
+            "bhwc,bhwd->cd",
+            rows[:, i : i + height],
+            cotangent,
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
+        for i in range(KERNEL_SIZE)
     ]
     # Gathering the cotangent's neighbors is faster than scattering to those of the maps.
-    by_maps = _convolve_by_products(cotangent, jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
+    by_maps = _sum_of_products(cotangent, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), precision)
     return by_maps, jnp.stack(by_kernel).reshape(kernel.shape)
 
 
@@ -95,8 +157,8 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Keeps the shape."""
         size = x.shape[-1]
-        first = Conv(size) if self.convolutional else nn.Dense(size)
-        second = nn.Dense(size, kernel_init=head_initializer(0.1))
+        first = Conv(size) if self.convolutional else Dense(size)
+        second = Dense(size, kernel_init=head_initializer(0.1))
         return x + second(nn.elu(first(nn.elu(x))))
 
 
@@ -114,11 +176,11 @@ class ResNetFeatures(nn.Module):
         """
         size = self.config.hidden_size
         if not _codes_are_maps(self.config) and event_ndims != 3:
-            return self._blocks(nn.Dense(size)(flatten(inputs, event_ndims)), convolutional=False)
+            return self._blocks(Dense(size)(flatten(inputs, event_ndims)), convolutional=False)
         if event_ndims == 4:
             inputs = _window_to_channels(inputs)
         maps = self._blocks(Conv(size)(space_to_depth(inputs, self._grid(inputs))), True)
-        return maps if _codes_are_maps(self.config) else nn.Dense(size)(flatten(nn.elu(maps), 3))
+        return maps if _codes_are_maps(self.config) else Dense(size)(flatten(nn.elu(maps), 3))
 
     def _blocks(self, x: Array, convolutional: bool) -> Array:
         for _ in range(self.num_hidden_layers):
@@ -163,9 +225,9 @@ class ResNetNetwork(MLPNetwork):
                 codes = _window_to_channels(codes)
             hidden = Conv(size)(codes)
         else:
-            hidden = nn.Dense(size)(flatten(codes, event_ndims))
+            hidden = Dense(size)(flatten(codes, event_ndims))
         hidden = jnp.tanh(hidden) if self.bounded else nn.elu(hidden)
-        return nn.Dense(size, use_bias=use_bias)(hidden)
+        return Dense(size, use_bias=use_bias)(hidden)
 
 
 def space_to_depth(images: Array, grid: tuple[int, ...]) -> Array:
