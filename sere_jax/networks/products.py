@@ -67,16 +67,23 @@ def _backward(
 ) -> tuple[Array, Array]:
     x, kernel = residuals
     cotangent = rounded(cotangent, precision)
-    # In this order the gradient has the kernel's layout; JAX's own rule has to transpose it.
-    flat, axis = x.reshape(-1, len(kernel)), 0
-    if precision == BFLOAT16:
-        flat, axis = jax.lax.optimization_barrier(flat.T), 1
-    by_kernel = _contract(
-        flat, cotangent.reshape(-1, *kernel.shape[1:]), ((axis,), (0,)), precision
-    )
+    by_kernel = gradient_of_kernel(x, cotangent, kernel.shape[1:], precision)
     outputs = tuple(range(1, kernel.ndim))
     axes = (tuple(i - kernel.ndim for i in outputs), outputs)
     return _contract(cotangent, kernel, axes, precision), by_kernel
+
+
+def gradient_of_kernel(
+    x: Array, cotangent: Array, outputs: tuple[int, ...], precision: str | None
+) -> Array:
+    """[inputs, *outputs] of rounded x [..., inputs] and cotangent [..., *outputs]."""
+    # In this order the gradient has the kernel's layout; JAX's own rule has to transpose it.
+    x, cotangent = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, *outputs)
+    if precision != BFLOAT16:
+        return _contract(x, cotangent, ((0,), (0,)), precision)
+    # Without the barrier XLA on CPUs merges the transposition with the product, and then refuses
+    # to compute it in bfloat16.
+    return _contract(jax.lax.optimization_barrier(x.T), cotangent, 1, precision)
 
 
 def _contract(

@@ -16,7 +16,13 @@ from sere_jax.arrays import Array, flatten
 from sere_jax.config import ConfigError, ModelConfig
 from sere_jax.networks.initializers import head_initializer
 from sere_jax.networks.mlp import MLPNetwork, MLPRefinement
-from sere_jax.networks.products import BFLOAT16, Dense, current_precision, rounded
+from sere_jax.networks.products import (
+    BFLOAT16,
+    Dense,
+    current_precision,
+    gradient_of_kernel,
+    rounded,
+)
 from sere_jax.partition import create_partition
 
 KERNEL_SIZE = 3
@@ -124,13 +130,7 @@ def _backward(
     height = maps.shape[1]
     rows = _neighbors_in_rows(maps)
     by_kernel = [
-        jnp.einsum(
-            "bhwc,bhwd->cd",
-            rows[:, i : i + height],
-            cotangent,
-            precision=precision,
-            preferred_element_type=jnp.float32,
-        )
+        _by_kernel_row(rows[:, i : i + height], cotangent, precision)
         for i in range(KERNEL_SIZE)
     ]
     # Gathering the cotangent's neighbors is faster than scattering to those of the maps.
@@ -139,6 +139,12 @@ def _backward(
 
 
 _convolve_by_products.defvjp(_forward, _backward)
+
+
+def _by_kernel_row(rows: Array, cotangent: Array, precision: str | None) -> Array:
+    if precision == BFLOAT16:
+        return gradient_of_kernel(rows, cotangent, cotangent.shape[-1:], precision)
+    return jnp.einsum("bhwc,bhwd->cd", rows, cotangent, precision=precision)
 
 
 def _neighbors_in_rows(maps: Array) -> Array:
