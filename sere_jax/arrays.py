@@ -73,6 +73,18 @@ def flatten(inputs: Array, event_ndims: int) -> Array:
 
 
 def public(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """`in_float32` with matrix products in full, which GPUs and TPUs else shorten inputs of."""
+    wrapped = in_float32(function)
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        with jax.default_matmul_precision("highest"):
+            return wrapped(*args, **kwargs)
+
+    return call
+
+
+def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Lets a function compute in float32, broadcast and promote types, whatever JAX is set to.
 
     `jax_numpy_rank_promotion` and `jax_numpy_dtype_promotion` find mistakes in a user's own code;

@@ -18,6 +18,7 @@ from sere_jax.flows.autoregressive import MaskedAutoregressiveFlow
 from sere_jax.flows.coupling import SplineCoupling
 from sere_jax.networks.activations import tanh
 from sere_jax.networks.family import create_network
+from sere_jax.networks.products import Dense
 
 
 class RankOneAffine(distrax.Bijector):
@@ -145,7 +146,7 @@ class _CodeFlow(nn.Module):
         if window is None:
             return None
         codes = flatten(window, 1 + len(self.config.latent_shape))
-        return tanh(nn.Dense(self.config.hidden_size, name="codes")(codes))
+        return tanh(Dense(self.config.hidden_size, name="codes")(codes))
 
 
 class SplineCouplingLayer(_CodeFlow):

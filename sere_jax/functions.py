@@ -161,7 +161,13 @@ def _elbo(model: LatentVariableModel, params: Params, x: Array, key: Array) -> A
 
 @public
 def log_likelihood(
-    model: LatentVariableModel, params: Params, x: Values, key: Keys, num_samples: Count = 1000
+    model: LatentVariableModel,
+    params: Params,
+    x: Values,
+    key: Keys,
+    num_samples: Count = 1000,
+    *,
+    samples_at_once: Count = SAMPLES_AT_ONCE,
 ) -> PerImage:
     """Importance-weighted estimate of log p(x) in nats (Burda et al. 2016, Eq. 8).
 
@@ -169,39 +175,55 @@ def log_likelihood(
     samples K. The encoders run once per image and the samples are streamed, so that memory does not
     grow with K. Without latents (a plain flow) log p(x) is exact, whatever K and the key are.
 
+    Args:
+        num_samples: K.
+        samples_at_once: how many samples of each image are computed at once. Memory grows with it,
+            and results depend on it by rounding alone.
+
     Raises:
-        ValueError: x has the wrong shape, or K is below 1.
+        ValueError: x has the wrong shape, or one of the two numbers is below 1.
     """
-    return _checked_likelihood(model, params, x, key, num_samples)[0]
+    return _checked_likelihood(model, params, x, key, num_samples, samples_at_once)[0]
 
 
 @public
 def likelihood_and_elbo(
-    model: LatentVariableModel, params: Params, x: Values, key: Keys, num_samples: Count = 1000
+    model: LatentVariableModel,
+    params: Params,
+    x: Values,
+    key: Keys,
+    num_samples: Count = 1000,
+    *,
+    samples_at_once: Count = SAMPLES_AT_ONCE,
 ) -> tuple[PerImage, PerImage]:
     """`log_likelihood`, and the ELBO of the same samples: the mean of log p(x, z_k) / q(z_k | x).
 
     So of each image the ELBO is at most the likelihood, however few the samples are.
     """
-    return _checked_likelihood(model, params, x, key, num_samples)
+    return _checked_likelihood(model, params, x, key, num_samples, samples_at_once)
 
 
 def _checked_likelihood(
-    model: LatentVariableModel, params: Params, x: Values, key: Keys, num_samples: Count
+    model: LatentVariableModel,
+    params: Params,
+    x: Values,
+    key: Keys,
+    num_samples: Count,
+    samples_at_once: Count,
 ) -> tuple[Array, Array]:
     x = check_images(model, x)
     num_samples = checked_count("num_samples", num_samples)
     num_samples = num_samples if model.config.has_latents else 1
-    return _log_likelihood(model, as_parameters(params), x, as_key(key), num_samples)
+    chunk = min(num_samples, checked_count("samples_at_once", samples_at_once))
+    return _log_likelihood(model, as_parameters(params), x, as_key(key), num_samples, chunk)
 
 
-@jit(static_argnums=(0, 4))
+@jit(static_argnums=(0, 4, 5))
 def _log_likelihood(
-    model: LatentVariableModel, params: Params, x: Array, key: Array, num_samples: int
+    model: LatentVariableModel, params: Params, x: Array, key: Array, num_samples: int, chunk: int
 ) -> tuple[Array, Array]:
     keys = example_keys(key, len(x))
     observed = apply(model, params, x, method="observe")
-    chunk = min(num_samples, SAMPLES_AT_ONCE)
     num_chunks = math.ceil(num_samples / chunk)
 
     def add_chunk(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:

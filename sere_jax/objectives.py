@@ -5,6 +5,7 @@ Arguments are those of `sere_jax.functions`.
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from sere_jax.arrays import (
     Values,
     as_key,
     as_parameters,
-    public,
+    in_float32,
     record,
 )
 from sere_jax.inputs import (
@@ -31,6 +32,9 @@ from sere_jax.inputs import (
     sample_noise,
 )
 from sere_jax.model import LatentVariableModel, apply
+from sere_jax.networks.products import BFLOAT16
+
+PRECISIONS = ("float32", BFLOAT16)
 
 
 @record
@@ -43,7 +47,7 @@ class Objective:
     kl: PerImage
 
 
-@public
+@in_float32
 def objective(
     model: LatentVariableModel,
     params: Params,
@@ -52,6 +56,7 @@ def objective(
     *,
     kl_weight: Array | float = 1.0,
     num_samples: Count = 1,
+    precision: str = "float32",
 ) -> Objective:
     """The ELBO, or with several samples the importance-weighted bound, for training.
 
@@ -63,13 +68,31 @@ def objective(
     Args:
         kl_weight: weight of the KL, for a warm-up.
         num_samples: S; without latents (a plain flow) the likelihood is exact whatever it is.
+        precision: of matrix products, also in gradients. "float32": as JAX is set to
+            (`jax_default_matmul_precision`), by default TF32 on GPUs that have it; "bfloat16":
+            inputs rounded to it and sums in float32, but for the last affine maps of networks. All
+            else is float32.
 
     Raises:
-        ValueError: x has the wrong shape, or S is below 1.
+        ValueError: x has the wrong shape, S is below 1, or the precision is no such name.
     """
     x, params = check_images(model, x), as_parameters(params)
     num_samples = checked_count("num_samples", num_samples)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} must be one of: {', '.join(PRECISIONS)}")
     keys = example_keys(as_key(key), len(x))
+    with jax.default_matmul_precision(BFLOAT16) if precision == BFLOAT16 else nullcontext():
+        return _objective(model, params, x, keys, kl_weight, num_samples)
+
+
+def _objective(
+    model: LatentVariableModel,
+    params: Params,
+    x: Array,
+    keys: Array,
+    kl_weight: Array | float,
+    num_samples: int,
+) -> Objective:
     if num_samples == 1 or not model.config.has_latents:
 
         def elbo_terms(x: Array, noise: Array, rngs: Any) -> tuple[Array, Array]:

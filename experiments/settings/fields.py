@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.settings.durations import DURATION, INTERVAL, INTERVAL_OR_NONE
 from sere_jax.config import ModelConfig
+from sere_jax.objectives import PRECISIONS
 from sere_jax.rules import (
     BELOW_ONE,
     BOOLEAN,
@@ -76,6 +77,18 @@ class Training:
         "", "Workdir to take initial weights from, the averaged ones.", TEXT
     )
     batch_size: int = setting(200, "Images of one update, over all devices.", POSITIVE_INT)
+    accumulate_steps: int = setting(
+        1,
+        "Pieces that a device's part of the batch is cut into and that are computed one after "
+        "another, in less memory; the update is the same.",
+        POSITIVE_INT,
+    )
+    precision: str = setting(
+        "float32",
+        "Of the networks' products in training: JAX's own for float32, on GPUs TF32; or inputs "
+        "rounded to bfloat16.",
+        one_of(*PRECISIONS),
+    )
     num_epochs: int = setting(30, "Length of the training.", POSITIVE_INT)
     num_steps: int = setting(0, "Its length in updates; 0: `num_epochs` says it.", NATURAL)
     num_train_samples: int = setting(
@@ -123,7 +136,10 @@ class Evaluation:
 
     num_importance_samples: int = setting(1000, "Samples of the codes per image.", POSITIVE_INT)
     batch_size: int = setting(
-        100, "Images at once on one device, ten samples of each.", POSITIVE_INT
+        100, "Images at once on one device, `samples_at_once` samples of each.", POSITIVE_INT
+    )
+    samples_at_once: int = setting(
+        10, "Samples of an image at once; memory grows with them.", POSITIVE_INT
     )
     num_examples: int = setting(0, "How many test images; 0: all.", NATURAL)
     test_elbo_every: str = setting(

@@ -14,7 +14,7 @@ from experiments.distributed.devices import DEVICES, num_devices, parallelize
 from sere_jax.arrays import as_key
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import data_space_of
-from sere_jax.functions import likelihood_and_elbo
+from sere_jax.functions import SAMPLES_AT_ONCE, likelihood_and_elbo
 
 Array = jax.Array
 Images = jax.Array | np.ndarray
@@ -61,6 +61,7 @@ class Evaluator:
         max_value: largest pixel value of the images.
         batch_size: images at once on one device, for the importance-weighted likelihood.
         num_importance_samples: K.
+        samples_at_once: how many of them, of each of these images.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Evaluator:
         max_value: int,
         batch_size: int,
         num_importance_samples: int,
+        samples_at_once: int = SAMPLES_AT_ONCE,
     ):
         self._model = model
         self._max_value = max_value
@@ -85,7 +87,10 @@ class Evaluator:
 
         def log_likelihood(params, images, indices):
             x, keys = self._batch(images, indices)
-            return all_devices(likelihood_and_elbo(model, params, x, keys, num_importance_samples))
+            bounds = likelihood_and_elbo(
+                model, params, x, keys, num_importance_samples, samples_at_once=samples_at_once
+            )
+            return all_devices(bounds)
 
         self._elbo_terms = parallelize(elbo_terms, num_arguments=3)
         self._log_likelihood = parallelize(log_likelihood, num_arguments=3)

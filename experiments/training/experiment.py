@@ -58,6 +58,7 @@ class Experiment:
             max_value=self.dataset.max_value,
             batch_size=self.config.evaluation.batch_size,
             num_importance_samples=self.config.evaluation.num_importance_samples,
+            samples_at_once=self.config.evaluation.samples_at_once,
         )
 
     def init_state(self) -> TrainState:
@@ -190,6 +191,8 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
             f"config.training.batch_size={batch_size} (over all devices) is not a multiple of the "
             f"{num_devices()} devices; choose {max(1, batch_size // num_devices()) * num_devices()}"
         )
+    if to_train:
+        _check_pieces(config.training)
     model = sere_jax.create_model(config)
     _check_size(model)
     _check_weight_decay(config.training, model)
@@ -207,6 +210,17 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
         **steps,
         git_commit=commit,
     )
+
+
+def _check_pieces(training: Any) -> None:
+    device_batch = training.batch_size // num_devices()
+    if device_batch % training.accumulate_steps:
+        allowed = [n for n in range(1, device_batch + 1) if device_batch % n == 0]
+        raise UserError(
+            f"config.training.accumulate_steps={training.accumulate_steps} does not divide the "
+            f"{device_batch} images of a device's part of the batch; choose one of "
+            f"{', '.join(map(str, allowed))}"
+        )
 
 
 def _check_weight_decay(training: Any, model: sere_jax.LatentVariableModel) -> None:

@@ -158,19 +158,41 @@ def make_batch(
 def gradient(
     settings: StepSettings, step: Array, params: Any, x: Array, keys: Array, kl_weight: Array
 ) -> tuple[Any, sere_jax.Objective]:
-    """The gradient of `loss`, and the means that go with it, for the samples of this step."""
+    """The gradient of `loss`, and the means that go with it, for the samples of this step.
+
+    They are summed over `training.accumulate_steps` pieces of the batch, one after another, so that
+    the activations of one piece at a time are kept.
+    """
+    of_batch = functools.partial(_gradient_of_piece, settings, step, params, kl_weight)
+    num_pieces = settings.training.accumulate_steps
+    if num_pieces == 1:
+        return of_batch((x, keys))
+
+    def add(total: Any, piece: tuple[Array, Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, of_batch(piece)), None
+
+    pieces = jax.tree.map(lambda part: part.reshape(num_pieces, -1, *part.shape[1:]), (x, keys))
+    shapes = jax.eval_shape(of_batch, jax.tree.map(lambda part: part[0], pieces))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, pieces)
+    return jax.tree.map(lambda leaf: leaf / num_pieces, total)
+
+
+def _gradient_of_piece(
+    settings: StepSettings, step: Array, params: Any, kl_weight: Array, piece: tuple[Array, Array]
+) -> tuple[Any, sere_jax.Objective]:
     one, final = (
-        jax.grad(functools.partial(loss, settings.model, num_samples), has_aux=True)
+        jax.grad(functools.partial(loss, settings, num_samples), has_aux=True)
         for num_samples in (1, settings.training.num_train_samples)
     )
-    arguments = (params, x, keys, kl_weight)
+    arguments = (params, *piece, kl_weight)
     if settings.training.num_train_samples == 1 or settings.importance_weighted_from == 0:
         return final(*arguments)
     return jax.lax.cond(step < settings.importance_weighted_from, one, final, *arguments)
 
 
 def loss(
-    model: sere_jax.LatentVariableModel,
+    settings: StepSettings,
     num_samples: int,
     params: Any,
     x: Array,
@@ -178,7 +200,15 @@ def loss(
     kl_weight: Array,
 ) -> tuple[Array, sere_jax.Objective]:
     """Minus the mean of `sere_jax.objective` in nats, and the means of all its terms."""
-    terms = sere_jax.objective(model, params, x, keys, kl_weight=kl_weight, num_samples=num_samples)
+    terms = sere_jax.objective(
+        settings.model,
+        params,
+        x,
+        keys,
+        kl_weight=kl_weight,
+        num_samples=num_samples,
+        precision=settings.training.precision,
+    )
     means = jax.tree.map(jnp.mean, terms)
     return -means.value, means
 

@@ -9,6 +9,7 @@ from flax import linen as nn
 from sere_jax.arrays import Array, flatten, record, static
 from sere_jax.networks.activations import elu
 from sere_jax.networks.initializers import head_initializer
+from sere_jax.networks.products import Dense, matmul
 
 SPLINE_RANGE = 5.0  # beyond it, splines are the identity
 NUM_BINS = 8
@@ -28,7 +29,7 @@ class CouplingNetwork:
 
     def __call__(self, x: Array) -> Array:
         """x [..., *event_shape] to [..., *event_shape, P]."""
-        hidden = flatten(x, len(self.event_shape)) @ self.kernels[0] + self.biases[0]
+        hidden = matmul(flatten(x, len(self.event_shape)), self.kernels[0]) + self.biases[0]
         if self.offset is not None:
             hidden = hidden + self.offset
         parameters = elu(hidden) @ self.kernels[1] + self.biases[1]
@@ -74,7 +75,7 @@ class SplineCoupling(nn.Module):
         )
         offset = None
         if condition is not None:
-            offset = nn.Dense(self.hidden_size, use_bias=False, name=f"{name}_condition")(condition)
+            offset = Dense(self.hidden_size, use_bias=False, name=f"{name}_condition")(condition)
         return CouplingNetwork(kernels, biases, offset, self.event_shape)
 
 

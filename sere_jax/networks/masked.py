@@ -24,6 +24,7 @@ from jaxtyping import Float, Shaped
 
 from sere_jax.arrays import Array, masked, record, static
 from sere_jax.networks.initializers import head_initializer
+from sere_jax.networks.products import Dense
 from sere_jax.networks.stripes import MaskedKernel, cut_stripes
 
 
@@ -115,9 +116,9 @@ class MaskedNetwork:
             hidden = hidden + self.offset
         for kernel, bias in zip(self.kernels[1:-1], self.biases[1:-1], strict=True):
             hidden = kernel(nn.relu(hidden)) + bias
-        head = self.kernels[-1](nn.relu(hidden))
+        head = self.kernels[-1](nn.relu(hidden), is_head=True)
         if self.direct is not None:
-            head = head + self.direct(x)
+            head = head + self.direct(x, is_head=True)
         head = _permute(head, np.asarray(self.degrees.inputs) - 1) + self._head_bias()
         return masked(head, self.mask)
 
@@ -219,8 +220,10 @@ class MADE(nn.Module):
         given = [condition for condition in conditions if condition is not None]
         offset = head_offset = None
         if given:
-            offset = self._project(given, len(degrees[1]), 1.0, "condition")
-            head_offset = self._project(given, math.prod(shape), self.head_scale, "head_condition")
+            offset = self._project(Dense, given, len(degrees[1]), 1.0, "condition")
+            head_offset = self._project(
+                nn.Dense, given, math.prod(shape), self.head_scale, "head_condition"
+            )
             head_offset = head_offset.reshape(*head_offset.shape[:-1], *shape)
         direct = None
         if self.direct:
@@ -248,10 +251,12 @@ class MADE(nn.Module):
         dense, staircase = map(tuple, parts)
         return MaskedKernel(dense, staircase, tuple(map(int, num_seen)), stripes)
 
-    def _project(self, conditions: list[Array], size: int, scale: float, name: str) -> Array:
+    def _project(
+        self, affine: Any, conditions: list[Array], size: int, scale: float, name: str
+    ) -> Array:
         """Sum of affine maps of the conditions, so that none need be repeated to be joined."""
         terms = [
-            nn.Dense(
+            affine(
                 size,
                 use_bias=False,
                 kernel_init=head_initializer(scale / len(conditions) ** 0.5),

@@ -11,6 +11,7 @@ from sere_jax.arrays import Array, flatten
 from sere_jax.config import ModelConfig
 from sere_jax.networks.activations import elu, tanh
 from sere_jax.networks.initializers import head_initializer
+from sere_jax.networks.products import Dense
 
 
 class MLPFeatures(nn.Module):
@@ -28,8 +29,8 @@ class MLPFeatures(nn.Module):
         hidden = flatten(inputs, event_ndims)
         dropout = nn.Dropout(self.config.dropout, deterministic=not self.has_rng("dropout"))
         for _ in range(self.num_hidden_layers):
-            hidden = dropout(elu(nn.Dense(self.config.hidden_size)(hidden)))
-        return nn.Dense(self.config.hidden_size)(hidden)
+            hidden = dropout(elu(Dense(self.config.hidden_size)(hidden)))
+        return Dense(self.config.hidden_size)(hidden)
 
 
 class MLPRefinement(nn.Module):
@@ -41,10 +42,10 @@ class MLPRefinement(nn.Module):
     def __call__(self, hidden: Array) -> tuple[Array, Array]:
         """Features [..., hidden_size] to those of the layer before, and the offset of this one."""
         hidden = self._refine(hidden)
-        return hidden, nn.Dense(self.config.hidden_size, name="offset")(hidden)
+        return hidden, Dense(self.config.hidden_size, name="offset")(hidden)
 
     def _refine(self, hidden: Array) -> Array:
-        return hidden + nn.Dense(self.config.hidden_size, name="refine")(elu(hidden))
+        return hidden + Dense(self.config.hidden_size, name="refine")(elu(hidden))
 
 
 class MLPNetwork(nn.Module):
@@ -95,7 +96,7 @@ class MLPNetwork(nn.Module):
         """The last hidden layer from the sum of offset and codes."""
         hidden = elu(hidden)
         for layer in range(self.num_joint_layers):
-            joint = nn.Dense(
+            joint = Dense(
                 self.config.hidden_size, kernel_init=head_initializer(0.5), name=f"joint_{layer}"
             )
             hidden = elu(hidden + joint(hidden))
@@ -104,11 +105,11 @@ class MLPNetwork(nn.Module):
     def _hidden(self, codes: Array, event_ndims: int, use_bias: bool) -> Array:
         """The hidden layer of the codes that the offset is added to, before its activation."""
         size = self.config.hidden_size
-        hidden = nn.Dense(size)(flatten(codes, event_ndims))
+        hidden = Dense(size)(flatten(codes, event_ndims))
         hidden = tanh(hidden) if self.bounded else elu(hidden)
         for _ in range(self.config.num_hidden_layers - 2):
-            hidden = elu(nn.Dense(size)(hidden))
-        return nn.Dense(size, use_bias=use_bias)(hidden)
+            hidden = elu(Dense(size)(hidden))
+        return Dense(size, use_bias=use_bias)(hidden)
 
 
 class LinearFeatures(nn.Module):
@@ -120,14 +121,14 @@ class LinearFeatures(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, event_ndims: int) -> Float[Array, "*batch hidden"]:
         """inputs [..., *event] with `event_ndims` axes in the event, to [..., hidden_size]."""
-        return nn.Dense(self.config.hidden_size)(flatten(inputs, event_ndims))
+        return Dense(self.config.hidden_size)(flatten(inputs, event_ndims))
 
 
 class LinearRefinement(MLPRefinement):
     """`MLPRefinement` without nonlinearities."""
 
     def _refine(self, hidden: Array) -> Array:
-        return hidden + nn.Dense(self.config.hidden_size, name="refine")(hidden)
+        return hidden + Dense(self.config.hidden_size, name="refine")(hidden)
 
 
 class LinearNetwork(MLPNetwork):
@@ -142,4 +143,4 @@ class LinearNetwork(MLPNetwork):
 
     def _hidden(self, codes: Array, event_ndims: int, use_bias: bool) -> Array:
         codes = flatten(codes, event_ndims)
-        return nn.Dense(self.config.hidden_size, use_bias=use_bias)(codes)
+        return Dense(self.config.hidden_size, use_bias=use_bias)(codes)

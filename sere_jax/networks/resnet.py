@@ -5,6 +5,9 @@ moving the pixels of each position to its channels. With `latent_shape` (n,) cod
 blocks are vectors, and only the encoder of the whole image is convolutional.
 """
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,6 +18,13 @@ from sere_jax.config import ConfigError, ModelConfig
 from sere_jax.networks.activations import elu, tanh
 from sere_jax.networks.initializers import head_initializer
 from sere_jax.networks.mlp import MLPNetwork, MLPRefinement
+from sere_jax.networks.products import (
+    Dense,
+    contract,
+    current_precision,
+    gradient_of_kernel,
+    rounded,
+)
 from sere_jax.partition import create_partition
 
 KERNEL_SIZE = 3
@@ -37,7 +47,6 @@ class Conv(nn.Module):
         return convolve(batch, kernel).reshape(*maps.shape[:-1], self.features) + bias
 
 
-@jax.custom_vjp
 def convolve(
     maps: Float[Array, "batch h w inputs"], kernel: Float[Array, "3 3 inputs outputs"]
 ) -> Float[Array, "batch h w outputs"]:
@@ -45,40 +54,52 @@ def convolve(
 
     It has a gradient rule of its own, which rules out forward-mode differentiation.
     """
+    return _convolve(maps, kernel, current_precision())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(maps: Array, kernel: Array, precision: str | None) -> Array:
+    return _forward(maps, kernel, precision)[0]
+
+
+def _forward(
+    maps: Array, kernel: Array, precision: str | None
+) -> tuple[Array, tuple[Array, Array]]:
+    maps, kernel = rounded(maps, precision), rounded(kernel, precision)
+    return _multiply(maps, kernel, precision), (maps, kernel)
+
+
+def _multiply(maps: Array, kernel: Array, precision: str | None) -> Array:
     # In a loop, XLA's gradient of a convolution on CPUs is twenty times slower than these products.
     # On GPUs the layers are batched, and products with a kernel each stay one launch.
-    height = maps.shape[1]
-    rows = _neighbors_in_rows(maps)
-    total = jnp.zeros((*maps.shape[:-1], kernel.shape[-1]), maps.dtype)
-    for i, kernel_row in enumerate(kernel):
-        total += rows[:, i : i + height] @ kernel_row.reshape(-1, kernel.shape[-1])
-    return total
+    total = contract(_neighbors(maps), kernel.reshape(-1, kernel.shape[-1]), 1, precision)
+    return total.reshape(*maps.shape[:-1], kernel.shape[-1])
 
 
-def _forward(maps: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return convolve(maps, kernel), (maps, kernel)
-
-
-def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _backward(
+    precision: str | None, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
     maps, kernel = residuals
-    height = maps.shape[1]
-    rows = _neighbors_in_rows(maps)
-    by_kernel = [
-        jnp.einsum("bhwc,bhwd->cd", rows[:, i : i + height], cotangent) for i in range(KERNEL_SIZE)
-    ]
+    cotangent, neighbors = rounded(cotangent, precision), _neighbors(maps)
+    # The other way around the product would have the larger matrix transposed.
+    by_kernel = gradient_of_kernel(cotangent, neighbors, neighbors.shape[1:], precision).T
     # Gathering the cotangent's neighbors is faster than scattering to those of the maps.
-    by_maps = convolve(cotangent, jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
-    return by_maps, jnp.stack(by_kernel).reshape(kernel.shape)
+    by_maps = _multiply(cotangent, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), precision)
+    return by_maps, by_kernel.reshape(kernel.shape)
 
 
-convolve.defvjp(_forward, _backward)
+_convolve.defvjp(_forward, _backward)
 
 
-def _neighbors_in_rows(maps: Array) -> Array:
-    """Left neighbor, itself and right neighbor, [B, h + 2, w, 3 * c] of maps [B, h, w, c]."""
-    width = maps.shape[2]
+def _neighbors(maps: Array) -> Array:
+    """Each position's neighbors, row by row, [B * h * w, 9 * c] of maps [B, h, w, c]."""
+    _, height, width, channels = maps.shape
     padded = jnp.pad(maps, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    return jnp.concatenate([padded[:, :, j : j + width] for j in range(KERNEL_SIZE)], axis=-1)
+    shifted = [
+        padded[:, i : i + height, j : j + width]
+        for i, j in itertools.product(range(KERNEL_SIZE), repeat=2)
+    ]
+    return jnp.concatenate(shifted, axis=-1).reshape(-1, KERNEL_SIZE**2 * channels)
 
 
 class ResidualBlock(nn.Module):
@@ -90,9 +111,11 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Keeps the shape."""
         size = x.shape[-1]
-        first = Conv(size) if self.convolutional else nn.Dense(size)
-        second = nn.Dense(size, kernel_init=head_initializer(0.1))
-        return x + second(elu(first(elu(x))))
+        first = Conv(size) if self.convolutional else Dense(size)
+        second = Dense(size, kernel_init=head_initializer(0.1))
+        hidden = elu(first(elu(x)))
+        # XLA would copy maps to sum over several axes in the gradient of the kernel.
+        return x + second(hidden.reshape(-1, size)).reshape(x.shape)
 
 
 class ResNetFeatures(nn.Module):
@@ -109,11 +132,11 @@ class ResNetFeatures(nn.Module):
         """
         size = self.config.hidden_size
         if not _codes_are_maps(self.config) and event_ndims != 3:
-            return self._blocks(nn.Dense(size)(flatten(inputs, event_ndims)), convolutional=False)
+            return self._blocks(Dense(size)(flatten(inputs, event_ndims)), convolutional=False)
         if event_ndims == 4:
             inputs = _window_to_channels(inputs)
         maps = self._blocks(Conv(size)(space_to_depth(inputs, self._grid(inputs))), True)
-        return maps if _codes_are_maps(self.config) else nn.Dense(size)(flatten(elu(maps), 3))
+        return maps if _codes_are_maps(self.config) else Dense(size)(flatten(elu(maps), 3))
 
     def _blocks(self, x: Array, convolutional: bool) -> Array:
         for _ in range(self.num_hidden_layers):
@@ -158,9 +181,9 @@ class ResNetNetwork(MLPNetwork):
                 codes = _window_to_channels(codes)
             hidden = Conv(size)(codes)
         else:
-            hidden = nn.Dense(size)(flatten(codes, event_ndims))
+            hidden = Dense(size)(flatten(codes, event_ndims))
         hidden = tanh(hidden) if self.bounded else elu(hidden)
-        return nn.Dense(size, use_bias=use_bias)(hidden)
+        return Dense(size, use_bias=use_bias)(hidden)
 
 
 def space_to_depth(images: Array, grid: tuple[int, ...]) -> Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sere_jax.arrays import Array, record, static
+from sere_jax.networks.products import current_precision, product
 
 MAX_STRIPES = 4  # of a masked kernel; more of them gain little
 
@@ -56,8 +57,9 @@ class MaskedKernel:
     num_seen: tuple[int, ...] = static()  # [outputs]
     stripes: tuple[Stripe, ...] = static()
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *, is_head: bool = False) -> Array:
         """x [..., inputs] to [..., *outputs], a product of each part."""
+        precision = current_precision(is_head=is_head)
         products = []
         for stripe, dense, staircase in zip(
             self.stripes, self.dense, self._masked_staircases(), strict=True
@@ -66,7 +68,7 @@ class MaskedKernel:
             total = jnp.zeros(dense.shape[1:])
             for kernel, first, last in parts:
                 if first < last:
-                    total = total + _product(x[..., first:last], kernel)
+                    total = total + product(x[..., first:last], kernel, precision)
             products.append(jnp.broadcast_to(total, (*x.shape[:-1], *dense.shape[1:])))
         return jnp.concatenate(products, axis=-1)
 
@@ -87,27 +89,3 @@ class MaskedKernel:
             mask = row[:, None] < num_seen[stripe.start : stripe.stop]
             mask = jnp.expand_dims(mask, tuple(range(1, staircase.ndim - 1)))
             yield jnp.where(mask, staircase, 0.0)
-
-
-@jax.custom_vjp
-def _product(x: Array, kernel: Array) -> Array:
-    """x [..., inputs] and kernel [inputs, *outputs] to [..., *outputs]."""
-    return jnp.tensordot(x, kernel, 1)
-
-
-def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _product(x, kernel), (x, kernel)
-
-
-def _product_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    # In this order the gradient has the kernel's layout; JAX's own rule has to transpose it.
-    by_kernel = jnp.tensordot(
-        x.reshape(-1, len(kernel)), cotangent.reshape(-1, *kernel.shape[1:]), ((0,), (0,))
-    )
-    outputs = tuple(range(1, kernel.ndim))
-    by_x = jnp.tensordot(cotangent, kernel, (tuple(i - kernel.ndim for i in outputs), outputs))
-    return by_x, by_kernel
-
-
-_product.defvjp(_product_forward, _product_backward)

@@ -14,6 +14,7 @@ from sere_jax.arrays import Array, Images, Noise, PerImage, flatten, record
 from sere_jax.data_layer import create_data_layer
 from sere_jax.model import Inferred, WholeImageModel
 from sere_jax.networks.activations import elu
+from sere_jax.networks.products import Dense
 
 MIN_VARIANCE = 1e-5
 
@@ -57,7 +58,7 @@ class NormalizedMLP(nn.Module):
     def __call__(self, hidden: Array) -> Array:
         """[..., features] to [..., hidden_size]."""
         for _ in range(self.num_hidden_layers):
-            hidden = elu(nn.LayerNorm()(nn.Dense(self.hidden_size)(hidden)))
+            hidden = elu(nn.LayerNorm()(Dense(self.hidden_size)(hidden)))
         return hidden
 
 

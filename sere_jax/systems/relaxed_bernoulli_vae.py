@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Float
 
 from sere_jax.arrays import Array, Images, Noise, flatten, record
@@ -10,6 +9,7 @@ from sere_jax.data_layer import create_data_layer
 from sere_jax.model import SampledInference, WholeImageModel
 from sere_jax.networks.activations import elu
 from sere_jax.networks.masked import MADE, MaskedNetwork, spread_degrees
+from sere_jax.networks.products import Dense
 
 
 @record
@@ -37,7 +37,7 @@ class RelaxedBernoulliVAE(WholeImageModel):
         config = self.config
         (num_latents,) = config.latent_shape
         widths = (config.hidden_size,) * config.num_hidden_layers
-        self.encoder = [nn.Dense(width) for width in widths]
+        self.encoder = [Dense(width) for width in widths]
         degrees = spread_degrees(num_latents, widths, conditional=True)
         self.posterior = MADE(degrees, num_parameters=1)
         self.data_layer = create_data_layer(config, config.data_shape, is_whole_image=True)

@@ -1,0 +1,97 @@
+"""Matrix products of networks, in the precision that JAX is set to.
+
+`jax.default_matmul_precision` says it, as for JAX's own products, and `sere_jax.objective` sets it.
+With "bfloat16" the inputs of products are rounded to bfloat16, forward and backward, and sums are
+float32, on every device; JAX itself does so on TPUs alone. Heads, the last affine maps of networks,
+and other products are JAX's own.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sere_jax.arrays import Array
+
+BFLOAT16 = "bfloat16"
+
+
+def current_precision(*, is_head: bool = False) -> str | None:
+    """What `jax.default_matmul_precision` is; None: the default of the device.
+
+    Of heads it is never "bfloat16".
+    """
+    settings: Any = jax.config  # its stubs know few of its fields
+    precision: str | None = settings.jax_default_matmul_precision
+    return None if is_head and precision == BFLOAT16 else precision
+
+
+def rounded(values: Array, precision: str | None) -> Array:
+    """What products of this precision take of float32 values."""
+    return values.astype(jnp.bfloat16) if precision == BFLOAT16 else values
+
+
+def matmul(x: Array, kernel: Array) -> Array:
+    """x [..., inputs] and kernel [inputs, outputs] to [..., outputs], float32."""
+    precision = current_precision()
+    return product(x, kernel, precision) if precision == BFLOAT16 else x @ kernel
+
+
+def _dot_general(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
+    precision = current_precision()
+    if precision == BFLOAT16:
+        return product(x, kernel, precision)
+    return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
+
+
+# Affine maps of hidden layers; `nn.Dense` is for heads.
+Dense = functools.partial(nn.Dense, dot_general=_dot_general)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: Array, kernel: Array, precision: str | None) -> Array:
+    """x [..., inputs] and kernel [inputs, *outputs] to [..., *outputs], float32."""
+    return contract(rounded(x, precision), rounded(kernel, precision), 1, precision)
+
+
+def _forward(x: Array, kernel: Array, precision: str | None) -> tuple[Array, tuple[Array, Array]]:
+    x, kernel = rounded(x, precision), rounded(kernel, precision)
+    return contract(x, kernel, 1, precision), (x, kernel)
+
+
+def _backward(
+    precision: str | None, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    x, kernel = residuals
+    cotangent = rounded(cotangent, precision)
+    by_kernel = gradient_of_kernel(x, cotangent, kernel.shape[1:], precision)
+    outputs = tuple(range(1, kernel.ndim))
+    axes = (tuple(i - kernel.ndim for i in outputs), outputs)
+    return contract(cotangent, kernel, axes, precision), by_kernel
+
+
+def gradient_of_kernel(
+    x: Array, cotangent: Array, outputs: tuple[int, ...], precision: str | None
+) -> Array:
+    """[inputs, *outputs] of rounded x [..., inputs] and cotangent [..., *outputs]."""
+    # In this order the gradient has the kernel's layout; JAX's own rule has to transpose it.
+    x, cotangent = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, *outputs)
+    if precision != BFLOAT16:
+        return contract(x, cotangent, ((0,), (0,)), precision)
+    # Without the barrier XLA on CPUs merges the transposition with the product, and then refuses
+    # to compute it in bfloat16.
+    return contract(jax.lax.optimization_barrier(x.T), cotangent, 1, precision)
+
+
+def contract(
+    one: Array, other: Array, axes: int | Sequence[Sequence[int]], precision: str | None
+) -> Array:
+    """`jnp.tensordot` of rounded arrays, with float32 sums."""
+    # The backward pass is traced where the precision may be another, so it is handed on.
+    return jnp.tensordot(one, other, axes, precision=precision, preferred_element_type=jnp.float32)
+
+
+product.defvjp(_forward, _backward)
