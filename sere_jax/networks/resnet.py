@@ -130,8 +130,7 @@ def _backward(
     height = maps.shape[1]
     rows = _neighbors_in_rows(maps)
     by_kernel = [
-        _by_kernel_row(rows[:, i : i + height], cotangent, precision)
-        for i in range(KERNEL_SIZE)
+        _by_kernel_row(rows[:, i : i + height], cotangent, precision) for i in range(KERNEL_SIZE)
     ]
     # Gathering the cotangent's neighbors is faster than scattering to those of the maps.
     by_maps = _sum_of_products(cotangent, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), precision)
