@@ -81,8 +81,10 @@ def _backward(
 ) -> tuple[Array, Array]:
     maps, kernel = residuals
     cotangent, neighbors = rounded(cotangent, precision), _neighbors(maps)
-    # The other way around the product would have the larger matrix transposed.
-    by_kernel = gradient_of_kernel(cotangent, neighbors, neighbors.shape[1:], precision).T
+    # The other way around the product would have the larger matrix transposed. The barrier keeps
+    # XLA from turning it around.
+    by_kernel = gradient_of_kernel(cotangent, neighbors, neighbors.shape[1:], precision)
+    by_kernel = jax.lax.optimization_barrier(by_kernel).T
     # Gathering the cotangent's neighbors is faster than scattering to those of the maps.
     by_maps = _multiply(cotangent, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), precision)
     return by_maps, by_kernel.reshape(kernel.shape)

@@ -32,8 +32,14 @@ def images():
     return replicate(pixels.astype(np.uint8))
 
 
-def evaluator(model, batch_size):
-    return Evaluator(model, max_value=255, batch_size=batch_size, num_importance_samples=5)
+def evaluator(model, batch_size, samples_at_once=10):
+    return Evaluator(
+        model,
+        max_value=255,
+        batch_size=batch_size,
+        num_importance_samples=5,
+        samples_at_once=samples_at_once,
+    )
 
 
 def test_elbo_is_the_mean_over_all_images(model, params, images, monkeypatch):
@@ -71,6 +77,13 @@ def test_likelihood_of_each_image_does_not_depend_on_the_batches(model, params, 
     assert done[-1] == 7
     so_far = [values[:num].mean() for num in done]
     np.testing.assert_allclose([mean for _, mean in seen], so_far)
+
+
+def test_figures_do_not_depend_on_how_many_samples_are_computed_at_once(model, params, images):
+    expected = evaluator(model, 7).log_likelihood(params, images)
+    for samples_at_once in (1, 2):
+        found = evaluator(model, 7, samples_at_once).log_likelihood(params, images)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def _log_likelihood(model, params, x, keys, num_samples):

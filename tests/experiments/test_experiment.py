@@ -1,8 +1,11 @@
 """What follows from a configuration."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import sere_jax
 from configs import cifar_checkerboard, digits
 from experiments.system.errors import UserError
 from experiments.training.experiment import create_experiment
@@ -107,3 +110,19 @@ def test_a_decay_that_would_shrink_what_is_not_trained_is_refused():
     config.training.weight_decay = 0.1
     with pytest.raises(UserError, match=r"weight_decay=0\.1 would shrink .* set it to 0, or"):
         create_experiment(config)
+
+
+def test_figures_of_a_run_in_bfloat16_are_those_of_its_weights_in_float32():
+    figures = []
+    for precision in ("float32", "bfloat16"):
+        config = digits.get_config()
+        config.training.precision = precision
+        config.evaluation.num_importance_samples = 3
+        experiment = create_experiment(config)
+        params = sere_jax.init(experiment.model, jax.random.key(0))
+        images = jnp.asarray(experiment.test_images()[:20])
+        evaluator = experiment.evaluator
+        figures.append((evaluator.elbo(params, images), evaluator.log_likelihood(params, images)))
+    (elbo, bounds), (elbo_in_bfloat16, bounds_in_bfloat16) = figures
+    np.testing.assert_array_equal(elbo.per_image, elbo_in_bfloat16.per_image)
+    np.testing.assert_array_equal(bounds, bounds_in_bfloat16)

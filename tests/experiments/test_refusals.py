@@ -71,6 +71,12 @@ MODEL = {
 TRAINING = {
     "batch_size=0": ["batch_size=0 must be an integer from 1"],
     "batch_size=100000": ["batch_size=100000 exceeds the 1273 training examples", "at most 1273"],
+    "accumulate_steps=0": ["accumulate_steps=0 must be an integer from 1"],
+    "accumulate_steps=3": [
+        "accumulate_steps=3 does not divide the 128 images of a device's part of the batch",
+        "choose one of 1, 2, 4, 8, 16, 32, 64, 128",
+    ],
+    "precision=bfloat": ["precision='bfloat' must be one of float32, bfloat16", "'bfloat16'?"],
     "num_epochs=0": ["num_epochs=0 must be an integer from 1"],
     "num_epochs=2000000000": ["num_epochs=2000000000 are", "choose fewer"],
     "num_steps=3000000000": ["num_steps=3000000000 must be an integer", "2^31 - 1"],
@@ -193,6 +199,7 @@ COMMANDS = {
     "--config.model=3": ["this is a section; set its fields"],
     "--config.seed=-1": ["config.seed=-1 must be an integer from 0"],
     "--config.evaluation.num_importance_samples=5000000000": ["=5000000000 must be an integer"],
+    "--config.evaluation.samples_at_once=0": ["samples_at_once=0 must be an integer from 1"],
     "--config.evaluation.checkpoint=first": ["must be one of best, last"],
     "--config.evaluation.num_examples=383": ["=383 exceeds the 382 test images of 'digits'"],
     "--config.seed=4294967296": ["config.seed=4294967296 must be an integer from 0 to 2^32 - 1"],

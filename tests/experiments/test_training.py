@@ -25,10 +25,11 @@ AFFINE_UNTIL = 4
 
 
 @functools.cache
-def tiny_experiment(num_train_samples=1, random_affine=0.0, **training_fields):
+def tiny_experiment(num_train_samples=1, random_affine=0.0, model=(), **training_fields):
     config = base.get_config()
     config.dataset.random_affine = random_affine
     config.model.update(data_shape=(2, 3, 1), num_layers=3, latent_shape=(2,), hidden_size=8)
+    config.model.update(dict(model))
     config.training.update(batch_size=BATCH, num_train_samples=num_train_samples, **training_fields)
     images = np.random.default_rng(0).integers(0, 256, (NUM_EXAMPLES, 2, 3, 1)).astype(np.uint8)
     return config, sere_jax.create_model(config), images
@@ -98,6 +99,66 @@ def test_how_updates_are_cut_into_dispatches_changes_no_bit():
     one, _ = run(dispatch, state, images, [3, 3])
     other, _ = run(dispatch, other, images, [1, 2, 2, 1])
     assert_same_bits(one, other)
+
+
+IN_PIECES = {
+    "elbo": {},
+    "importance_weighted": {"num_train_samples": 3},
+    "importance_weighted_later": {"num_train_samples": 3, "importance_weighted_from": 2},
+    "dropout": {"model": (("dropout", 0.3),)},
+    "flows": {"model": (("data_layer", "masked_autoregressive_flow"), ("flow_hidden_size", 8))},
+}
+
+
+@pytest.mark.parametrize("name", IN_PIECES)
+def test_gradients_of_pieces_add_up_to_that_of_the_batch(name):
+    _, whole, state, images = create(optimizer=optax.sgd(0.05), **IN_PIECES[name])
+    expected = host(run(whole, state, images, [1, 2]))
+    for pieces in (2, BATCH):
+        _, dispatch, state, _ = create(
+            optimizer=optax.sgd(0.05), accumulate_steps=pieces, **IN_PIECES[name]
+        )
+        found = host(run(dispatch, state, images, [1, 2]))
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected
+        )
+
+
+def test_memory_falls_with_the_number_of_pieces():
+    config, model, _ = tiny_experiment(model=(("hidden_size", 16),))
+    optimizer = optax.sgd(0.05)
+
+    def memory(pieces):
+        training = config.copy_and_resolve_references().training
+        training.update(batch_size=800, accumulate_steps=pieces)
+        augment = input_pipeline.augmentation(config.dataset, AFFINE_UNTIL, max_value=255)
+        settings = StepSettings(model, optimizer, training, lambda step: 1.0, augment, 800, 255)
+        dispatch = create_train_dispatch(settings)
+        state = jax.eval_shape(functools.partial(init_state, model, optimizer, 3))
+        images = jax.ShapeDtypeStruct((800, 2, 3, 1), jnp.uint8)
+        program = dispatch.func.lower(*dispatch.args, state, images, 1).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    whole, in_eight = memory(1), memory(8)
+    assert in_eight < 0.5 * whole
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_goes_on_with_the_same_bits_whatever_its_products_and_pieces(precision):
+    fields = {"precision": precision, "accumulate_steps": 2}
+    _, dispatch, state, images = create(**fields)
+    expected, _ = run(dispatch, state, images, [3, 3])
+    _, dispatch, state, images = create(**fields)
+    half, _ = run(dispatch, state, images, [1, 2])
+    _, dispatch, _, _ = create(**fields)
+    found, _ = run(dispatch, replicate(host(half)), images, [2, 1])
+    assert_same_bits(found, expected)
+    _, dispatch, state, _ = create()
+    plain = host(run(dispatch, state, images, [3, 3])[0].params)
+    far = jax.tree.map(lambda a, b: np.abs(a - b).max(), host(expected).params, plain)
+    largest = max(jax.tree.leaves(far))
+    assert (largest > 1e-4) == (precision == "bfloat16")
+    assert largest < 0.05
 
 
 def test_the_kind_of_key_that_jax_is_set_to_changes_no_bit():
@@ -244,7 +305,10 @@ import sys
 import numpy as np, jax, optax
 sys.path.insert(0, sys.argv[1])
 import test_training as t
-_, dispatch, state, images = t.create(optimizer=optax.sgd(0.05))
+accumulate_steps = int(sys.argv[3])
+_, dispatch, state, images = t.create(
+    optimizer=optax.sgd(0.05), accumulate_steps=accumulate_steps
+)
 state, metrics = t.run(dispatch, state, images, [3, 3, 3])
 leaves = jax.tree.leaves(t.host(state.params))
 np.savez(sys.argv[2], devices=jax.device_count(), metrics=float(metrics.objective), *leaves)
@@ -258,12 +322,12 @@ def run_on_one_device(quick_compilation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_devices", [2, 4])
-def test_several_devices_compute_the_run_of_one(run_on_one_device, num_devices, tmp_path):
+@pytest.mark.parametrize(("num_devices", "pieces"), [(2, 1), (4, 1), (4, 2)])
+def test_several_devices_compute_the_run_of_one(run_on_one_device, num_devices, pieces, tmp_path):
     state, metrics = run_on_one_device
     path = tmp_path / "several.npz"
     subprocess.run(
-        [sys.executable, "-c", WORKER, os.path.dirname(__file__), str(path)],
+        [sys.executable, "-c", WORKER, os.path.dirname(__file__), str(path), str(pieces)],
         env={
             **os.environ,
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",

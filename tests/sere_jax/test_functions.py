@@ -262,22 +262,33 @@ def test_log_likelihood_rises_with_the_number_of_samples(tiny):
         assert mean > 4 * standard_error
 
 
-# Distinct numbers of samples: a program compiled for one number would serve any chunk size.
 @pytest.mark.parametrize(("num_samples", "samples_at_once"), [(5, 50), (7, 3)])
 def test_log_likelihood_averages_the_weights_whatever_the_chunks(
-    tiny, weights, monkeypatch, num_samples, samples_at_once
+    tiny, weights, num_samples, samples_at_once
 ):
-    monkeypatch.setattr(sere_jax.functions, "SAMPLES_AT_ONCE", samples_at_once)
-
-    log_likelihood = sere_jax.log_likelihood(*tiny, num_samples=num_samples)
+    numbers = {"num_samples": num_samples, "samples_at_once": samples_at_once}
+    log_likelihood = sere_jax.log_likelihood(*tiny, **numbers)
 
     log_weights = sum(weights)[:num_samples]
     expected = special.logsumexp(log_weights, axis=0) - np.log(num_samples)
     np.testing.assert_allclose(log_likelihood, expected, rtol=1e-4, atol=1e-3)
-    again, elbo = sere_jax.functions.likelihood_and_elbo(*tiny, num_samples=num_samples)
+    again, elbo = sere_jax.functions.likelihood_and_elbo(*tiny, **numbers)
     np.testing.assert_array_equal(again, log_likelihood)
     np.testing.assert_allclose(elbo, log_weights.mean(axis=0), rtol=1e-4, atol=1e-3)
     assert np.all(elbo <= log_likelihood)
+
+
+def test_memory_of_a_likelihood_grows_with_the_samples_at_once(tiny):
+    model, *arguments = tiny
+
+    def memory(samples_at_once):
+        compute = functools.partial(
+            sere_jax.log_likelihood, model, num_samples=100, samples_at_once=samples_at_once
+        )
+        program = jax.jit(compute).lower(*arguments).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert memory(50) > 5 * memory(5)
 
 
 @pytest.mark.parametrize("kl_weight", [1.0, 0.3])

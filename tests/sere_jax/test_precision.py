@@ -18,7 +18,7 @@ from sere_jax.networks.mlp import LinearNetwork
 from sere_jax.networks.products import Dense, matmul
 from sere_jax.networks.stripes import MaskedKernel, cut_stripes
 
-MAPS = {"data_shape": (4, 4, 1), "partition": "checkerboard", "num_layers": 2}
+MAPS = {"data_shape": (4, 4, 1), "partition": "checkerboard", "num_layers": 4}
 MODELS = {
     "mlp": {"num_hidden_layers": 3},
     "everything": {
