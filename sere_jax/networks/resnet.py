@@ -5,6 +5,8 @@ moving the pixels of each position to its channels. With `latent_shape` (n,) cod
 blocks are vectors, and only the encoder of the whole image is convolutional.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -52,12 +54,8 @@ def convolve(
 @jax.custom_vjp
 def _convolve_by_products(maps: Array, kernel: Array) -> Array:
     # In a loop, XLA's gradient of a convolution on CPUs is twenty times slower than these products.
-    height = maps.shape[1]
-    rows = _neighbors_in_rows(maps)
-    total = jnp.zeros((*maps.shape[:-1], kernel.shape[-1]), maps.dtype)
-    for i, kernel_row in enumerate(kernel):
-        total += rows[:, i : i + height] @ kernel_row.reshape(-1, kernel.shape[-1])
-    return total
+    total = _neighbors(maps) @ kernel.reshape(-1, kernel.shape[-1])
+    return total.reshape(*maps.shape[:-1], -1)
 
 
 def _forward(maps: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -66,24 +64,25 @@ def _forward(maps: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     maps, kernel = residuals
-    height = maps.shape[1]
-    rows = _neighbors_in_rows(maps)
-    by_kernel = [
-        jnp.einsum("bhwc,bhwd->cd", rows[:, i : i + height], cotangent) for i in range(KERNEL_SIZE)
-    ]
+    # The other way around the product would have the larger matrix transposed.
+    by_kernel = cotangent.reshape(-1, cotangent.shape[-1]).T @ _neighbors(maps)
     # Gathering the cotangent's neighbors is faster than scattering to those of the maps.
     by_maps = _convolve_by_products(cotangent, jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
-    return by_maps, jnp.stack(by_kernel).reshape(kernel.shape)
+    return by_maps, by_kernel.T.reshape(kernel.shape)
 
 
 _convolve_by_products.defvjp(_forward, _backward)
 
 
-def _neighbors_in_rows(maps: Array) -> Array:
-    """Left neighbor, itself and right neighbor, [B, h + 2, w, 3 * c] of maps [B, h, w, c]."""
-    width = maps.shape[2]
+def _neighbors(maps: Array) -> Array:
+    """Each position's neighbors, row by row, [B * h * w, 9 * c] of maps [B, h, w, c]."""
+    _, height, width, channels = maps.shape
     padded = jnp.pad(maps, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    return jnp.concatenate([padded[:, :, j : j + width] for j in range(KERNEL_SIZE)], axis=-1)
+    shifted = [
+        padded[:, i : i + height, j : j + width]
+        for i, j in itertools.product(range(KERNEL_SIZE), repeat=2)
+    ]
+    return jnp.concatenate(shifted, axis=-1).reshape(-1, KERNEL_SIZE**2 * channels)
 
 
 class ResidualBlock(nn.Module):
@@ -97,7 +96,9 @@ class ResidualBlock(nn.Module):
         size = x.shape[-1]
         first = Conv(size) if self.convolutional else nn.Dense(size)
         second = nn.Dense(size, kernel_init=head_initializer(0.1))
-        return x + second(nn.elu(first(nn.elu(x))))
+        hidden = nn.elu(first(nn.elu(x)))
+        # XLA would copy maps to sum over several axes in the gradient of the kernel.
+        return x + second(hidden.reshape(-1, size)).reshape(x.shape)
 
 
 class ResNetFeatures(nn.Module):
