@@ -23,7 +23,7 @@ def main() -> None:
 
     import jax
 
-    from benchmarks import harness, profiling, suite
+    from benchmarks import computer, harness, profiling, suite
 
     jax.config.update("jax_enable_compilation_cache", False)  # or nothing would be compiled anew
 
@@ -34,6 +34,7 @@ def main() -> None:
     repeats = 10 if arguments.repeats is None else arguments.repeats
     if repeats < 1:
         parser.error(f"--repeats={repeats} must be at least 1")
+    print(f"{computer.as_line(computer.describe())}\n")
     if arguments.profile:
         if arguments.repeats is not None or arguments.json:
             parser.error("--profile runs each once and only prints: leave out --repeats and --json")

@@ -7,7 +7,7 @@ training dispatches many updates at once; here all contenders make `UPDATES` in 
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,19 +92,12 @@ def flowjax(quick: bool) -> Step:
 def nflows(quick: bool) -> Step:
     """The flow of nflows, in PyTorch."""
     import torch
-    from nflows.flows import MaskedAutoregressiveFlow
 
     from benchmarks import pytorch
 
     sizes = Sizes.choose(quick)
-    flow = MaskedAutoregressiveFlow(
-        features=sizes.num_values,
-        hidden_features=sizes.width,
-        num_layers=sizes.num_flows,
-        num_blocks_per_layer=1,  # after the first hidden layer
-        use_residual_blocks=False,
-    )
-    x = torch.from_numpy(_batch(sizes))
+    flow = create_nflows(sizes).to(pytorch.device())
+    x = torch.from_numpy(_batch(sizes)).to(pytorch.device())
     return pytorch.optimizer_step(
         flow, lambda: -flow.log_prob(x).mean(), learning_rate=LEARNING_RATE, updates=UPDATES
     )
@@ -113,12 +106,39 @@ def nflows(quick: bool) -> Step:
 def pythae(quick: bool) -> Step:
     """The flow of pythae, in PyTorch, without its batch normalization."""
     import torch
-    from pythae.models.normalizing_flows import MAF, MAFConfig
 
     from benchmarks import pytorch
 
     sizes = Sizes.choose(quick)
-    flow = MAF(
+    flow = create_pythae(sizes).to(pytorch.device())
+    x = torch.from_numpy(_batch(sizes)).to(pytorch.device())
+    base = torch.distributions.Normal(0.0, 1.0)
+
+    def loss():
+        output = flow(x)
+        return -(base.log_prob(output.out).sum(1) + output.log_abs_det_jac).mean()
+
+    return pytorch.optimizer_step(flow, loss, learning_rate=LEARNING_RATE, updates=UPDATES)
+
+
+def create_nflows(sizes: Sizes) -> Any:
+    """A flow of nflows, on the CPU."""
+    from nflows.flows import MaskedAutoregressiveFlow
+
+    return MaskedAutoregressiveFlow(
+        features=sizes.num_values,
+        hidden_features=sizes.width,
+        num_layers=sizes.num_flows,
+        num_blocks_per_layer=1,  # after the first hidden layer
+        use_residual_blocks=False,
+    )
+
+
+def create_pythae(sizes: Sizes) -> Any:
+    """A flow of pythae, on the CPU."""
+    from pythae.models.normalizing_flows import MAF, MAFConfig
+
+    return MAF(
         MAFConfig(
             input_dim=(sizes.num_values,),
             n_made_blocks=sizes.num_flows,
@@ -127,14 +147,6 @@ def pythae(quick: bool) -> Step:
             include_batch_norm=False,
         )
     )
-    x = torch.from_numpy(_batch(sizes))
-    base = torch.distributions.Normal(0.0, 1.0)
-
-    def loss():
-        output = flow(x)
-        return -(base.log_prob(output.out).sum(1) + output.log_abs_det_jac).mean()
-
-    return pytorch.optimizer_step(flow, loss, learning_rate=LEARNING_RATE, updates=UPDATES)
 
 
 def _config(quick):
@@ -151,6 +163,6 @@ MAF_10 = Benchmark(
     name="maf10_step",
     work="train step of MAF-10: 3072 values, width 1024, batch 100",
     contenders={"ours": ours, **PEERS},
-    targets=dict.fromkeys(PEERS, Target(">=", 1.5)),
+    targets=dict.fromkeys(PEERS, Target(">=", 2.0)),
     units=UPDATES,
 )

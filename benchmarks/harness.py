@@ -2,11 +2,12 @@
 
 import dataclasses
 import operator
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from benchmarks import computer
 
 # Is timed if it returns nothing; else what it returns counts: a rate, a number of bytes, ...
 Step = Callable[[], float | None]
@@ -38,6 +39,23 @@ class Target:
 
 
 @dataclasses.dataclass(frozen=True)
+class Best:
+    """The fastest of some contenders beside the fastest of others, by their medians.
+
+    Attributes:
+        ours: contenders of a benchmark that is timed.
+        theirs: others of it.
+        target: of the ratio of their times to ours.
+        needs: an instruction set of `computer.INSTRUCTION_SETS`, without which it is no target.
+    """
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    target: Target
+    needs: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Benchmark:
     """One kind of work and those who do it.
 
@@ -53,6 +71,7 @@ class Benchmark:
         units_name: what the units are, where their rate is worth printing.
         max_repeats: more of them would tell nothing, or take too long.
         is_relative: whether ratios mean anything.
+        best: a last line of the table.
     """
 
     name: str
@@ -64,6 +83,7 @@ class Benchmark:
     units_name: str = ""
     max_repeats: int | None = None
     is_relative: bool = True
+    best: Best | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +94,10 @@ class Measurement:
     figures: Mapping[str, Sequence[float]]
     missing: Mapping[str, str]  # contenders that could not be built, and why
 
-    def ratio(self, contender: str) -> float:
-        """The contender's figure over that of the first: median over the repeats."""
-        first = next(iter(self.benchmark.contenders))
-        pairs = zip(self.figures[contender], self.figures[first], strict=True)
+    def ratio(self, contender: str, base: str = "") -> float:
+        """The contender's figure over that of `base`, the first one: median over the repeats."""
+        base = base or next(iter(self.benchmark.contenders))
+        pairs = zip(self.figures[contender], self.figures[base], strict=True)
         return statistics.median(figure / base for figure, base in pairs)
 
     def verdict(self, contender: str) -> str:
@@ -89,16 +109,30 @@ class Measurement:
         is_met = target.is_met(figure, self.ratio(contender))
         return f"{target}: {'met' if is_met else 'missed'}"
 
+    def fastest(self, contenders: Sequence[str]) -> str | None:
+        """The one of the smallest median; None if all are missing."""
+        built = [name for name in contenders if name in self.figures]
+        return min(built, key=lambda name: statistics.median(self.figures[name]), default=None)
+
+    def best_ratio(self) -> float | None:
+        """What `Benchmark.best` asks for; None without it, or if one side is missing."""
+        if self.benchmark.best is None:
+            return None
+        ours = self.fastest(self.benchmark.best.ours)
+        theirs = self.fastest(self.benchmark.best.theirs)
+        return self.ratio(theirs, ours) if ours and theirs else None
+
     def as_json(self) -> dict[str, Any]:
-        """All that was measured, and on what."""
+        """All that was measured, and on what (`computer.describe`)."""
         return {
             "name": self.benchmark.name,
             "work": self.benchmark.work,
-            "machine": platform.processor() or platform.machine(),
+            "machine": computer.describe(),
             "unit": self.benchmark.unit,
             "figures": {name: list(values) for name, values in self.figures.items()},
             "ratios": {name: self.ratio(name) for name in self.figures},
             "targets": {name: self.verdict(name) for name in self.benchmark.targets},
+            "best": self.best_ratio(),
             "missing": dict(self.missing),
         }
 
@@ -141,6 +175,11 @@ def rate(step: Step, amount: float) -> Step:
     return lambda: amount / _run(step)[1]
 
 
+def scaled(step: Step, factor: float) -> Step:
+    """A step whose figure is its seconds times `factor`: one that does a known part of the work."""
+    return lambda: factor * _run(step)[1]
+
+
 def constant(figure: float) -> Step:
     """A step whose figure was found when it was built."""
     return lambda: figure
@@ -164,7 +203,20 @@ def table_rows(measurement: Measurement) -> str:
                 ratio = f"{measurement.ratio(name):.2f}"
         cells = (work, name, median, ratio, measurement.verdict(name))
         lines.append(f"| {' | '.join(cells)} |")
+    if benchmark.best is not None:
+        lines.append(_best_row(measurement, benchmark.best))
     return "\n".join(lines)
+
+
+def _best_row(measurement, best):
+    ratio = measurement.best_ratio()
+    ours, theirs = measurement.fastest(best.ours), measurement.fastest(best.theirs)
+    verdict = f"{best.target} with {best.needs}"
+    if ratio is None:
+        return f"|  | fastest: not installed |  |  | {verdict} |"
+    if best.needs in computer.describe()["instruction_sets"]:
+        verdict += ": met" if best.target.is_met(ratio, ratio) else ": missed"
+    return f"|  | fastest: {theirs} beside {ours} |  | {ratio:.2f} | {verdict} |"
 
 
 def _run(step):

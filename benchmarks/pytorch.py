@@ -1,11 +1,15 @@
 """The MLP SeRe-VAE and residual encoders as they are written in PyTorch: a module a layer.
 
-Imports PyTorch, so that other modules import this one when they build a contender.
+Imports PyTorch, so that other modules import this one when they build a contender. All runs on
+`device()`; a step returns when the device is done.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -14,6 +18,24 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sere_jax import ModelConfig
+
+
+@functools.cache
+def device() -> torch.device:
+    """The GPU if JAX computes on one and PyTorch sees it, else the CPU.
+
+    On a GPU products of float32 are TF32, as JAX has them.
+    """
+    if jax.default_backend() != "gpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("high")
+    return torch.device("cuda")
+
+
+def wait() -> None:
+    """Returns when the device has done all that it was given."""
+    if device().type == "cuda":
+        torch.cuda.synchronize()
 
 
 class Features(nn.Sequential):
@@ -176,7 +198,13 @@ class ResNetEncoders(nn.Module):
 
 
 def train_step(
-    model: SeReVAE, images: np.ndarray, training, *, updates: int, compiled: bool
+    model: SeReVAE,
+    images: np.ndarray,
+    training: Any,
+    *,
+    updates: int,
+    compiled: bool,
+    bfloat16: bool = False,
 ) -> Callable[[], None]:
     """Updates by Adam with clipping, averages and metrics, of pixels binarized afresh.
 
@@ -186,20 +214,22 @@ def train_step(
         training: `config.training`.
         updates: how many.
         compiled: whether the model goes through `torch.compile`.
+        bfloat16: whether the pass forward is one of `torch.autocast`.
     """
-    probabilities = torch.from_numpy(images.reshape(len(images), -1)).float() / 255.0
-    parameters = list(model.parameters())
+    probabilities = torch.from_numpy(images.reshape(len(images), -1)).to(device()) / 255.0
+    parameters = list(model.to(device()).parameters())
     optimizer = torch.optim.Adam(parameters, training.learning_rate, fused=True)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay))
     infer = torch.compile(model) if compiled else model
-    totals = torch.zeros(4)
+    totals = torch.zeros(4, device=device())
 
     def step():
-        order = torch.randperm(len(images))[: updates * training.batch_size]
+        order = torch.randperm(len(images), device=device())[: updates * training.batch_size]
         for batch in order.split(training.batch_size):
             x = torch.bernoulli(probabilities[batch])
-            noise = torch.randn(len(batch), len(model.layers), model.num_latents)
-            log_likelihood, kl = (values.mean() for values in infer(x, noise))
+            noise = torch.randn(len(batch), len(model.layers), model.num_latents, device=device())
+            with torch.autocast(device().type, torch.bfloat16, enabled=bfloat16):
+                log_likelihood, kl = (values.float().mean() for values in infer(x, noise))
             loss = kl - log_likelihood
             optimizer.zero_grad()
             loss.backward()
@@ -207,19 +237,21 @@ def train_step(
             optimizer.step()
             average.update_parameters(model)
             totals.add_(torch.stack([-loss.detach(), log_likelihood.detach(), kl.detach(), norm]))
+        wait()
 
     return step
 
 
 def gradient_step(model: ResNetEncoders, x: np.ndarray, *, compiled: bool) -> Callable[[], None]:
     """The gradient of the mean square of the features of x [B, height, width, channels]."""
-    images = torch.from_numpy(x).permute(0, 3, 1, 2)
-    model = model.to(memory_format=torch.channels_last)
+    images = torch.from_numpy(x).to(device()).permute(0, 3, 1, 2)
+    model = model.to(device(), memory_format=torch.channels_last)
     encode = torch.compile(model) if compiled else model
 
     def step():
         model.zero_grad()
         encode(images).square().mean().backward()
+        wait()
 
     return step
 
@@ -227,7 +259,7 @@ def gradient_step(model: ResNetEncoders, x: np.ndarray, *, compiled: bool) -> Ca
 def optimizer_step(
     model: nn.Module, loss: Callable[[], Tensor], *, learning_rate: float, updates: int
 ) -> Callable[[], None]:
-    """Plain updates by Adam."""
+    """Plain updates by Adam of a model on `device()`."""
     optimizer = torch.optim.Adam(model.parameters(), learning_rate)
 
     def step():
@@ -235,6 +267,7 @@ def optimizer_step(
             optimizer.zero_grad()
             loss().backward()
             optimizer.step()
+        wait()
 
     return step
 

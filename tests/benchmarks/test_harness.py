@@ -6,8 +6,8 @@ import runpy
 
 import pytest
 
-from benchmarks import harness, programs, suite
-from benchmarks.harness import Benchmark, Target
+from benchmarks import computer, harness, programs, suite
+from benchmarks.harness import Benchmark, Best, Target
 
 
 @pytest.fixture
@@ -105,6 +105,33 @@ def test_targets_are_of_the_ratio_or_of_the_figure(target, verdict):
     assert measured.as_json()["targets"] == {"second": verdict}
 
 
+BEST = Best(("a", "b"), ("c", "d", "absent"), Target(">=", 1.5), needs="amx_bf16")
+
+
+@pytest.mark.parametrize(
+    ("instruction_sets", "verdict"),
+    [(["avx2", "amx_bf16"], ">= 1.5 x with amx_bf16: met"), (["avx2"], ">= 1.5 x with amx_bf16")],
+)
+def test_the_fastest_of_ours_beside_the_fastest_of_theirs(
+    clock, monkeypatch, instruction_sets, verdict
+):
+    monkeypatch.setattr(computer, "describe", lambda: {"instruction_sets": instruction_sets})
+    seconds = {"a": 5.0, "b": 4.0, "c": 9.0, "d": 8.0}
+    contenders = {name: contender(clock, [value]) for name, value in seconds.items()}
+    work = benchmark({**contenders, "absent": absent}, best=BEST)
+    measured = harness.measure(work, repeats=2)
+
+    assert measured.as_json()["best"] == 2.0
+    (*_, last) = harness.table_rows(measured).splitlines()
+    assert last == f"|  | fastest: d beside b |  | 2.00 | {verdict} |"
+
+
+def test_there_is_no_fastest_where_a_side_is_missing(clock):
+    contenders = {"a": contender(clock, [1.0]), "absent": absent}
+    measured = harness.measure(benchmark(contenders, best=BEST), repeats=1)
+    assert measured.as_json()["best"] is None
+
+
 def test_benchmarks_are_chosen_by_name_or_kind():
     assert suite.choose(None) == list(suite.BENCHMARKS)
     assert [b.name for b in suite.choose("resnet_step:small")] == ["resnet_step:small"]
@@ -142,6 +169,9 @@ def test_the_steps_of_contenders_run(quick_compilation, monkeypatch, benchmark_n
 def test_all_targets_are_of_contenders():
     for chosen in suite.BENCHMARKS:
         assert set(chosen.targets) <= set(chosen.contenders)
+        if chosen.best is not None:
+            assert {*chosen.best.ours, *chosen.best.theirs} <= set(chosen.contenders)
+            assert chosen.best.needs in computer.INSTRUCTION_SETS
 
 
 def test_all_reduces_are_counted_where_they_are_done_for_every_update():

@@ -93,6 +93,23 @@ def test_the_mlp_model_has_our_likelihood_and_kl():
     np.testing.assert_allclose(kl, ours.kl.sum(axis=1), rtol=1e-4)
 
 
+def test_updates_with_bfloat16_are_near_those_with_float32():
+    config = production.reduced_mlp(mnist_mlp.get_config(), quick=True)
+    images = np.full((16, *config.model.data_shape), 255, np.uint8)  # binarized, all ones
+    changes = []
+    for bfloat16 in (False, True):
+        torch.manual_seed(0)
+        model = pytorch.SeReVAE(model_config(config))
+        before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+        pytorch.train_step(
+            model, images, config.training, updates=2, compiled=False, bfloat16=bfloat16
+        )()
+        changes.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before)
+    exact, rounded = changes
+    assert not torch.equal(exact, rounded)
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.9
+
+
 def test_the_encoders_have_our_features():
     config = production.reduced_resnet(cifar_checkerboard.get_config("case1"), quick=True)
     model = sere_jax.create_model(config)
