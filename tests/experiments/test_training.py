@@ -161,6 +161,18 @@ def test_a_run_goes_on_with_the_same_bits_whatever_its_products_and_pieces(preci
     assert largest < 0.05
 
 
+def test_products_in_bfloat16_run_as_xla_optimizes_them_too():
+    # What XLA merges a product with decides whether it can compute it on CPUs.
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        _, dispatch, state, images = create(precision="bfloat16")
+        state, metrics = run(dispatch, state, images, [3, 3])
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+    assert float(metrics.count) == 3 and np.isfinite(float(metrics.objective))
+
+
 def test_the_kind_of_key_that_jax_is_set_to_changes_no_bit():
     def trained():
         _, *arguments = create(random_affine=0.5)
