@@ -32,9 +32,7 @@ from sere_jax.inputs import (
     sample_noise,
 )
 from sere_jax.model import LatentVariableModel, apply
-from sere_jax.networks.products import BFLOAT16
-
-PRECISIONS = ("float32", BFLOAT16)
+from sere_jax.rules import BFLOAT16, PRECISIONS
 
 
 @record

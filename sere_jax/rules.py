@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 INFINITY = 2.0**128  # of float32
 SMALLEST = 2.0**-126  # above 0
 NEAREST_TO_ONE = 1 - 2.0**-24  # below 1
+BFLOAT16 = "bfloat16"
+PRECISIONS = ("float32", BFLOAT16)  # of the networks' products in training
 
 
 class Rule(NamedTuple):

@@ -8,7 +8,6 @@ from typing import Any
 
 from experiments.settings.durations import DURATION, INTERVAL, INTERVAL_OR_NONE
 from sere_jax.config import ModelConfig
-from sere_jax.objectives import PRECISIONS
 from sere_jax.rules import (
     BELOW_ONE,
     BOOLEAN,
@@ -16,6 +15,7 @@ from sere_jax.rules import (
     NOT_NEGATIVE,
     POSITIVE,
     POSITIVE_INT,
+    PRECISIONS,
     Rule,
     Setting,
     integer,

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sere_jax.arrays import Array
-
-BFLOAT16 = "bfloat16"
+from sere_jax.rules import BFLOAT16
 
 
 def current_precision(*, is_head: bool = False) -> str | None:
