@@ -7,7 +7,6 @@ arrays of any real type or lists; others raise a TypeError or ValueError. All is
 float32, with parameters of fewer bits too. All densities are in nats.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -67,7 +66,7 @@ def create_model(config: Any) -> LatentVariableModel:
     model = choose("system", checked.system, SYSTEMS)(checked)
     # An abstract trace runs every constructor, so that all choices are checked here.
     with right_surroundings():  # nothing is computed
-        jax.eval_shape(functools.partial(init, model), jax.random.key(0))
+        jax.eval_shape(lambda: init(model, jax.random.key(0)))
     return model
 
 

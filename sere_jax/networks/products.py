@@ -90,7 +90,8 @@ def contract(
 ) -> Array:
     """`jnp.tensordot` of rounded arrays, with float32 sums."""
     # The backward pass is traced where the precision may be another, so it is handed on.
-    return jnp.tensordot(one, other, axes, precision=precision, preferred_element_type=jnp.float32)
+    sums = jnp.result_type(one, other, jnp.float32)
+    return jnp.tensordot(one, other, axes, precision=precision, preferred_element_type=sums)
 
 
 product.defvjp(_forward, _backward)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sere_jax.networks.masked import MADE, Degrees, spread_degrees
-from sere_jax.networks.stripes import _product
+from sere_jax.networks.products import product
 
 CASES = {
     "one input": (1, (4,), True, None, False, 1),
@@ -117,8 +117,11 @@ def test_impossible_degrees_are_refused(inputs, hidden, message):
 def test_the_gradient_of_the_product_is_that_of_automatic_differentiation():
     x, kernel, cotangent = numbers(2, 3, 5), numbers(5, 2, 4), numbers(2, 3, 2, 4)
     (value, ours), (expected_value, expected) = (
-        (lambda value, pull_back: (value, pull_back(cotangent)))(*jax.vjp(product, x, kernel))
-        for product in (_product, lambda x, kernel: jnp.tensordot(x, kernel, 1))
+        (lambda value, pull_back: (value, pull_back(cotangent)))(*jax.vjp(multiply, x, kernel))
+        for multiply in (
+            lambda x, kernel: product(x, kernel, None),
+            lambda x, kernel: jnp.tensordot(x, kernel, 1),
+        )
     )
     np.testing.assert_allclose(value, expected_value, rtol=1e-6)
     for found, gradient in zip(ours, expected, strict=True):
