@@ -227,7 +227,7 @@ class Hierarchy(nn.Module):
         return observe(self.layer, encodings, previous, blocks)
 
     def _encode(self, x: Array) -> Any:
-        if self.config.network == "resnet" or self.config.applies_layers_in_turn:
+        if self.config.applies_layers_in_turn:
             return self._all_at_once(Layer.encode, (None,))(self.layer, x)
         # With an x for each layer, JAX transposes neither the first kernels nor their gradients.
         copies = jnp.broadcast_to(x, (self.config.num_layers, *x.shape))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -215,7 +216,8 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
 def _check_pieces(training: Any) -> None:
     device_batch = training.batch_size // num_devices()
     if device_batch % training.accumulate_steps:
-        allowed = [n for n in range(1, device_batch + 1) if device_batch % n == 0]
+        small = {n for n in range(1, math.isqrt(device_batch) + 1) if device_batch % n == 0}
+        allowed = sorted(small | {device_batch // n for n in small})
         raise UserError(
             f"config.training.accumulate_steps={training.accumulate_steps} does not divide the "
             f"{device_batch} images of a device's part of the batch; choose one of "

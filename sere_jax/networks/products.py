@@ -53,7 +53,7 @@ Dense = functools.partial(nn.Dense, dot_general=_dot_general)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: Array, kernel: Array, precision: str | None) -> Array:
     """x [..., inputs] and kernel [inputs, *outputs] to [..., *outputs], float32."""
-    return contract(rounded(x, precision), rounded(kernel, precision), 1, precision)
+    return _forward(x, kernel, precision)[0]
 
 
 def _forward(x: Array, kernel: Array, precision: str | None) -> tuple[Array, tuple[Array, Array]]:
