@@ -11,7 +11,7 @@ import numpy as np
 
 import sere_jax
 from experiments.distributed.devices import DEVICES, num_devices, parallelize
-from sere_jax.arrays import as_key
+from experiments.training.keys import key_for
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import data_space_of
 from sere_jax.functions import SAMPLES_AT_ONCE, likelihood_and_elbo
@@ -20,8 +20,6 @@ Array = jax.Array
 Images = jax.Array | np.ndarray
 Progress = Callable[[int, float], None]
 
-# Every run is measured on the same binarized images, whatever its seed.
-DATA_SEED = 0
 # The ELBO takes a single sample of the codes of each image, so that more images fit.
 ELBO_IMAGES_PER_IMAGE = 5
 VOLUME_BATCH_SIZE = 500
@@ -53,8 +51,9 @@ class Elbo:
 class Evaluator:
     """Compiled evaluation of one model on images of one kind.
 
-    Every example's binarization and noise are keyed by its index in the split, so that results
-    depend neither on the batch size nor on the number of devices.
+    Every example's binarization and noise are keyed by its split ("train", "validation" or "test")
+    and its index there, so that results depend neither on the batch size nor on the number of
+    devices, and every run is measured on the same binarized images, whatever its seed.
 
     Args:
         model: from `sere_jax.create_model`.
@@ -80,51 +79,58 @@ class Evaluator:
         def all_devices(local):
             return jax.lax.all_gather(local, DEVICES, tiled=True)
 
-        def elbo_terms(params, images, indices):
-            x, keys = self._batch(images, indices)
+        def elbo_terms(params, images, indices, split_key):
+            x, keys = self._batch(images, indices, split_key)
             inference = sere_jax.infer(model, params, x, keys)
             return all_devices((inference.log_likelihood, inference.kl))
 
-        def log_likelihood(params, images, indices):
-            x, keys = self._batch(images, indices)
+        def log_likelihood(params, images, indices, split_key):
+            x, keys = self._batch(images, indices, split_key)
             bounds = likelihood_and_elbo(
                 model, params, x, keys, num_importance_samples, samples_at_once=samples_at_once
             )
             return all_devices(bounds)
 
-        self._elbo_terms = parallelize(elbo_terms, num_arguments=3)
-        self._log_likelihood = parallelize(log_likelihood, num_arguments=3)
+        self._elbo_terms = parallelize(elbo_terms, num_arguments=4)
+        self._log_likelihood = parallelize(log_likelihood, num_arguments=4)
 
-    def to_data_space(self, images: Images, indices: Array | np.ndarray) -> tuple[Array, Array]:
+    def to_data_space(
+        self, images: Images, indices: Array | np.ndarray, split: str = "test"
+    ) -> tuple[Array, Array]:
         """What the model is evaluated on.
 
         Args:
             images: [num, h, w, c] uint8, a whole split.
             indices: [B], which of them.
+            split: "train", "validation" or "test".
 
         Returns:
             x [B, h, w, c] in data space, and [B] keys for the model's noise.
         """
-        data_key = as_key(jax.random.key(DATA_SEED))
-        keys = jax.vmap(lambda i: jax.random.fold_in(data_key, i))(indices)
+        return self._to_data_space(images, indices, key_for(split))
+
+    def _to_data_space(self, images, indices, split_key):
+        keys = jax.vmap(lambda i: jax.random.fold_in(split_key, i))(indices)
         data_keys, model_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         x = sere_jax.to_data_space(self._model, images[indices], data_keys, self._max_value)
         return x, model_keys
 
-    def _batch(self, images, indices):
+    def _batch(self, images, indices, split_key):
         device = jax.lax.axis_index(DEVICES)
-        return self.to_data_space(images, indices.reshape(num_devices(), -1)[device])
+        indices = indices.reshape(num_devices(), -1)[device]
+        return self._to_data_space(images, indices, split_key)
 
-    def elbo(self, params: Any, images: Array) -> Elbo:
+    def elbo(self, params: Any, images: Array, split: str = "test") -> Elbo:
         """Both parts of the ELBO of each of the images.
 
         Args:
             params: parameters (averaged ones, as a rule).
             images: [num, h, w, c] uint8, on the devices.
+            split: the one that they are.
         """
         batch_size = min(ELBO_IMAGES_PER_IMAGE * self._batch_size, -(-len(images) // num_devices()))
         parts = [
-            jax.tree.map(np.float64, self._elbo_terms(params, images, indices))
+            jax.tree.map(np.float64, self._elbo_terms(params, images, indices, key_for(split)))
             for indices in _batches(len(images), batch_size * num_devices())
         ]
         log_likelihood, kl = (
@@ -132,7 +138,7 @@ class Evaluator:
         )
         return Elbo(log_likelihood, kl)
 
-    def log_volume(self, images: Images) -> float:
+    def log_volume(self, images: Images, split: str = "test") -> float:
         """What turns a mean log-density in data space into one of pixels v in [0, 1], in nats.
 
         It is the mean of log|dx/dv| over images as they are evaluated: 0 but in the logit space of
@@ -140,6 +146,7 @@ class Evaluator:
 
         Args:
             images: [num, h, w, c] uint8.
+            split: the one that they are.
         """
         log_det = data_space_of(self._model.config).log_det
         if log_det is None:
@@ -147,7 +154,7 @@ class Evaluator:
 
         @jax.jit
         def of_batch(images, indices):
-            x, _ = self.to_data_space(images, indices)
+            x, _ = self.to_data_space(images, indices, split)
             return jnp.sum(log_det(x), axis=(1, 2, 3))
 
         images = jnp.asarray(images)
@@ -156,7 +163,12 @@ class Evaluator:
         return float(np.concatenate(volumes)[: len(images)].mean())
 
     def log_likelihood(
-        self, params: Any, images: Array, progress: Progress | None = None
+        self,
+        params: Any,
+        images: Array,
+        progress: Progress | None = None,
+        *,
+        split: str = "test",
     ) -> tuple[np.ndarray, np.ndarray]:
         """Importance-weighted log p(x) of each of the images, and the ELBO of the same samples.
 
@@ -164,6 +176,7 @@ class Evaluator:
             params: parameters (averaged ones, as a rule).
             images: [num, h, w, c] uint8, on the devices.
             progress: called after each batch with the number of its images and the mean so far.
+            split: the one that the images are.
 
         Returns:
             [num] and [num] nats, float64; of no image is the ELBO above log p(x).
@@ -173,7 +186,7 @@ class Evaluator:
         total = 0.0
         batch_size = min(self._batch_size, -(-len(images) // num_devices()))
         for indices in _batches(len(images), batch_size * num_devices()):
-            batch = self._log_likelihood(params, images, indices)
+            batch = self._log_likelihood(params, images, indices, key_for(split))
             part = np.asarray(batch, np.float64)[:, : len(images) - done]
             done += part.shape[1]
             total += float(part[0].sum())

@@ -70,7 +70,7 @@ class Experiment:
             if self.model.config.flow_direct_connections:
                 num_images = max(num_images, NUM_WHITENED_IMAGES)
             images = jnp.asarray(self.dataset.train[:num_images])
-            x, _ = self.evaluator.to_data_space(images, jnp.arange(len(images)))
+            x, _ = self.evaluator.to_data_space(images, jnp.arange(len(images)), "train")
         create = functools.partial(init_state, self.model, self.optimizer, self.config.seed)
         return jit(create, optimize=False)(x)
 
@@ -115,7 +115,7 @@ class Experiment:
                 "validation": self.dataset.validation,
                 "test": self.test_images(),
             }
-            self._log_volumes[split] = self.evaluator.log_volume(images[split])
+            self._log_volumes[split] = self.evaluator.log_volume(images[split], split)
         return self._log_volumes[split]
 
     @functools.cached_property

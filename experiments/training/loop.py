@@ -143,7 +143,7 @@ class _Training:
         return self.step % interval == 0 or self.step == self._experiment.total_steps
 
     def _log_elbo(self, split: str, images: Any) -> tuple[np.ndarray, float]:
-        elbo = self._experiment.evaluator.elbo(self._state.ema_params, images)
+        elbo = self._experiment.evaluator.elbo(self._state.ema_params, images, split)
         record = elbo_record(self._experiment, elbo, split)
         self._log(split, record)
         return elbo.per_image, record["elbo"]

@@ -9,7 +9,7 @@ import optax
 from flax import struct
 
 import sere_jax
-from sere_jax.arrays import as_key
+from experiments.training.keys import key_for
 
 Array = jax.Array
 
@@ -34,12 +34,11 @@ def init_state(
     x: Array | None = None,
 ) -> TrainState:
     """The state before the first step; `x`, see `sere_jax.init`."""
-    key = as_key(jax.random.key(seed))
-    params = sere_jax.init(model, jax.random.fold_in(key, 0), x)
+    params = sere_jax.init(model, key_for("init", seed), x)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
-        key=jax.random.key_data(jax.random.fold_in(key, 1)),
+        key=jax.random.key_data(key_for("train", seed)),
         params=params,
         ema_params=params,
         opt_state=optimizer.init(params),

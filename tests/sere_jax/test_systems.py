@@ -18,6 +18,7 @@ from scipy import integrate, special, stats
 
 import sere_jax
 from sere_jax.inputs import noise_of_samples, sample_noise
+from sere_jax.networks.family import NETWORKS, create_network
 from sere_jax.systems.ladder_vae import Evidence, _product
 from sere_jax.systems.relaxed_bernoulli_vae import log_density
 
@@ -144,6 +145,43 @@ def test_a_ladder_has_layers_of_the_given_sizes_from_the_data_up(ladder):
         ratio = stats.norm.logpdf(z, mean, scale) - stats.norm.logpdf(z, *prior)
         total += integrate.trapezoid(stats.norm.pdf(z, mean, scale) * ratio, z)
     assert float(out.kl[0, 1]) == pytest.approx(total, rel=1e-3)
+
+
+def change_with_scale(function, num_codes):
+    """By how much five times the codes change what a network makes of them, in its deviations."""
+    codes = jax.random.normal(jax.random.key(1), (100, num_codes))
+    result, result_of_larger = (np.asarray(function(scale * codes)) for scale in (1, 5))
+    return np.abs(result_of_larger - result).mean() / result.std()
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_priors_of_a_ladder_see_the_scale_of_the_codes_above(tiny_config, layer):
+    model = sere_jax.create_model(tiny_config(**SYSTEMS["ladder"]))
+    params = sere_jax.init(model, jax.random.key(0))
+
+    def prior(codes):
+        with_params = model.bind({"params": params})
+        return with_params.prior[layer](with_params.top_down[layer](codes))
+
+    assert change_with_scale(prior, model.config.latent_sizes[layer + 1]) > 0.5
+
+
+@pytest.mark.parametrize("system", ["ladder", "iaf", "relaxed_bernoulli"])
+def test_pixels_of_whole_images_see_the_scale_of_the_codes(tiny_config, system):
+    model = sere_jax.create_model(tiny_config(**SYSTEMS[system]))
+    params = sere_jax.init(model, jax.random.key(0))
+
+    def logits(codes):
+        return model.bind({"params": params}).data_layer(codes, None)
+
+    assert change_with_scale(logits, model.config.latent_shape[0]) > 0.5
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+def test_networks_of_the_hierarchy_see_the_scale_of_the_codes(tiny_config, family):
+    network = create_network(tiny_config(network=family), (3,))
+    params = network.init(jax.random.key(0), jnp.zeros((1, 2)), 1, None)
+    assert change_with_scale(lambda codes: network.apply(params, codes, 1, None), 2) > 0.5
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
