@@ -11,23 +11,17 @@ from experiments.training.keys import key_for
 PURPOSES = ("init", "train", "validation", "test")
 
 
+def keys_of(purpose, seed):
+    """The key of a purpose, and those of images, steps or layers that are folded from it."""
+    key = key_for(purpose, seed)
+    folded = jax.vmap(lambda index: jax.random.fold_in(key, index))(np.arange(60_000))
+    data = [jax.random.key_data(key)[None], jax.random.key_data(folded)]
+    return set(map(tuple, np.concatenate(data).tolist()))
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_each_purpose_draws_its_own(seed):
-    """Keys of images, of steps and of parameters are folded from these."""
-    folded = {
-        purpose: np.asarray(
-            jax.random.key_data(
-                jax.vmap(lambda i, key=key_for(purpose, seed): jax.random.fold_in(key, i))(
-                    np.arange(60_000)
-                )
-            )
-        )
-        for purpose in PURPOSES
-    }
-    keys = {
-        purpose: {tuple(key) for key in (*values, jax.random.key_data(key_for(purpose, seed)).tolist())}
-        for purpose, values in folded.items()
-    }
+    keys = {purpose: keys_of(purpose, seed) for purpose in PURPOSES}
     for one, other in itertools.combinations(PURPOSES, 2):
         assert not keys[one] & keys[other], (one, other)
 
