@@ -1,0 +1,140 @@
+"""Says where the nats of a trained model are: what its bounds lack, and what it overfits.
+
+    python -m experiments.decompose --workdir=runs/mnist_mlp
+
+Prints a table of differences in nats, ± standard error over images, and writes it into the workdir,
+`decomposition.json`. It takes the first images of the test set and as many training images; more
+of them (--num_images) make the errors smaller.
+"""
+
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from experiments.reporting.tables import table
+from experiments.run_folder import configuration
+from experiments.run_folder.folder import load_weights
+from experiments.run_folder.lock import lock
+from experiments.system import console, host_memory
+from experiments.system.errors import USER_ERROR, UserError
+from experiments.system.files import write_json_atomically
+from experiments.system.paths import local_path
+from experiments.system.progress import progress_bar
+from experiments.training import decomposition
+from experiments.training.experiment import Experiment, create_experiment
+from sere_jax.config import ConfigError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_NUM_IMAGES = flags.DEFINE_integer("num_images", 500, "Test images, and training images.", 2)
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "Samples of the codes of an image.", 1)
+_STEPS = flags.DEFINE_integer("steps", 300, "Steps of the search for better features.", 1)
+FILE = "decomposition.json"
+
+
+def bounds_of(
+    experiment: Experiment, params: Any, images: np.ndarray, split: str, search_steps: int
+) -> dict[str, np.ndarray]:
+    """Both bounds [num] of images in nats, float64; see `decomposition.bounds`."""
+    size = min(experiment.config.evaluation.batch_size, len(images))
+    parts = []
+    with progress_bar(len(images), 0, f"{split}, {search_steps} steps", unit=" images") as bar:
+        for start in range(0, len(images), size):
+            indices = np.minimum(np.arange(start, start + size), len(images) - 1)
+            x, keys = experiment.evaluator.to_data_space(images, indices, split)
+            found = decomposition.bounds(
+                experiment.model,
+                params,
+                x,
+                keys,
+                num_samples=_NUM_SAMPLES.value,
+                samples_at_once=min(
+                    experiment.config.evaluation.samples_at_once, _NUM_SAMPLES.value
+                ),
+                search_steps=search_steps,
+            )
+            parts.append(jax.tree.map(np.float64, found))
+            bar.update(min(size, len(images) - start))
+    return {
+        name: np.concatenate([getattr(part, name) for part in parts])[: len(images)]
+        for name in ("log_likelihood", "elbo")
+    }
+
+
+def decompose(experiment: Experiment, params: Any) -> dict[str, tuple[float, float]]:
+    """Each difference in nats with its standard error over images."""
+    test = experiment.test_images()[: _NUM_IMAGES.value]
+    train = experiment.dataset.train[: _NUM_IMAGES.value]
+    of_test, of_train = (
+        bounds_of(experiment, params, images, split, 0)
+        for images, split in ((test, "test"), (train, "train"))
+    )
+    searched = bounds_of(experiment, params, test, "test", _STEPS.value)
+    hardness = decomposition.hardness(np.concatenate([train, test]))
+    covariates = hardness[: len(train)], hardness[len(train) :]
+
+    def overfit(name: str) -> tuple[float, float]:
+        return decomposition.adjusted_difference(of_train[name], of_test[name], covariates)
+
+    gap = {
+        name: bounds["log_likelihood"] - bounds["elbo"]
+        for name, bounds in (("train", of_train), ("test", of_test))
+    }
+    return {
+        "-log p(x) of the test images": decomposition.mean_and_error(-of_test["log_likelihood"]),
+        "log p(x) - ELBO": decomposition.mean_and_error(gap["test"]),
+        "of it amortization, at least": decomposition.mean_and_error(
+            searched["elbo"] - of_test["elbo"]
+        ),
+        "log p(x), by better features": decomposition.mean_and_error(
+            searched["log_likelihood"] - of_test["log_likelihood"]
+        ),
+        "ELBO of training images - of test images": overfit("elbo"),
+        "of it the generative half, by log p(x)": overfit("log_likelihood"),
+        "of it the encoders": decomposition.adjusted_difference(
+            -gap["train"], -gap["test"], covariates
+        ),
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Reads the run, decomposes its bounds, prints and writes them."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    jax.config.update("jax_enable_x64", False)  # whatever the environment says
+    try:
+        workdir = local_path(_WORKDIR.value, "--workdir")
+        differences = _of_workdir(workdir)
+    except (UserError, ConfigError, ValueError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(USER_ERROR)
+    rows = [[name, f"{mean:.2f} ± {error:.2f}"] for name, (mean, error) in differences.items()]
+    print("\n".join(table(["nats", workdir.name], rows)))
+
+
+def _of_workdir(workdir: pathlib.Path) -> dict[str, tuple[float, float]]:
+    experiment = create_experiment(configuration.get_config(str(workdir)), to_train=False)
+    if not experiment.model.config.has_latents:
+        raise UserError(f"--workdir={workdir} has no codes: log p(x) is exact, and no bound of it")
+    with lock(workdir):
+        which = experiment.config.evaluation.checkpoint
+        averages, about = load_weights(workdir, experiment.state_template(), which)
+        differences = decompose(experiment, jax.device_put(averages))
+        settings = {
+            "num_images": _NUM_IMAGES.value,
+            "num_samples": _NUM_SAMPLES.value,
+            "steps": _STEPS.value,
+            "step": about["step"],
+            "git_commit": experiment.git_commit,
+        }
+        write_json_atomically(workdir / FILE, settings | {"nats": differences})
+    return differences
+
+
+if __name__ == "__main__":
+    host_memory.keep_freed_memory()
+    console.make_robust()
+    app.run(main)

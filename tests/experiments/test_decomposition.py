@@ -1,0 +1,101 @@
+"""Where the nats are: against closed forms, and models whose posterior is known."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command_line import ROOT, TINY, launch
+from scipy import stats
+
+import sere_jax
+from configs import base
+from experiments.training import decomposition
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module", params=["sere_vae", "ladder_vae", "iaf_vae"])
+def model_and_data(request):
+    config = base.get_config()
+    config.model.update(data_shape=(2, 3, 1), latent_shape=(2,), hidden_size=8)
+    config.model.update(system=request.param, num_layers=1 if request.param == "iaf_vae" else 3)
+    model = sere_jax.create_model(config)
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 2, (5, 2, 3, 1)), jnp.float32)
+    return model, sere_jax.init(model, jax.random.key(0)), x, jax.random.split(jax.random.key(1), 5)
+
+
+def test_without_a_search_bounds_are_those_of_the_library(model_and_data):
+    model, params, x, keys = model_and_data
+    found = decomposition.bounds(model, params, x, keys, num_samples=12, samples_at_once=4)
+    noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)[1]
+    expected = sere_jax.likelihood_and_elbo(model, params, x, noise_keys, 12)
+    np.testing.assert_allclose(found.log_likelihood, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(found.elbo, expected[1], rtol=1e-5)
+
+
+def test_a_search_raises_the_elbo_of_each_image_and_leaves_its_likelihood(model_and_data):
+    model, params, x, keys = model_and_data
+    before, after = (
+        decomposition.bounds(
+            model, params, x, keys, num_samples=4000, samples_at_once=500, search_steps=steps
+        )
+        for steps in (0, 200)
+    )
+    assert (after.elbo > before.elbo).all()
+    assert (after.elbo <= after.log_likelihood).all()
+    np.testing.assert_allclose(after.log_likelihood, before.log_likelihood, atol=0.05)
+
+
+def test_differences_are_adjusted_for_what_groups_differ_in():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(1.0, 1.0, (400, 2)), rng.normal(0.0, 1.0, (300, 2))
+    effect = np.array([3.0, -2.0])
+    values = [
+        columns @ effect + shift + rng.normal(0.0, 0.1, len(columns))
+        for columns, shift in ((first, 0.5), (second, 0.0))
+    ]
+    difference, error = decomposition.adjusted_difference(*values, (first, second))
+    assert abs(difference - 0.5) < 4 * error < 0.1
+
+
+def test_without_covariates_an_adjusted_difference_is_that_of_the_means():
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(2.0, 1.0, 50), rng.normal(1.0, 3.0, 70)
+    nothing = np.zeros((50, 0)), np.zeros((70, 0))
+    difference, error = decomposition.adjusted_difference(first, second, nothing)
+    assert difference == pytest.approx(first.mean() - second.mean())
+    welch = stats.ttest_ind(first, second, equal_var=False)
+    assert difference / error == pytest.approx(welch.statistic, rel=0.02)
+
+
+def test_more_ink_and_longer_edges_are_harder():
+    images = np.zeros((3, 6, 6, 1), np.uint8)
+    images[1, 2:4, 2:4] = 255  # a square
+    images[2, ::2] = 255  # stripes
+    columns = decomposition.hardness(images)
+    assert columns.shape == (3, 3)
+    assert (np.diff(columns, axis=0) > 0).all()
+    np.testing.assert_allclose(columns.mean(0), 0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_it_prints(tmp_path):
+    workdir = tmp_path / "run"
+    launch(f"--workdir={workdir}", *TINY)
+    arguments = (f"--workdir={workdir}", "--num_images=20", "--num_samples=20", "--steps=5")
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.decompose", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    written = json.loads((workdir / "decomposition.json").read_bytes())
+    assert written["num_images"] == 20 and written["step"] == 60
+    assert len(written["nats"]) == 7
+    for name, (mean, error) in written["nats"].items():
+        assert f"| {name} | {mean:.2f} ± {error:.2f} |" in done.stdout
