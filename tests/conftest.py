@@ -51,6 +51,13 @@ def resident_memory():
     return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else 0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _products_of_float32():
+    """GPUs round what float32 products read to TF32 unless told otherwise; tests compare more."""
+    if jax.default_backend() != "cpu":
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Compiles without optimization: programs that run for a moment need none."""

@@ -5,12 +5,13 @@ A kept run is a workdir without its checkpoints and without the pictures that a 
 compared image by image `test_*.npz`, and either exported weights or `samples.png`.
 """
 
+import collections
 import dataclasses
 import functools
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,11 @@ class Run:
         return f"{sum(value >= LEAST_KL for value in kl)} of {len(kl)}"
 
     @property
+    def options_in_use(self) -> str:
+        """What its configuration adds to the paper's SeRe-VAE, in a few words."""
+        return ", ".join(_options_in_use(self.config))
+
+    @property
     def link(self) -> str:
         """Its name, as a link to its directory."""
         return f"[{self.directory.name}]({self.directory.as_posix()})"
@@ -80,6 +86,23 @@ class Run:
         files = self.directory.glob("test_elbo_*.npz")
         steps = sorted(int(file.stem.removeprefix("test_elbo_")) for file in files)
         return [step for step in steps if step < self.results["step"]]
+
+
+def _options_in_use(config: Mapping[str, Any]) -> Iterator[str]:
+    """Of a configuration of MNIST; earlier versions had fewer fields."""
+    model, training, dataset = (
+        collections.defaultdict(int, config.get(name, {}))
+        for name in ("model", "training", "dataset")
+    )
+    if (samples := training["num_train_samples"]) > 1:
+        start = training["importance_weighted_from"] or "0%"
+        yield f"IW-{samples}" if start == "0%" else f"IW-{samples} from {start}"
+    if share := dataset["random_affine"]:
+        yield f"affine maps of {share:.0%} until {dataset['random_affine_until']}"
+    if model["data_context"] > 1 or model["couple_data_to_prior"]:
+        yield "previous blocks seen"
+    if layers := model["num_joint_layers"]:
+        yield f"{layers} joint layer" + "s" * (layers > 1)
 
 
 def finished_runs(directory: pathlib.Path) -> dict[str, Run]:

@@ -43,7 +43,7 @@ def likelihood_table(
 
     compared = [f"difference to {reference}"] if reference else []
     columns = ["run", *(["what"] if descriptions else []), *LIKELIHOOD_COLUMNS, *compared]
-    columns += ["layers in use", "parameters", "epochs", "minutes", "commit", "kept as"]
+    columns += ["with", "layers in use", "parameters", "epochs", "minutes", "commit", "kept as"]
     rows = []
     for run in best_first(runs):
         results = run.results
@@ -52,6 +52,7 @@ def likelihood_table(
             *what(run.directory.name),
             *likelihood_cells(results),
             *([difference(run, runs.get(reference))] if reference else []),
+            run.options_in_use,
             run.layers_in_use,
             f"{results['num_params']:,}",
             f"{results['epoch']:.0f}",
@@ -87,6 +88,18 @@ def difference(run: Run, reference: Run | None) -> str:
         return ""
     values = reference.log_likelihood() - run.log_likelihood()
     return f"{values.mean():+.2f} ± {standard_error(values):.2f}"
+
+
+def spread_over_seeds(runs: Mapping[str, Run], name: str) -> list[list[str]]:
+    """A sentence on the runs NAME, NAME_seed1, NAME_seed2, ...; nothing if there is but one."""
+    values = [run.results["nll"] for key, run in runs.items() if key.partition("_seed")[0] == name]
+    if len(values) < 2:
+        return []
+    sentence = (
+        f"Over {len(values)} seeds -log p(x) of `{name}` is {np.mean(values):.2f} nats with a "
+        f"standard deviation of {np.std(values, ddof=1):.2f}; other rows have one seed."
+    )
+    return [[sentence]]
 
 
 def cases_tables(runs: Mapping[str, Run]) -> list[str]:

@@ -10,7 +10,12 @@ from scipy import stats
 
 from experiments import results
 from experiments.reporting.records import finished_runs, paired_gap
-from experiments.reporting.tables import cases_tables, flows_table, likelihood_table
+from experiments.reporting.tables import (
+    cases_tables,
+    flows_table,
+    likelihood_table,
+    spread_over_seeds,
+)
 from experiments.run_folder.metrics import read_metrics
 from experiments.system.errors import UserError
 
@@ -119,7 +124,7 @@ def test_runs_on_mnist_are_listed_best_first_and_missing_ones_named(tmp_path):
 
     first, second, missing = likelihood_table(finished_runs(tmp_path), expected)[-3:]
 
-    cells = "| 81.50 ± 0.25 |  | -90.00 ± 0.50 | 2 of 3 | 1,234 | 60 | 10 | `0123456` |"
+    cells = "| 81.50 ± 0.25 |  | -90.00 ± 0.50 |  | 2 of 3 | 1,234 | 60 | 10 | `0123456` |"
     assert first.startswith("| [better](") and first.endswith(f"{cells} re-evaluable |")
     assert second.startswith("| [worse](") and "| 84.25 ± 0.25 | 83.00 |" in second
     assert second.endswith("| record |")
@@ -148,6 +153,33 @@ def test_runs_on_mnist_are_compared_image_by_image(tmp_path):
     assert cells[2][cells[0].index("what")] == "one option"
     assert missing.startswith("| missing: `a.py` | another | not run | 81.00 |")
     assert header.count("|") == reference.count("|") == missing.count("|")
+
+
+def test_a_row_says_which_options_its_run_used(tmp_path):
+    keep_run(tmp_path / "run", (7.0, 6.0, 5.9))
+    path = tmp_path / "run" / "config.json"
+    (run,) = finished_runs(tmp_path).values()
+    assert run.options_in_use == ""  # of a version that had none of these fields
+    sections = {
+        "model": {"data_shape": [2, 2, 3], "num_joint_layers": 1, "data_context": 4},
+        "training": {"num_train_samples": 5, "importance_weighted_from": "85%"},
+        "dataset": {"random_affine": 0.5, "random_affine_until": "90%"},
+    }
+    path.write_text(json.dumps(sections))
+    (run,) = finished_runs(tmp_path).values()
+    expected = "IW-5 from 85%, affine maps of 50% until 90%, previous blocks seen, 1 joint layer"
+    assert run.options_in_use == expected
+    assert f"| {expected} | 2 of 3 |" in likelihood_table({"run": run}, {})[-1]
+
+
+def test_the_spread_over_seeds_is_that_of_the_runs_of_one_system(tmp_path):
+    for name, nll in (("ours", 81.0), ("ours_seed1", 81.5), ("ours_seed2", 81.2), ("other", 99.0)):
+        keep_run(tmp_path / name, (7.0, 6.0, 5.9), nll=nll)
+    runs = finished_runs(tmp_path)
+    ((sentence,),) = spread_over_seeds(runs, "ours")
+    assert "Over 3 seeds" in sentence and "81.23 nats" in sentence
+    assert f"standard deviation of {np.std([81.0, 81.5, 81.2], ddof=1):.2f}" in sentence
+    assert spread_over_seeds(runs, "other") == []
 
 
 def test_the_table_of_the_readme_has_the_systems_best_first(tmp_path, monkeypatch):
