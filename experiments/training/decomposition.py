@@ -6,6 +6,7 @@ would (Cremer et al. 2018). What is left is the family of q. Of images that were
 is higher than of others because the generative half fits them better, or the encoders do.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -99,7 +100,11 @@ def _features(model: sere_jax.LatentVariableModel, observed: Any) -> Any:
 
 
 def _with_features(model: sere_jax.LatentVariableModel, observed: Any, features: Any) -> Any:
-    return observed.replace(posterior=features) if isinstance(model, SeReVAE) else features
+    return (
+        dataclasses.replace(observed, posterior=features)
+        if isinstance(model, SeReVAE)
+        else features
+    )
 
 
 def _log_weights(model, params, x, observed, keys, samples):

@@ -156,7 +156,7 @@ def test_runs_on_mnist_are_compared_image_by_image(tmp_path):
 
 
 def test_a_row_says_which_options_its_run_used(tmp_path):
-    keep_run(tmp_path / "run", (7.0, 6.0, 5.9))
+    keep_run(tmp_path / "run", (7.0, 6.0, 5.9), nll=81.0)
     path = tmp_path / "run" / "config.json"
     (run,) = finished_runs(tmp_path).values()
     assert run.options_in_use == ""  # of a version that had none of these fields

@@ -163,7 +163,7 @@ def test_priors_of_a_ladder_see_the_scale_of_the_codes_above(tiny_config, layer)
         with_params = model.bind({"params": params})
         return with_params.prior[layer](with_params.top_down[layer](codes))
 
-    assert change_with_scale(prior, model.config.latent_sizes[layer + 1]) > 0.5
+    assert change_with_scale(prior, model.config.latent_sizes[layer + 1]) > 0.1
 
 
 @pytest.mark.parametrize("system", ["ladder", "iaf", "relaxed_bernoulli"])
@@ -174,14 +174,14 @@ def test_pixels_of_whole_images_see_the_scale_of_the_codes(tiny_config, system):
     def logits(codes):
         return model.bind({"params": params}).data_layer(codes, None)
 
-    assert change_with_scale(logits, model.config.latent_shape[0]) > 0.5
+    assert change_with_scale(logits, model.config.latent_shape[0]) > 0.1
 
 
 @pytest.mark.parametrize("family", NETWORKS)
 def test_networks_of_the_hierarchy_see_the_scale_of_the_codes(tiny_config, family):
     network = create_network(tiny_config(network=family), (3,))
     params = network.init(jax.random.key(0), jnp.zeros((1, 2)), 1, None)
-    assert change_with_scale(lambda codes: network.apply(params, codes, 1, None), 2) > 0.5
+    assert change_with_scale(lambda codes: network.apply(params, codes, 1, None), 2) > 0.1
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
