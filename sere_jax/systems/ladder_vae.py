@@ -45,23 +45,20 @@ class Evidence:
 
 
 class HiddenLayers(nn.Module):
-    """Hidden layers, of the image with layer normalization.
+    """Hidden layers, without the batch normalization of the original.
 
-    It stands in for the batch normalization of the original, under which the density of an image
-    would depend on the other images of its batch. It would take from codes their scale, so that
-    networks that read codes go without.
+    With it the density of an image would depend on the other images of its batch. Layer
+    normalization would take from codes their scale.
     """
 
     hidden_size: int  # their width
     num_hidden_layers: int  # how many
-    normalize: bool
 
     @nn.compact
     def __call__(self, hidden: Array) -> Array:
         """[..., features] to [..., hidden_size]."""
         for _ in range(self.num_hidden_layers):
-            hidden = Dense(self.hidden_size)(hidden)
-            hidden = elu(nn.LayerNorm()(hidden) if self.normalize else hidden)
+            hidden = elu(Dense(self.hidden_size)(hidden))
         return hidden
 
 
@@ -86,9 +83,9 @@ class LadderVAE(WholeImageModel):
         sizes = config.codes_per_layer
         widths = [max(1, round(config.hidden_size * size / sizes[0])) for size in sizes]
         depth = config.num_hidden_layers
-        self.bottom_up = [HiddenLayers(width, depth, normalize=True) for width in widths]
+        self.bottom_up = [HiddenLayers(width, depth) for width in widths]
         self.evidence = [nn.Dense(2 * size) for size in sizes]
-        self.top_down = [HiddenLayers(width, depth, normalize=False) for width in widths[:-1]]
+        self.top_down = [HiddenLayers(width, depth) for width in widths[:-1]]
         self.prior = [nn.Dense(2 * size) for size in sizes[:-1]]
         self.data_layer = create_data_layer(config, config.data_shape, is_whole_image=True)
 
