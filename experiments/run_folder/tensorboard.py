@@ -1,8 +1,10 @@
 """Scalars of a run for TensorBoard."""
 
+import contextlib
 import socket
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ class TensorBoardFile:
     """
 
     def __init__(self, directory: Path, resume_step: int) -> None:
-        from tensorboardX.proto.event_pb2 import SessionLog
-        from tensorboardX.record_writer import RecordWriter
+        with _without_torch():
+            from tensorboardX.proto.event_pb2 import SessionLog
+            from tensorboardX.record_writer import RecordWriter
 
         directory.mkdir(parents=True, exist_ok=True)
         # The suffix keeps two event files of the same second apart.
@@ -56,3 +59,16 @@ class TensorBoardFile:
         from tensorboardX.proto.event_pb2 import Event
 
         self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """tensorboardX imports PyTorch where it is installed; that takes two seconds."""
+    modules: dict[str, Any] = sys.modules  # None: an import raises ImportError
+    is_imported = "torch" in modules
+    modules.setdefault("torch", None)
+    try:
+        yield
+    finally:
+        if not is_imported:
+            del modules["torch"]

@@ -63,6 +63,20 @@ def test_lines_are_json_objects_with_step_epoch_and_split_first(tmp_path):
     assert read_metrics(tmp_path) == [json.loads(line) for line in lines]
 
 
+def test_tensorboard_needs_no_pytorch_where_it_is_installed(tmp_path):
+    (tmp_path / "torch.py").write_text("raise RuntimeError('PyTorch is imported')")
+    log = (
+        "import pathlib, sys\n"
+        "from experiments.run_folder.tensorboard import TensorBoardFile\n"
+        "TensorBoardFile(pathlib.Path(sys.argv[1]), 0).close()\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    variables = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
+    command = [sys.executable, "-c", log, str(tmp_path / "logs")]
+    subprocess.run(command, env=variables, check=True)
+    assert len(list((tmp_path / "logs").iterdir())) == 1
+
+
 def test_tensorboard_gets_every_number(tmp_path):
     with MetricsLogger(tmp_path, resume_step=0) as logger:
         logger.write(10, 0.5, "train", {"elbo": -90.5})
