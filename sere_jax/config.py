@@ -178,6 +178,19 @@ class ModelConfig:
         BELOW_ONE,
         needs={"network": "mlp"},
     )
+    generative_dropout: float = _of_sere_vae(
+        0.0,
+        "Share of hidden units dropped in training, in the MLPs of priors and data layers that "
+        "read codes; those that read previous blocks drop the larger of it and `dropout`.",
+        BELOW_ONE,
+        needs={"network": "mlp"},
+    )
+    block_dropout: float = _of_sere_vae(
+        0.0,
+        "Share of pixels of the previous blocks that priors and data layers see as 0 in training; "
+        "the others are not rescaled.",
+        BELOW_ONE,
+    )
     rematerialize: bool = _of_sere_vae(
         False,
         "Compute hidden layers again in the backward pass: less memory, a third more work.",
@@ -245,6 +258,11 @@ class ModelConfig:
         batch them on GPUs. Products of large matrices with different weights gain nothing.
         """
         return self.network == "resnet" or self.has_flows
+
+    @property
+    def drops_in_training(self) -> bool:
+        """Whether training drops hidden units or pixels of previous blocks."""
+        return bool(self.dropout or self.generative_dropout or self.block_dropout)
 
     @property
     def residual_sees_latents(self) -> bool:

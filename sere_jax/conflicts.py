@@ -33,6 +33,11 @@ def conflicts(config: "ModelConfig") -> Iterator[str]:
             f"num_joint_layers={config.num_joint_layers} means nothing to data_layer={FLOW!r}; "
             "leave it at 0, or choose another data layer"
         )
+    if config.block_dropout and not (config.couple_data or config.couple_data_to_prior):
+        yield (
+            f"block_dropout={config.block_dropout} means nothing where no layer sees the previous "
+            "blocks; leave it at 0.0, or choose couple_data=True"
+        )
     if config.system in (IAF_VAE, RELAXED_BERNOULLI_VAE) and config.num_layers != 1:
         yield f"num_layers={config.num_layers} must be 1 with system={config.system!r}"
 

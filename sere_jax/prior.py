@@ -42,7 +42,11 @@ class PriorLayer(nn.Module):
         if config.prior == "standard_normal" or not config.has_latents:
             return Prior(mean=jnp.zeros(shape), scale=jnp.ones(shape))
         network = create_network(
-            config, (*shape[:-1], 2 * shape[-1]), head_scale=0.1, name="network"
+            config,
+            (*shape[:-1], 2 * shape[-1]),
+            head_scale=0.1,
+            is_generative=True,
+            name="network",
         )
         mean, raw_scale = jnp.split(network(window, 1 + len(shape), offset), 2, axis=-1)
         return Prior(mean=mean, scale=self._bounded_scale(raw_scale))

@@ -32,6 +32,7 @@ DEFAULTS = {
     },
     "model": {
         "bijector": "rank_one_affine",
+        "block_dropout": 0.0,
         "carry_start": 0.0,
         "condition_residual_on_latents": True,
         "context": 1,
@@ -47,6 +48,7 @@ DEFAULTS = {
         "encoder": "independent",
         "flow_direct_connections": False,
         "flow_hidden_size": 1024,
+        "generative_dropout": 0.0,
         "hidden_size": 200,
         "latent_shape": (10,),
         "latent_sizes": (),
