@@ -92,6 +92,7 @@ DEFAULTS = {
         "steps_per_dispatch": 50,
         "warmup": "500 steps",
         "weight_decay": 0.0,
+        "weight_decay_on": "all",
     },
     "evaluation": {
         "batch_size": 100,

@@ -69,6 +69,8 @@ MODEL = {
     "hidden_size.x=3": ["config.model.hidden_size is a value, it has no fields"],
 }
 TRAINING = {
+    "weight_decay_on=generative": ["weight_decay_on='generative' means nothing with", "to 'all'"],
+    "weight_decay=0.1 weight_decay_on=kernel": ["all, generative, kernels", "mean 'kernels'?"],
     "batch_size=0": ["batch_size=0 must be an integer from 1"],
     "batch_size=100000": ["batch_size=100000 exceeds the 1273 training examples", "at most 1273"],
     "accumulate_steps=0": ["accumulate_steps=0 must be an integer from 1"],
