@@ -81,6 +81,13 @@ class ModelConfig:
     partition: str = _of_sere_vae(
         "raster", "How x is cut into L blocks.", name_in("sere_jax.partition.PARTITIONS")
     )
+    block_order: str = _of_sere_vae(
+        "raster",
+        "In which order the layers generate the blocks of `checkerboard` and `tiles`: their s x s "
+        "pattern row by row from the left, or `boustrophedon`, every other row from the right, so "
+        "that each block is a neighbour of the one before.",
+        one_of("raster", "boustrophedon"),
+    )
     context: int = _of_sere_vae(
         1, "k, every layer sees the codes z_{l-k} .. z_{l-1}; 1 is the paper.", POSITIVE_INT
     )

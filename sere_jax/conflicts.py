@@ -33,6 +33,11 @@ def conflicts(config: "ModelConfig") -> Iterator[str]:
             f"num_joint_layers={config.num_joint_layers} means nothing to data_layer={FLOW!r}; "
             "leave it at 0, or choose another data layer"
         )
+    if config.block_order != "raster" and config.partition not in ("checkerboard", "tiles"):
+        yield (
+            f"block_order={config.block_order!r} means nothing to partition={config.partition!r}; "
+            "leave it at 'raster', or choose partition='checkerboard' or 'tiles'"
+        )
     if config.block_dropout and not (config.couple_data or config.couple_data_to_prior):
         yield (
             f"block_dropout={config.block_dropout} means nothing where no layer sees the previous "

@@ -33,6 +33,7 @@ DEFAULTS = {
     "model": {
         "bijector": "rank_one_affine",
         "block_dropout": 0.0,
+        "block_order": "raster",
         "carry_start": 0.0,
         "condition_residual_on_latents": True,
         "context": 1,

@@ -78,6 +78,11 @@ def compilations(caplog):
             {"block_dropout": 0.1, "couple_data": False},
             ["block_dropout=0.1 means nothing", "leave it at 0.0", "couple_data=True"],
         ),
+        ({"block_order": "boustrophedn"}, ["'boustrophedn'", "did you mean 'boustrophedon'?"]),
+        (
+            {"block_order": "boustrophedon"},
+            ["means nothing to partition='raster'", "'checkerboard' or 'tiles'"],
+        ),
         ({"couple_prior": "yes"}, ["couple_prior='yes'", "True or False"]),
         ({"couple_bijector": 1}, ["couple_bijector=1", "True or False"]),
         ({"couple_data": None}, ["couple_data=None", "True or False"]),
