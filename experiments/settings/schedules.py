@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.settings.durations import duration_in_steps
+from experiments.settings.muon import scale_by_muon_or_adam
 from experiments.settings.parameter_groups import decayed
 
 
@@ -61,7 +62,11 @@ def create_optimizer(training: Any, schedule: optax.Schedule) -> optax.GradientT
     Weight decay is decoupled from the gradient (AdamW): what it acts on changes by minus learning
     rate times decay times itself, besides.
     """
-    scale = {"adam": optax.scale_by_adam, "adamax": optax.scale_by_adamax}[training.optimizer]
+    scale = {
+        "adam": optax.scale_by_adam,
+        "adamax": optax.scale_by_adamax,
+        "muon": scale_by_muon_or_adam,
+    }[training.optimizer]
     parts = [scale(), optax.scale_by_learning_rate(schedule)]
     if training.weight_decay:
         which = training.weight_decay_on

@@ -76,7 +76,7 @@ IS_DECAYED = {
 
 
 @pytest.mark.parametrize("which", IS_DECAYED)
-@pytest.mark.parametrize("optimizer", ["adam", "adamax"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamax", "muon"])
 def test_weight_decay_shrinks_the_chosen_parameters_and_no_other(which, optimizer):
     config = base.get_config()
     config.model.update(data_shape=(2, 3, 1), num_layers=3, latent_shape=(2,), hidden_size=8)
@@ -106,3 +106,52 @@ def test_weight_decay_shrinks_the_chosen_parameters_and_no_other(which, optimize
     parts = {"prior", "prior_observed", "bijector", "data_layer"}
     others = {"posterior", "refinement", "hierarchy"}  # the latter is the shared encoder
     assert chosen == parts | (set() if which == "generative" else others)
+
+
+def test_muon_orthogonalizes_each_matrix_on_its_own_and_adam_does_the_rest():
+    generator = np.random.default_rng(0)
+
+    def values(*shape):
+        return generator.normal(size=shape).astype(np.float32)
+
+    def tree():
+        return {
+            "dense": {"kernel": values(5, 7), "bias": values(7)},
+            "layers": {
+                "dense": {"kernel": values(3, 6, 4), "bias": values(3, 4)},
+                "conv": {"kernel": values(2, 3, 3, 2, 5), "bias": values(2, 5)},
+                "masked": {"head_kernel_dense_0": values(3, 4, 2, 6)},
+            },
+            "conv": {"kernel": values(3, 3, 2, 4)},
+        }
+
+    training = base.get_config().training
+    training.update(optimizer="muon", weight_decay=0.1)
+    schedule = optax.linear_schedule(0.1, 0.01, 10)
+    params, gradients = tree(), [tree() for _ in range(3)]
+
+    def train(rule, params, gradients):
+        state = rule.init(params)
+        for gradient in gradients:
+            updates, state = rule.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    ours = train(schedules.create_optimizer(training, schedule), params, gradients)
+
+    on_matrix = optax.contrib.muon(schedule, weight_decay=0.1, consistent_rms=0.2)
+    on_rest = optax.adamw(schedule, weight_decay=0.1)
+    ours, before = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (ours, params))
+    steps = [dict(jax.tree_util.tree_leaves_with_path(gradient)) for gradient in gradients]
+    for path, found in ours.items():
+        of_leaf = [before[path], *(step[path] for step in steps)]
+        if path[-1].key != "kernel":
+            expected = train(on_rest, of_leaf[0], of_leaf[1:])
+        else:
+            num_matrices = len(found) if path[0].key == "layers" else 1
+            shape = (num_matrices, -1, found.shape[-1])
+            of_leaf = [leaf.reshape(shape) for leaf in of_leaf]
+            matrices = [train(on_matrix, start, own) for start, *own in zip(*of_leaf, strict=True)]
+            expected = np.reshape(matrices, found.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=str(path))
+        assert np.abs(found - before[path]).max() > 1e-2

@@ -17,7 +17,9 @@ from configs import base
 from experiments.data import input_pipeline
 from experiments.data.input_pipeline import epoch_order
 from experiments.distributed.devices import replicate
-from experiments.training.state import init_state
+from experiments.run_folder.checkpoints import Checkpoints
+from experiments.settings import schedules
+from experiments.training.state import init_state, state_template
 from experiments.training.step import StepSettings, create_train_dispatch, global_norm
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -367,3 +369,23 @@ def test_several_devices_compute_the_run_of_one(num_devices, pieces, model, tmp_
     assert several["metrics"] == pytest.approx(float(metrics.objective), rel=1e-5)
     for i, leaf in enumerate(jax.tree.leaves(host(state.params))):
         np.testing.assert_allclose(several[f"arr_{i}"], leaf, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_with_muon_goes_on_from_its_checkpoint_with_the_same_bits(tmp_path):
+    training = tiny_experiment(optimizer="muon", weight_decay=0.1)[0].training
+    optimizer = schedules.create_optimizer(training, optax.cosine_decay_schedule(1e-2, 6))
+    _, dispatch, state, images = create(optimizer=optimizer)
+    start = host(state.params)
+    expected, _ = run(dispatch, state, images, [3, 3])
+    model, dispatch, state, images = create(optimizer=optimizer)
+    half, _ = run(dispatch, state, images, [3])
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(host(half), {"train_seconds": 1.0}, -1.0)
+        checkpoints.wait()
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        restored, _ = checkpoints.restore_latest(state_template(model, optimizer, seed=3))
+    _, dispatch, _, _ = create(optimizer=optimizer)
+    found, _ = run(dispatch, replicate(restored), images, [3])
+    assert_same_bits(found, expected)
+    far = jax.tree.map(lambda a, b: np.abs(a - b).max(), host(found.params), start)
+    assert min(jax.tree.leaves(far)) > 1e-3
