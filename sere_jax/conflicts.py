@@ -61,9 +61,15 @@ def conflicts_of_latents(config: "ModelConfig") -> Iterator[str]:
             f"latent_sizes={sizes} must hold num_layers={config.num_layers} numbers of at most "
             f"{shape[0]}, as latent_shape={shape} says"
         )
+    if sizes and config.prior == "spline":
+        yield (
+            f"latent_sizes={sizes} does not fit prior='spline', whose splines couple all codes of "
+            "a layer; set it to (), or choose prior='gaussian'"
+        )
     if config.system in SYSTEMS and config.system != SERE_VAE and not is_vector:
         yield (f"latent_shape={shape} must be a vector such as (30,) with system={config.system!r}")
-    if config.couple_data_to_prior and (config.prior != "gaussian" or not config.has_latents):
+    has_parameters = config.prior != "standard_normal" and config.has_latents
+    if config.couple_data_to_prior and not has_parameters:
         yield (
             "couple_data_to_prior=True needs a prior with parameters; there is none with "
             f"latent_shape={shape} and prior={config.prior!r}: set it to False"

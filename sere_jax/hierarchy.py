@@ -122,9 +122,8 @@ class Layer(nn.Module):
         residual = jax.tree.map(lambda parameter: masked(parameter, mask), residual)
         epsilon = masked(posterior_sample(prior, residual, noise), mask)
         z = masked(bijector.forward(epsilon), mask)
-        prior, residual = jax.tree.map(
-            lambda parameter: jnp.broadcast_to(parameter, epsilon.shape), (prior, residual)
-        )
+        prior = prior.broadcast_to(epsilon.shape)
+        residual = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, epsilon.shape), residual)
         latents = Latents(epsilon=epsilon, z=z, prior=prior, residual=residual, bijector=bijector)
         return self._push_code(window, z), latents
 

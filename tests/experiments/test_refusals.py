@@ -46,7 +46,7 @@ MODEL = {
     "latent_shape=(2,": ["latent_shape=(2, must be a tuple"],
     "latent_shape=(0,)": ["latent_shape=(0,) (no latents)", "choose data_layer"],
     "num_flows=0": ["num_flows=0", "an integer from 1"],
-    "prior=normal": ["prior='normal' must be one of gaussian, standard_normal"],
+    "prior=normal": ["prior='normal' must be one of gaussian, standard_normal, spline"],
     "prior=standard_normal couple_data_to_prior=True": ["needs a prior with parameters"],
     "latent_shape=()": ["latent_shape=()", "at least 1"],
     "latent_shape=(2.5,)": ["latent_shape=(2.5,)", "integers"],

@@ -83,6 +83,7 @@ def compilations(caplog):
             {"block_order": "boustrophedon"},
             ["means nothing to partition='raster'", "'checkerboard' or 'tiles'"],
         ),
+        ({"latent_sizes": (2, 1, 1), "prior": "spline"}, ["prior='spline'", "set it to ()"]),
         ({"couple_prior": "yes"}, ["couple_prior='yes'", "True or False"]),
         ({"couple_bijector": 1}, ["couple_bijector=1", "True or False"]),
         ({"couple_data": None}, ["couple_data=None", "True or False"]),

@@ -34,6 +34,7 @@ OPTIONS = {
         "network": "linear",
     },
     "autoregressive": {"bijector": "inverse_autoregressive"},
+    "splines in the prior": {"prior": "spline", "couple_data_to_prior": True},
     "residual networks on vectors": {"network": "resnet"},
     "residual networks on maps": {**MAPS, "latent_shape": (1, 2, 2)},
 }
