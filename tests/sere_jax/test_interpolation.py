@@ -15,7 +15,6 @@ MODELS = {
     "unequal_latents": {"latent_shape": (3,), "latent_sizes": (1, 3, 2)},
     "maps": {"latent_shape": (2, 1, 2)},
     "standard_normal": {"prior": "standard_normal", "bijector": "inverse_autoregressive"},
-    "spline": {"prior": "spline", "context": 2},
     "grey": {"data_layer": "gaussian", "data_scale": 0.3},
     "ladder": {"system": "ladder_vae", "latent_shape": (4,), "latent_sizes": (4, 2, 1)},
     "iaf": {"system": "iaf_vae", "num_layers": 1, "latent_shape": (3,)},

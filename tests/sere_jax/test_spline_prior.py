@@ -53,21 +53,30 @@ def test_the_density_is_that_of_the_jacobian_of_what_samples(
     tiny_config, random_module, shape, inputs
 ):
     prior, residual = prior_and_residual(tiny_config, random_module, shape, inputs)
-    prior = prior.broadcast_to((5, *shape))
-    noise = random_values(5, *shape, seed=3)
-    epsilon = posterior_sample(prior, residual, noise)
+    size = int(np.prod(shape))
 
-    ratio = log_density_ratio_with_splines(prior, residual, noise, epsilon)
+    def compute(prior, residual, noise):
+        epsilon = posterior_sample(prior, residual, noise)
+        ratio = log_density_ratio_with_splines(prior, residual, noise, epsilon)
+        u = prior.noise(epsilon)
+        jacobian = jax.jacobian(lambda u: prior.sample(u).reshape(5, size))(u)
+        return epsilon, ratio, u, prior.sample(u), jacobian.reshape(5, size, 5, size)
 
-    u, size = prior.noise(epsilon), int(np.prod(shape))
-    np.testing.assert_allclose(prior.sample(u), epsilon, rtol=1e-3, atol=1e-4)
-    jacobian = jax.jacobian(lambda u: prior.sample(u).reshape(5, size))(u)
-    jacobian = np.asarray(jacobian, np.float64).reshape(5, size, 5, size)
+    with jax.enable_x64(True):  # random splines are steep
+        prior, residual, noise = jax.tree.map(
+            lambda leaf: leaf if leaf.dtype == bool else np.float64(leaf),
+            (prior.broadcast_to((5, *shape)), residual, random_values(5, *shape, seed=3)),
+        )
+        epsilon, ratio, u, again, jacobian = map(
+            np.asarray, jax.jit(compute)(prior, residual, noise)
+        )
+
+    np.testing.assert_allclose(again, epsilon, rtol=1e-7, atol=1e-7)
     own = np.stack([jacobian[i, :, i] for i in range(5)])
-    log_p = stats.norm.logpdf(np.reshape(u, (5, size))).sum(axis=1) - np.linalg.slogdet(own)[1]
-    mean = residual.mean + residual.scale * prior.mean
-    log_q = stats.norm.logpdf(epsilon, mean, residual.scale * prior.scale).reshape(5, size).sum(1)
-    np.testing.assert_allclose(ratio, log_p - log_q, rtol=1e-3, atol=1e-2)
+    log_p = stats.norm.logpdf(u.reshape(5, size)).sum(axis=1) - np.linalg.slogdet(own)[1]
+    scale = np.exp(residual.log_scale)
+    log_q = stats.norm.logpdf(epsilon, residual.mean + scale * prior.mean, scale * prior.scale)
+    np.testing.assert_allclose(ratio, log_p - log_q.reshape(5, size).sum(axis=1), rtol=1e-6)
     assert np.abs(epsilon - (prior.mean + prior.scale * u)).max() > 0.1  # S is not the identity
 
 
@@ -144,6 +153,24 @@ def test_with_the_identity_it_is_the_gaussian_prior(random_model):
         for each, own in ((model, params), (gaussian, of_gaussian))
     )
     np.testing.assert_allclose(*samples, rtol=1e-3, atol=1e-4)
+
+
+def test_the_ends_of_an_interpolation_are_reconstructions(random_model):
+    model, params = random_model(prior="spline", context=2)
+    layers = params["hierarchy"]["layers"]
+    # Less steep, or float32 would lose on the way forth what the way back needs.
+    splines = jax.tree.map(lambda leaf: 0.3 * leaf, layers["prior"]["splines"])
+    layers = {**layers, "prior": {**layers["prior"], "splines": splines}}
+    params = {"hierarchy": {"layers": layers}}
+    ends = (random_values(2, 2, 3, 1) > 0).astype(np.float32)
+    key = jax.random.key(0)
+
+    images = sere_jax.interpolate(model, params, *ends, key, 4)
+
+    for place, end in ((0, ends[:1]), (-1, ends[1:])):
+        expected = sere_jax.reconstruct(model, params, end, key, expected=True)
+        np.testing.assert_allclose(images[place], expected[0], rtol=1e-3, atol=1e-4)
+    assert np.abs(images[0] - images[-1]).max() > 1e-2
 
 
 @pytest.mark.slow
