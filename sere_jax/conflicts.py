@@ -1,10 +1,7 @@
 """Fields of `config.model` that do not fit each other, and the names that these checks know."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from sere_jax.config import ModelConfig
+from typing import Any
 
 NO_LATENTS = (0,)
 FLOW = "masked_autoregressive_flow"
@@ -14,8 +11,8 @@ IAF_VAE, RELAXED_BERNOULLI_VAE = "iaf_vae", "relaxed_bernoulli_vae"
 SYSTEMS = (SERE_VAE, LADDER_VAE, IAF_VAE, RELAXED_BERNOULLI_VAE)
 
 
-def conflicts(config: "ModelConfig") -> Iterator[str]:
-    """Fields that do not fit each other, with the way out."""
+def conflicts(config: Any) -> Iterator[str]:
+    """Fields of a `ModelConfig` that do not fit each other, with the way out."""
     for field in ("context", "data_context"):
         value = getattr(config, field)
         if value > config.num_layers:
@@ -47,7 +44,7 @@ def conflicts(config: "ModelConfig") -> Iterator[str]:
         yield f"num_layers={config.num_layers} must be 1 with system={config.system!r}"
 
 
-def conflicts_of_latents(config: "ModelConfig") -> Iterator[str]:
+def conflicts_of_latents(config: Any) -> Iterator[str]:
     """The same of the shape of the codes and what depends on them."""
     shape, sizes = config.latent_shape, config.latent_sizes
     is_vector = len(shape) == 1 and config.has_latents

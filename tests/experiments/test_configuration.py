@@ -134,6 +134,7 @@ INVALID = {
     "training.importance_weighted_from": ["late", "5"],
     "training.optimizer": ["sgdd"],
     "training.weight_decay": [-0.1],
+    "training.weight_decay_on": ["biases", None],
     "training.learning_rate": [0.0, -1e-3, float("nan"), float("inf"), 1e300],
     "training.learning_rate_schedule": ["step"],
     "training.final_learning_rate_factor": [1.5],
