@@ -110,10 +110,6 @@ IN_PIECES = {
     "importance_weighted_later": {"num_train_samples": 3, "importance_weighted_from": 2},
     "dropout": {"model": (("dropout", 0.3),)},
     "generative_dropout": {"model": (("generative_dropout", 0.3), ("block_dropout", 0.3))},
-    "importance_weighted_dropout": {
-        "num_train_samples": 3,
-        "model": (("generative_dropout", 0.3), ("block_dropout", 0.3)),
-    },
     "flows": {"model": (("data_layer", "masked_autoregressive_flow"), ("flow_hidden_size", 8))},
 }
 
