@@ -72,7 +72,7 @@ class Layer(nn.Module):
         self.data_layer = create_data_layer(config, create_partition(config).block_shape)
         if config.couple_data_to_prior:
             self.prior_observed = create_features(
-                config, num_hidden_layers=config.num_hidden_layers - 1
+                config, num_hidden_layers=config.num_hidden_layers - 1, is_generative=True
             )
 
     def encode(self, x: Array) -> Array | None:
@@ -91,7 +91,7 @@ class Layer(nn.Module):
         """Features of the previous blocks for the prior and for the data layer."""
         prior = None
         if self.config.couple_data_to_prior:
-            prior = self.prior_observed(self.data_layer.to_network(previous), 4)
+            prior = self.prior_observed(self.data_layer.read_previous(previous), 4)
         return prior, self.data_layer.observe(previous)
 
     def prior_and_bijector(
@@ -122,9 +122,8 @@ class Layer(nn.Module):
         residual = jax.tree.map(lambda parameter: masked(parameter, mask), residual)
         epsilon = masked(posterior_sample(prior, residual, noise), mask)
         z = masked(bijector.forward(epsilon), mask)
-        prior, residual = jax.tree.map(
-            lambda parameter: jnp.broadcast_to(parameter, epsilon.shape), (prior, residual)
-        )
+        prior = prior.broadcast_to(epsilon.shape)
+        residual = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, epsilon.shape), residual)
         latents = Latents(epsilon=epsilon, z=z, prior=prior, residual=residual, bijector=bijector)
         return self._push_code(window, z), latents
 
@@ -181,10 +180,10 @@ class Layer(nn.Module):
         return _push(window, z, event_ndims=len(self.config.latent_shape))
 
 
-def _infer(layer: Layer, window: Array, inputs: tuple[Any, Any]) -> tuple[Array, Latents]:
-    """`Layer.infer` as a pure function, for the variables of one layer and its inputs."""
-    variables, of_layer = inputs
-    stepped: Any = layer.apply(variables, window, of_layer, method=Layer.infer)
+def _infer(layer: Layer, window: Array, inputs: tuple[Any, Any, Any]) -> tuple[Array, Latents]:
+    """`Layer.infer` as a pure function, for the variables and keys of one layer and its inputs."""
+    variables, rngs, of_layer = inputs
+    stepped: Any = layer.apply(variables, window, of_layer, rngs=rngs, method=Layer.infer)
     return stepped[0], stepped[1]
 
 
@@ -242,10 +241,17 @@ class Hierarchy(nn.Module):
         inputs = (observed.prior, observed.posterior, noise, self.code_mask)
         if self._has_dear_launches and not (self.is_initializing() or self.config.rematerialize):
             step = functools.partial(_infer, Layer(self.config, parent=None))
-            _, latents = recurrence.scan(step, window, (self.layer.variables, inputs))
+            arguments = (self.layer.variables, self._rngs_of_layers(), inputs)
+            _, latents = recurrence.scan(step, window, arguments)
             return latents
         _, latents = self._one_after_another(Layer.infer)(self.layer, window, inputs)
         return latents
+
+    def _rngs_of_layers(self) -> dict[str, Array]:
+        """Keys [L] of what the prior's networks drop; none where they drop nothing."""
+        if not (self.config.generative_dropout and self.has_rng("dropout")):
+            return {}
+        return {"dropout": jax.random.split(self.make_rng("dropout"), self.config.num_layers)}
 
     def decode(self, z: Float[Array, "layers *rest"], observed: Observed) -> tuple[Any, Array]:
         """Data layers and likelihoods of all layers at once, for codes [L, ..., B, *latent_shape].

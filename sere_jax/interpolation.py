@@ -35,10 +35,11 @@ def interpolate(
     """Expected images on the way from one image to another through the codes.
 
     What is interpolated is the standard normal noise that would make the codes of either image
-    under the prior, (ε_l - μ_l(z_{l-1})) / σ_l(z_{l-1}), of all layers as one vector, and the model
-    generates from it. So every code on the way is one that fits the codes before it, which those
-    halfway between two z need not be. The path is a great circle (spherical interpolation): noise
-    of N dimensions has a length near √N, and the middle of a straight line is too short.
+    under the prior, (ε_l - μ_l(z_{l-1})) / σ_l(z_{l-1}) if that is Gaussian, of all layers as one
+    vector, and the model generates from it. So every code on the way is one that fits the codes
+    before it, which those halfway between two z need not be. The path is a great circle (spherical
+    interpolation): noise of N dimensions has a length near √N, and the middle of a straight line is
+    too short.
 
     The ends are what `reconstruct` makes of either image alone with this key; but not with
     `couple_data_to_prior`, where the priors see the blocks that are generated.

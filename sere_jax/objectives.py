@@ -60,8 +60,9 @@ def objective(
 
     With one sample the KL is in closed form (paper, Eqs. 9 and 10), where the system has one; with
     S samples the objective is log 1/S Σ_s p(x | z_s) (p(ε_s) / q(ε_s))^kl_weight, at weight 1 the
-    bound of Burda et al. 2016 (Eq. 8). It is the one function that drops hidden units
-    (`config.dropout`).
+    bound of Burda et al. 2016 (Eq. 8). It is the one function that drops hidden units (`dropout`,
+    `generative_dropout`, of networks that read codes other ones for each sample) and pixels of
+    previous blocks (`block_dropout`).
 
     Args:
         kl_weight: weight of the KL, for a warm-up.
@@ -103,7 +104,7 @@ def _objective(
 
     def log_weights_terms(x: Array, noise: Array, rngs: Any) -> tuple[Array, Array]:
         observed = apply(model, params, x, method="observe", rngs=rngs)
-        return apply(model, params, x, observed, noise, method="log_weights")
+        return apply(model, params, x, observed, noise, method="log_weights", rngs=rngs)
 
     noise = noise_of_samples(model, keys, jnp.arange(num_samples))
     log_likelihood, ratio = _with_dropout(model, log_weights_terms, x, noise, keys, axis=1)
@@ -120,11 +121,11 @@ def _with_dropout(
     keys: Array,
     axis: int,
 ) -> tuple[Array, Array]:
-    """`terms(x, noise, rngs)`, whose examples drop units of their own, whatever their batch is.
+    """`terms(x, noise, rngs)`, whose examples drop what their keys say, whatever their batch is.
 
     The results have the examples on `axis`, the noise on the one after.
     """
-    if not model.config.dropout:
+    if not model.config.drops_in_training:
         return terms(x, noise, None)
 
     def terms_of_one(x: Array, noise: Array, key: Array) -> tuple[Array, Array]:

@@ -141,14 +141,27 @@ def create_partition(config: ModelConfig) -> Partition:
         ConfigError: unknown name, or L does not fit the image.
     """
     create = choose("partition", config.partition, PARTITIONS)
-    return _built_once(create, config.data_shape, config.num_layers)
+    return _built_once(create, config.data_shape, config.num_layers, config.block_order)
 
 
 @functools.lru_cache
 def _built_once(
-    create: Callable[[DataShape, int], Partition], data_shape: DataShape, num_layers: int
+    create: Callable[[DataShape, int], Partition],
+    data_shape: DataShape,
+    num_layers: int,
+    block_order: str,
 ) -> Partition:
-    return create(data_shape, num_layers)
+    partition = create(data_shape, num_layers)
+    if block_order == "raster":
+        return partition
+    return Partition(data_shape, partition.pixels[boustrophedon(math.isqrt(num_layers))])
+
+
+def boustrophedon(side: int) -> np.ndarray:
+    """[s^2] row-major indices of an s x s pattern, every other row from right to left."""
+    rows = np.arange(side * side).reshape(side, side)
+    rows[1::2] = rows[1::2, ::-1].copy()
+    return rows.reshape(-1)
 
 
 def previous_blocks(

@@ -59,12 +59,15 @@ class DataLayer(nn.Module):
         """Creates γ¹ and, where the layer sees previous blocks, δγ."""
         shape = (*self.block_shape[:2], self.parameters_per_pixel)
         options: dict[str, Any] = {"bounded": False, "head_scale": self.head_scale}
+        options["is_generative"] = True
         self.base = create_network(
             self.config, shape, output_start=self.parameters_start, **options
         )
         if self.sees_previous:
             self.observed = create_features(
-                self.config, num_hidden_layers=self.config.num_hidden_layers - 1
+                self.config,
+                num_hidden_layers=self.config.num_hidden_layers - 1,
+                is_generative=True,
             )
             self.residual = create_network(
                 self.config, shape, num_joint_layers=self.config.num_joint_layers, **options
@@ -74,7 +77,7 @@ class DataLayer(nn.Module):
         """Offset of δγ from the previous blocks [..., j, h, w, channels]; None if uncoupled."""
         if not self.sees_previous:
             return None
-        return self.observed(self.to_network(previous), 4)
+        return self.observed(self.read_previous(previous), 4)
 
     def __call__(self, z: Array | None, offset: Any) -> Any:
         """γ [..., h, w, parameters_per_pixel] of codes [..., *latent_shape], if there are latents.
@@ -90,6 +93,19 @@ class DataLayer(nn.Module):
     def to_network(self, x: Array) -> Array:
         """x in data space to the float32 values that networks read."""
         return x.astype(jnp.float32)
+
+    def read_previous(self, previous: Array) -> Array:
+        """`to_network` of the previous blocks [..., j, h, w, channels], with pixels dropped.
+
+        Where there are keys called `dropout`, the share `config.block_dropout` of the pixels is 0
+        in all channels, others in each call; what is kept is not rescaled.
+        """
+        values, share = self.to_network(previous), self.config.block_dropout
+        if not (share and self.has_rng("dropout")):
+            return values
+        shape = (*values.shape[:-1], 1)
+        is_kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - share, shape)
+        return jnp.where(is_kept, values, 0.0)
 
     def block_log_prob(
         self, parameters: Any, block: Shaped[Array, "*batch h w channels"], mask: Array | None

@@ -77,3 +77,18 @@ def log_density_ratio(prior: Prior, residual: Residual, noise: Array) -> Array:
     shift = residual.mean + jnp.expm1(residual.log_scale) * prior.mean
     standardized = shift / prior.scale + residual.scale * noise
     return 0.5 * (jnp.square(noise) - jnp.square(standardized)) + residual.log_scale
+
+
+def log_density_ratio_with_splines(
+    prior: Prior, residual: Residual, noise: Array, epsilon: Array
+) -> Array:
+    """log p(ε) - log q(ε) in nats of a layer, [...], at ε = `posterior_sample(..., noise)`.
+
+    p is the law of S(μ + σ u); minus this is the estimate of the KL, which has no closed form.
+    """
+    assert prior.splines is not None
+    value, log_det = prior.splines.inverse_and_log_det(epsilon)
+    standardized = (value - prior.mean) / prior.scale
+    ratio = 0.5 * (jnp.square(noise) - jnp.square(standardized)) + residual.log_scale
+    event = tuple(range(-prior.splines.event_ndims_in, 0))
+    return jnp.sum(ratio, axis=event) + log_det

@@ -1,12 +1,20 @@
-"""Prior layers p(ε_l | z_{l-1}) = N(μ_l, diag σ_l²) (paper, Eq. 2 and section 3.2)."""
+"""Prior layers p(ε_l | z_{l-1}) = N(μ_l, diag σ_l²) (paper, Eq. 2 and section 3.2), or warped.
 
+With splines S the prior is the law of S(μ + σ u), u ~ N(0, I), and not Gaussian. By Proposition 1 a
+bijector that the posterior shares cannot repair a mismatch between it and the prior; S can, as the
+posterior does not have it.
+"""
+
+import distrax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float
 
-from sere_jax.arrays import Array, record
+from sere_jax.arrays import Array, flatten, record
 from sere_jax.config import ModelConfig
+from sere_jax.flows.coupling import SplineCoupling
+from sere_jax.networks.activations import tanh
 from sere_jax.networks.family import create_network
 
 SMALLEST_SCALE = 1e-18  # whose square is still a float32
@@ -18,10 +26,22 @@ class Prior:
 
     mean: Float[Array, "*latents"]  # μ
     scale: Float[Array, "*latents"]  # σ
+    splines: distrax.Bijector | None = None  # S; None: the identity
 
     def sample(self, noise: Array) -> Array:
-        """ε = μ + σ noise, for standard normal noise [..., *latent_shape]."""
-        return self.mean + self.scale * noise
+        """ε = S(μ + σ noise), for standard normal noise [..., *latent_shape]."""
+        epsilon = self.mean + self.scale * noise
+        return epsilon if self.splines is None else self.splines.forward(epsilon)
+
+    def noise(self, epsilon: Array) -> Array:
+        """The noise [..., *latent_shape] that `sample` makes ε of."""
+        value = epsilon if self.splines is None else self.splines.inverse(epsilon)
+        return (value - self.mean) / self.scale
+
+    def broadcast_to(self, shape: tuple[int, ...]) -> "Prior":
+        """With μ and σ of this shape."""
+        mean, scale = (jnp.broadcast_to(array, shape) for array in (self.mean, self.scale))
+        return Prior(mean, scale, self.splines)
 
 
 class PriorLayer(nn.Module):
@@ -29,7 +49,8 @@ class PriorLayer(nn.Module):
 
     The scale lies between `sigma_min` and `sigma_max` and starts at 1, or at the middle of the two
     where 1 is not inside. Its upper bound costs nothing: the scale of ε is a gauge that
-    the bijector can undo. `config.prior` may fix it to the standard normal distribution instead.
+    the bijector can undo. `config.prior` may fix it to the standard normal distribution instead, or
+    add splines, which start near the identity.
     """
 
     config: ModelConfig
@@ -41,11 +62,21 @@ class PriorLayer(nn.Module):
         shape = config.latent_shape
         if config.prior == "standard_normal" or not config.has_latents:
             return Prior(mean=jnp.zeros(shape), scale=jnp.ones(shape))
+        num_latents, has_splines = shape[-1], config.prior == "spline"
+        size = 2 * num_latents + (config.hidden_size if has_splines else 0)
         network = create_network(
-            config, (*shape[:-1], 2 * shape[-1]), head_scale=0.1, name="network"
+            config, (*shape[:-1], size), head_scale=0.1, is_generative=True, name="network"
         )
-        mean, raw_scale = jnp.split(network(window, 1 + len(shape), offset), 2, axis=-1)
-        return Prior(mean=mean, scale=self._bounded_scale(raw_scale))
+        mean, raw_scale, condition = jnp.split(
+            network(window, 1 + len(shape), offset), [num_latents, 2 * num_latents], axis=-1
+        )
+        prior = Prior(mean=mean, scale=self._bounded_scale(raw_scale))
+        if not has_splines:
+            return prior
+        flow = SplineCoupling(shape, config.hidden_size, name="splines")
+        # Densities take its forward direction, the faster one; samples the other.
+        splines = distrax.Inverse(flow(flatten(tanh(condition), len(shape))))
+        return Prior(prior.mean, prior.scale, splines)
 
     def _bounded_scale(self, raw_scale: Array) -> Array:
         low, high = self.config.sigma_min, self.config.sigma_max

@@ -7,9 +7,14 @@ import jax.numpy as jnp
 from jaxtyping import Float, Key
 
 from sere_jax.arrays import Array, Images, Noise, PerImage, masked, record
-from sere_jax.hierarchy import Hierarchy, Observed
+from sere_jax.hierarchy import Hierarchy, Latents, Observed
 from sere_jax.model import Inferred, LatentVariableModel
-from sere_jax.posterior import kl_divergence, log_density_ratio
+from sere_jax.posterior import (
+    kl_divergence,
+    log_density_ratio,
+    log_density_ratio_with_splines,
+)
+from sere_jax.prior import Prior
 
 
 @record
@@ -17,7 +22,7 @@ class Inference(Inferred):
     """What the model infers of a batch x, with one sample of the codes."""
 
     log_likelihood: PerImage  # log p(x | z)
-    kl: Float[Array, "batch layers"]  # closed form
+    kl: Float[Array, "batch layers"]  # closed form; with `prior="spline"` estimated
     epsilon: Float[Array, "batch layers *latents"]  # drawn from q
     z: Float[Array, "batch layers *latents"]  # f_l(ε_l), 0 at codes that a layer does not have
     prior_mean: Float[Array, "batch layers *latents"]  # μ
@@ -71,7 +76,7 @@ class SeReVAE(LatentVariableModel):
         latents = self.hierarchy.infer(observed, noise)
         parameters, log_likelihood = self.hierarchy.decode(latents.z, observed)
         layers_first = {
-            "kl": self._sum_latents(kl_divergence(latents.prior, latents.residual)),
+            "kl": self._kl(latents, noise),
             "epsilon": latents.epsilon,
             "z": latents.z,
             "prior_mean": latents.prior.mean,
@@ -99,21 +104,21 @@ class SeReVAE(LatentVariableModel):
         del x
         latents = self.hierarchy.infer(observed, noise)
         _, log_likelihood = self.hierarchy.decode(latents.z, observed)
-        ratio = log_density_ratio(latents.prior, latents.residual, noise)
-        return jnp.sum(log_likelihood, axis=0), jnp.sum(self._sum_latents(ratio), axis=0)
+        ratio = self._log_density_ratio(latents, noise)
+        return jnp.sum(log_likelihood, axis=0), jnp.sum(ratio, axis=0)
 
     def generate(self, noise: Noise, keys: Key[Array, "layers batch"]) -> tuple[Images, Images]:
         """Images and their expectations."""
         return self.hierarchy.generate(noise, keys)
 
     def prior_noise(self, x: Array, noise: Noise) -> Noise:
-        """(ε - μ) / σ, 0 at codes that a layer does not have; see the base class.
+        """(S⁻¹(ε) - μ) / σ, 0 at codes that a layer does not have; see the base class.
 
-        Where priors see previous blocks (`couple_data_to_prior`), μ and σ are those that the blocks
-        of x give.
+        Where priors see previous blocks (`couple_data_to_prior`), μ, σ and S are those that the
+        blocks of x give.
         """
         latents = self.hierarchy.infer(self.observe(x), noise)
-        noise = (latents.epsilon - latents.prior.mean) / latents.prior.scale
+        noise = jax.vmap(Prior.noise)(latents.prior, latents.epsilon)
         mask = self.hierarchy.code_mask
         return masked(noise, None if mask is None else mask[:, None])
 
@@ -125,6 +130,19 @@ class SeReVAE(LatentVariableModel):
     ) -> tuple[Images, Images]:
         """Images and their expectations from codes."""
         return self.hierarchy.regenerate(z, keys, residual)
+
+    def _kl(self, latents: Latents, noise: Array) -> Array:
+        if latents.prior.splines is not None:
+            return -self._log_density_ratio(latents, noise)
+        return self._sum_latents(kl_divergence(latents.prior, latents.residual))
+
+    def _log_density_ratio(self, latents: Latents, noise: Array) -> Array:
+        """log p(ε) - log q(ε) of each layer, [L, ..., B]."""
+        prior, residual = latents.prior, latents.residual
+        if prior.splines is None:
+            return self._sum_latents(log_density_ratio(prior, residual, noise))
+        ratio = jax.vmap(log_density_ratio_with_splines)
+        return ratio(prior, residual, noise, latents.epsilon)
 
     def _sum_latents(self, values: Array) -> Array:
         return jnp.sum(values, axis=tuple(range(-len(self.config.latent_shape), 0)))

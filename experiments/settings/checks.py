@@ -27,6 +27,11 @@ def check_configuration(config: Any) -> None:
             f"config.training.importance_weighted_from={begins!r} means nothing with "
             "config.training.num_train_samples=1; choose more samples, or set it to '0%'"
         )
+    if training["weight_decay_on"] != "all" and not training["weight_decay"]:
+        raise UserError(
+            f"config.training.weight_decay_on={training['weight_decay_on']!r} means nothing with "
+            "config.training.weight_decay=0.0; choose a decay, or set it to 'all'"
+        )
     for path in _flat(fields):
         if path not in FIELDS and path.partition(".")[0] != "model":
             raise UserError(f"config.{path} is not a field{nearest(path, FIELDS)}")

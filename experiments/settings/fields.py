@@ -97,8 +97,19 @@ class Training:
     importance_weighted_from: str = setting(
         "0%", "When that bound begins; until then the ELBO, one sample.", DURATION
     )
-    optimizer: str = setting("adam", "Name of the optimizer.", one_of("adam", "adamax"))
+    optimizer: str = setting(
+        "adam",
+        "Name of the optimizer; `muon`: of the kernels of dense and convolutional layers, of all "
+        "else `adam`, with the same learning rate.",
+        one_of("adam", "adamax", "muon"),
+    )
     weight_decay: float = setting(0.0, "Weight decay, decoupled as in AdamW.", NOT_NEGATIVE)
+    weight_decay_on: str = setting(
+        "all",
+        "What it acts on: all parameters; `generative`, those of priors, bijectors and data layers "
+        "of `sere_vae`, not of encoders and posteriors; or `kernels`, all matrices, no biases.",
+        one_of("all", "generative", "kernels"),
+    )
     learning_rate: float = setting(1e-3, "Learning rate after the warm-up, its peak.", POSITIVE)
     learning_rate_schedule: str = setting(
         "cosine",

@@ -1,11 +1,14 @@
 """The learning rate, the weight of the KL and the optimizer."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 
 from experiments.settings.durations import duration_in_steps
+from experiments.settings.muon import scale_by_muon_or_adam
+from experiments.settings.parameter_groups import decayed
 
 
 def learning_rate_schedule(
@@ -56,10 +59,17 @@ def kl_weight_schedule(training: Any, *, steps_per_epoch: int, total_steps: int)
 def create_optimizer(training: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer named in the configuration, for gradients that are clipped already.
 
-    Weight decay is decoupled from the gradient (AdamW).
+    Weight decay is decoupled from the gradient (AdamW): what it acts on changes by minus learning
+    rate times decay times itself, besides.
     """
-    scale = {"adam": optax.scale_by_adam, "adamax": optax.scale_by_adamax}[training.optimizer]
+    scale = {
+        "adam": optax.scale_by_adam,
+        "adamax": optax.scale_by_adamax,
+        "muon": scale_by_muon_or_adam,
+    }[training.optimizer]
     parts = [scale(), optax.scale_by_learning_rate(schedule)]
     if training.weight_decay:
-        parts.insert(1, optax.add_decayed_weights(training.weight_decay))
+        which = training.weight_decay_on
+        mask = None if which == "all" else functools.partial(decayed, which)
+        parts.insert(1, optax.add_decayed_weights(training.weight_decay, mask))
     return optax.chain(*parts)

@@ -28,6 +28,7 @@ from sere_jax.data_layer import DATA_LAYERS, data_space_of
 from sere_jax.functions import SYSTEMS
 from sere_jax.networks.family import NETWORKS
 from sere_jax.partition import PARTITIONS
+from sere_jax.sere_vae import SeReVAE
 
 NUM_VOLUME_IMAGES = 5000
 NUM_WHITENED_IMAGES = 50_000  # at most, that flows with direct connections start from
@@ -231,6 +232,12 @@ def _check_weight_decay(training: Any, model: sere_jax.LatentVariableModel) -> N
             f"config.training.weight_decay={training.weight_decay} would shrink the linear "
             "autoregression that flow_direct_connections=True starts from, which is not trained; "
             "set it to 0, or config.model.flow_direct_connections to False"
+        )
+    if training.weight_decay_on == "generative" and not isinstance(model, SeReVAE):
+        raise UserError(
+            "config.training.weight_decay_on='generative' means nothing to "
+            f"config.model.system={model.config.system!r}; choose 'all' or 'kernels', or "
+            "system='sere_vae'"
         )
 
 

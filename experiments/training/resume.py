@@ -18,6 +18,8 @@ from experiments.training.experiment import Experiment
 from experiments.training.state import TrainState
 from experiments.training.trained_model import load
 
+OF_TRAINING = ("dropout", "generative_dropout", "block_dropout")  # of `config.model`
+
 
 def resume(experiment: Experiment, folder: RunFolder) -> tuple[TrainState, float]:
     """The state to go on from, as host arrays, and the seconds of training so far.
@@ -64,7 +66,7 @@ def _initial_params(experiment: Experiment) -> Any:
     except (UserError, sere_jax.ConfigError) as error:
         raise UserError(f"config.training.initial_weights={source!r}: {error}") from error
     ours, theirs = map(dataclasses.asdict, (experiment.model.config, model.config))
-    changed = differences(ours, theirs, ignored=("dropout",))
+    changed = differences(ours, theirs, ignored=OF_TRAINING)
     if changed:
         raise UserError(
             f"config.training.initial_weights={source!r} are those of another model "

@@ -97,7 +97,8 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
         """The previous blocks, and what γ takes from them; None if uncoupled."""
         if not self.sees_previous:
             return None
-        return flatten(self.to_network(previous), 4), super().observe(previous)
+        seen = self.read_previous(previous)
+        return flatten(seen, 4), self.observed(seen, 4)
 
     def __call__(self, z: Array | None, offset: Any) -> FlowParameters:
         """See `DataLayer`; without an offset the flow does not see x_{l-1} either."""

@@ -38,19 +38,37 @@ NETWORKS: dict[str, Family] = {
 }
 
 
-def create_features(config: ModelConfig, **kwargs: Any) -> nn.Module:
-    """The feature network of the family `config.network`."""
-    return _family(config).features(config, **kwargs)
+def create_features(
+    config: ModelConfig, *, is_generative: bool = False, **kwargs: Any
+) -> nn.Module:
+    """The feature network of the family `config.network`; see `create_network`."""
+    return _family(config).features(config, **_dropout(config, is_generative), **kwargs)
 
 
-def create_network(config: ModelConfig, output_shape: tuple[int, ...], **kwargs: Any) -> nn.Module:
-    """The conditional network of the family `config.network`."""
-    return _family(config).network(config, output_shape, **kwargs)
+def create_network(
+    config: ModelConfig,
+    output_shape: tuple[int, ...],
+    *,
+    is_generative: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    """The conditional network of the family `config.network`.
+
+    Args:
+        is_generative: whether it belongs to a prior or a data layer (`config.generative_dropout`).
+    """
+    dropout = _dropout(config, is_generative)
+    return _family(config).network(config, output_shape, **dropout, **kwargs)
 
 
 def create_refinement(config: ModelConfig) -> nn.Module:
     """One step of the shared encoder, of the family `config.network`."""
     return _family(config).refinement(config)
+
+
+def _dropout(config: ModelConfig, is_generative: bool) -> dict[str, float]:
+    share = config.generative_dropout if is_generative else 0.0
+    return {"dropout": share} if share else {}  # other families than `mlp` have no such field
 
 
 def _family(config: ModelConfig) -> Family:

@@ -19,6 +19,7 @@ class MLPFeatures(nn.Module):
 
     config: ModelConfig
     num_hidden_layers: int  # hidden layers before that one
+    dropout: float = 0.0  # share of hidden units dropped, if larger than `config.dropout`
 
     @nn.compact
     def __call__(self, inputs: Array, event_ndims: int) -> Float[Array, "*batch hidden"]:
@@ -27,7 +28,8 @@ class MLPFeatures(nn.Module):
         Hidden units are dropped (Srivastava et al. 2014) where there are keys called `dropout`.
         """
         hidden = flatten(inputs, event_ndims)
-        dropout = nn.Dropout(self.config.dropout, deterministic=not self.has_rng("dropout"))
+        share = max(self.config.dropout, self.dropout)
+        dropout = nn.Dropout(share, deterministic=not self.has_rng("dropout"))
         for _ in range(self.num_hidden_layers):
             hidden = dropout(elu(Dense(self.config.hidden_size)(hidden)))
         return Dense(self.config.hidden_size)(hidden)
@@ -60,6 +62,8 @@ class MLPNetwork(nn.Module):
     # What the last axis of the result starts near, or one value for all of it.
     output_start: tuple[float, ...] = (0.0,)
     num_joint_layers: int = 0  # residual hidden layers after the sum of codes and offset; of `mlp`
+    # Share of hidden units that `mlp` drops where there are keys called `dropout`.
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, codes: Array | None, event_ndims: int, offset: Array | None) -> Array:
@@ -94,22 +98,27 @@ class MLPNetwork(nn.Module):
 
     def _last_hidden(self, hidden: Array) -> Array:
         """The last hidden layer from the sum of offset and codes."""
-        hidden = elu(hidden)
+        hidden = self._drop(elu(hidden))
         for layer in range(self.num_joint_layers):
             joint = Dense(
                 self.config.hidden_size, kernel_init=head_initializer(0.5), name=f"joint_{layer}"
             )
-            hidden = elu(hidden + joint(hidden))
+            hidden = self._drop(elu(hidden + joint(hidden)))
         return hidden
 
     def _hidden(self, codes: Array, event_ndims: int, use_bias: bool) -> Array:
         """The hidden layer of the codes that the offset is added to, before its activation."""
         size = self.config.hidden_size
         hidden = Dense(size)(flatten(codes, event_ndims))
-        hidden = tanh(hidden) if self.bounded else elu(hidden)
+        hidden = self._drop(tanh(hidden) if self.bounded else elu(hidden))
         for _ in range(self.config.num_hidden_layers - 2):
-            hidden = elu(Dense(size)(hidden))
+            hidden = self._drop(elu(Dense(size)(hidden)))
         return Dense(size, use_bias=use_bias)(hidden)
+
+    def _drop(self, hidden: Array) -> Array:
+        if not self.dropout:
+            return hidden
+        return nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(hidden)
 
 
 class LinearFeatures(nn.Module):

@@ -32,6 +32,8 @@ DEFAULTS = {
     },
     "model": {
         "bijector": "rank_one_affine",
+        "block_dropout": 0.0,
+        "block_order": "raster",
         "carry_start": 0.0,
         "condition_residual_on_latents": True,
         "context": 1,
@@ -47,6 +49,7 @@ DEFAULTS = {
         "encoder": "independent",
         "flow_direct_connections": False,
         "flow_hidden_size": 1024,
+        "generative_dropout": 0.0,
         "hidden_size": 200,
         "latent_shape": (10,),
         "latent_sizes": (),
@@ -90,6 +93,7 @@ DEFAULTS = {
         "steps_per_dispatch": 50,
         "warmup": "500 steps",
         "weight_decay": 0.0,
+        "weight_decay_on": "all",
     },
     "evaluation": {
         "batch_size": 100,
@@ -130,6 +134,7 @@ INVALID = {
     "training.importance_weighted_from": ["late", "5"],
     "training.optimizer": ["sgdd"],
     "training.weight_decay": [-0.1],
+    "training.weight_decay_on": ["biases", None],
     "training.learning_rate": [0.0, -1e-3, float("nan"), float("inf"), 1e300],
     "training.learning_rate_schedule": ["step"],
     "training.final_learning_rate_factor": [1.5],

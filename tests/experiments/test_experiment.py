@@ -112,6 +112,14 @@ def test_a_decay_that_would_shrink_what_is_not_trained_is_refused():
         create_experiment(config)
 
 
+def test_the_generative_half_is_that_of_one_system():
+    config = digits.get_config()
+    config.model.system = "ladder_vae"
+    config.training.update(weight_decay=0.1, weight_decay_on="generative")
+    with pytest.raises(UserError, match=r"to config\.model\.system='ladder_vae'; choose 'all' or"):
+        create_experiment(config)
+
+
 def test_figures_of_a_run_in_bfloat16_are_those_of_its_weights_in_float32():
     figures = []
     for precision in ("float32", "bfloat16"):

@@ -46,7 +46,7 @@ MODEL = {
     "latent_shape=(2,": ["latent_shape=(2, must be a tuple"],
     "latent_shape=(0,)": ["latent_shape=(0,) (no latents)", "choose data_layer"],
     "num_flows=0": ["num_flows=0", "an integer from 1"],
-    "prior=normal": ["prior='normal' must be one of gaussian, standard_normal"],
+    "prior=normal": ["prior='normal' must be one of gaussian, standard_normal, spline"],
     "prior=standard_normal couple_data_to_prior=True": ["needs a prior with parameters"],
     "latent_shape=()": ["latent_shape=()", "at least 1"],
     "latent_shape=(2.5,)": ["latent_shape=(2.5,)", "integers"],
@@ -69,6 +69,8 @@ MODEL = {
     "hidden_size.x=3": ["config.model.hidden_size is a value, it has no fields"],
 }
 TRAINING = {
+    "weight_decay_on=generative": ["weight_decay_on='generative' means nothing with", "to 'all'"],
+    "weight_decay=0.1 weight_decay_on=kernel": ["all, generative, kernels", "mean 'kernels'?"],
     "batch_size=0": ["batch_size=0 must be an integer from 1"],
     "batch_size=100000": ["batch_size=100000 exceeds the 1273 training examples", "at most 1273"],
     "accumulate_steps=0": ["accumulate_steps=0 must be an integer from 1"],

@@ -1,9 +1,12 @@
 """Learning rate, weight of the KL and optimizer."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import sere_jax
 from configs import base
 from experiments.settings import schedules
 
@@ -61,3 +64,94 @@ def test_optimizer_is_optax_own(optimizer, weight_decay):
     actual, _ = ours.update(gradient, ours.init(params), params)
     expected, _ = theirs.update(gradient, theirs.init(params), params)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+LAYER = "hierarchy/layers/"
+GENERATIVE = [f"{LAYER}{part}/" for part in ("prior", "prior_observed", "bijector", "data_layer")]
+IS_DECAYED = {
+    "all": lambda name: True,
+    "generative": lambda name: any(name.startswith(start) for start in GENERATIVE),
+    "kernels": lambda name: name.endswith(("/kernel", "odd_kernel", "even_kernel", "_head")),
+}
+
+
+@pytest.mark.parametrize("which", IS_DECAYED)
+@pytest.mark.parametrize("optimizer", ["adam", "adamax", "muon"])
+def test_weight_decay_shrinks_the_chosen_parameters_and_no_other(which, optimizer):
+    config = base.get_config()
+    config.model.update(data_shape=(2, 3, 1), num_layers=3, latent_shape=(2,), hidden_size=8)
+    config.model.update(couple_data_to_prior=True, bijector="spline_coupling", encoder="shared")
+    model = sere_jax.create_model(config)
+    params = jax.tree.map(lambda leaf: leaf + 0.5, sere_jax.init(model, jax.random.key(0)))
+    gradient = jax.tree.map(jnp.cos, params)
+
+    def step(decay):
+        config.training.update(weight_decay=decay, weight_decay_on=which, optimizer=optimizer)
+        rule = schedules.create_optimizer(config.training, optax.constant_schedule(0.1))
+        update, _ = rule.update(gradient, rule.init(params), params)
+        return optax.apply_updates(params, update)
+
+    chosen = set()
+    for (path, before), plain, decayed in zip(
+        jax.tree_util.tree_leaves_with_path(params),
+        *(jax.tree.leaves(step(decay)) for decay in (0.0, 0.25)),
+        strict=True,
+    ):
+        name = "/".join(entry.key for entry in path)
+        if IS_DECAYED[which](name):
+            chosen.add(name.removeprefix(LAYER).partition("/")[0])
+            np.testing.assert_allclose(decayed - plain, -0.1 * 0.25 * before, rtol=1e-4, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(decayed, plain)
+    parts = {"prior", "prior_observed", "bijector", "data_layer"}
+    others = {"posterior", "refinement", "hierarchy"}  # the latter is the shared encoder
+    assert chosen == parts | (set() if which == "generative" else others)
+
+
+def test_muon_orthogonalizes_each_matrix_on_its_own_and_adam_does_the_rest():
+    generator = np.random.default_rng(0)
+
+    def values(*shape):
+        return generator.normal(size=shape).astype(np.float32)
+
+    def tree():
+        return {
+            "dense": {"kernel": values(5, 7), "bias": values(7)},
+            "layers": {
+                "dense": {"kernel": values(3, 6, 4), "bias": values(3, 4)},
+                "conv": {"kernel": values(2, 3, 3, 2, 5), "bias": values(2, 5)},
+                "masked": {"head_kernel_dense_0": values(3, 4, 2, 6)},
+            },
+            "conv": {"kernel": values(3, 3, 2, 4)},
+        }
+
+    training = base.get_config().training
+    training.update(optimizer="muon", weight_decay=0.1)
+    schedule = optax.linear_schedule(0.1, 0.01, 10)
+    params, gradients = tree(), [tree() for _ in range(3)]
+
+    def train(rule, params, gradients):
+        state = rule.init(params)
+        for gradient in gradients:
+            updates, state = rule.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    ours = train(schedules.create_optimizer(training, schedule), params, gradients)
+
+    on_matrix = optax.contrib.muon(schedule, weight_decay=0.1, consistent_rms=0.2)
+    on_rest = optax.adamw(schedule, weight_decay=0.1)
+    ours, before = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (ours, params))
+    steps = [dict(jax.tree_util.tree_leaves_with_path(gradient)) for gradient in gradients]
+    for path, found in ours.items():
+        of_leaf = [before[path], *(step[path] for step in steps)]
+        if path[-1].key != "kernel":
+            expected = train(on_rest, of_leaf[0], of_leaf[1:])
+        else:
+            num_matrices = len(found) if path[0].key == "layers" else 1
+            shape = (num_matrices, -1, found.shape[-1])
+            of_leaf = [leaf.reshape(shape) for leaf in of_leaf]
+            matrices = [train(on_matrix, start, own) for start, *own in zip(*of_leaf, strict=True)]
+            expected = np.reshape(matrices, found.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=str(path))
+        assert np.abs(found - before[path]).max() > 1e-2

@@ -1,6 +1,7 @@
 """The training step: updates, averages, skips, and the independence of dispatches and devices."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from configs import base
 from experiments.data import input_pipeline
 from experiments.data.input_pipeline import epoch_order
 from experiments.distributed.devices import replicate
-from experiments.training.state import init_state
+from experiments.run_folder.checkpoints import Checkpoints
+from experiments.settings import schedules
+from experiments.training.state import init_state, state_template
 from experiments.training.step import StepSettings, create_train_dispatch, global_norm
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -106,6 +109,7 @@ IN_PIECES = {
     "importance_weighted": {"num_train_samples": 3},
     "importance_weighted_later": {"num_train_samples": 3, "importance_weighted_from": 2},
     "dropout": {"model": (("dropout", 0.3),)},
+    "generative_dropout": {"model": (("generative_dropout", 0.3), ("block_dropout", 0.3))},
     "flows": {"model": (("data_layer", "masked_autoregressive_flow"), ("flow_hidden_size", 8))},
 }
 
@@ -313,33 +317,41 @@ def test_several_samples_are_drawn_from_the_step_that_says_so():
 
 
 WORKER = """
-import sys
+import json, sys
 import numpy as np, jax, optax
 sys.path.insert(0, sys.argv[1])
 import test_training as t
-accumulate_steps = int(sys.argv[3])
-_, dispatch, state, images = t.create(
-    optimizer=optax.sgd(0.05), accumulate_steps=accumulate_steps
-)
+fields = json.loads(sys.argv[3])
+fields["model"] = tuple(fields["model"].items())
+_, dispatch, state, images = t.create(optimizer=optax.sgd(0.05), **fields)
 state, metrics = t.run(dispatch, state, images, [3, 3, 3])
 leaves = jax.tree.leaves(t.host(state.params))
 np.savez(sys.argv[2], devices=jax.device_count(), metrics=float(metrics.objective), *leaves)
 """
 
 
-@pytest.fixture(scope="module")
-def run_on_one_device(quick_compilation):
-    _, dispatch, state, images = create(optimizer=optax.sgd(0.05))
-    return run(dispatch, state, images, [3, 3, 3])
+@functools.cache
+def run_on_one_device(**model):
+    _, dispatch, state, images = create(optimizer=optax.sgd(0.05), model=tuple(model.items()))
+    return host(run(dispatch, state, images, [3, 3, 3]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_devices", "pieces"), [(2, 1), (4, 1), (4, 2)])
-def test_several_devices_compute_the_run_of_one(run_on_one_device, num_devices, pieces, tmp_path):
-    state, metrics = run_on_one_device
+@pytest.mark.parametrize(
+    ("num_devices", "pieces", "model"),
+    [
+        (2, 1, {}),
+        (4, 1, {}),
+        (4, 2, {}),
+        (4, 1, {"dropout": 0.3, "generative_dropout": 0.3, "block_dropout": 0.3}),
+    ],
+)
+def test_several_devices_compute_the_run_of_one(num_devices, pieces, model, tmp_path):
+    state, metrics = run_on_one_device(**model)
     path = tmp_path / "several.npz"
+    fields = json.dumps({"accumulate_steps": pieces, "model": model})
     subprocess.run(
-        [sys.executable, "-c", WORKER, os.path.dirname(__file__), str(path), str(pieces)],
+        [sys.executable, "-c", WORKER, os.path.dirname(__file__), str(path), fields],
         env={
             **os.environ,
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
@@ -353,3 +365,23 @@ def test_several_devices_compute_the_run_of_one(run_on_one_device, num_devices, 
     assert several["metrics"] == pytest.approx(float(metrics.objective), rel=1e-5)
     for i, leaf in enumerate(jax.tree.leaves(host(state.params))):
         np.testing.assert_allclose(several[f"arr_{i}"], leaf, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_with_muon_goes_on_from_its_checkpoint_with_the_same_bits(tmp_path):
+    training = tiny_experiment(optimizer="muon", weight_decay=0.1)[0].training
+    optimizer = schedules.create_optimizer(training, optax.cosine_decay_schedule(1e-2, 6))
+    _, dispatch, state, images = create(optimizer=optimizer)
+    start = host(state.params)
+    expected, _ = run(dispatch, state, images, [3, 3])
+    model, dispatch, state, images = create(optimizer=optimizer)
+    half, _ = run(dispatch, state, images, [3])
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(host(half), {"train_seconds": 1.0}, -1.0)
+        checkpoints.wait()
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        restored, _ = checkpoints.restore_latest(state_template(model, optimizer, seed=3))
+    _, dispatch, _, _ = create(optimizer=optimizer)
+    found, _ = run(dispatch, replicate(restored), images, [3])
+    assert_same_bits(found, expected)
+    far = jax.tree.map(lambda a, b: np.abs(a - b).max(), host(found.params), start)
+    assert min(jax.tree.leaves(far)) > 1e-3

@@ -68,6 +68,22 @@ def compilations(caplog):
             {"dropout": 0.1, "system": "ladder_vae"},
             ["dropout=0.1 means nothing", "leave it at 0.0"],
         ),
+        ({"generative_dropout": 1.0}, ["generative_dropout=1.0", "below 1"]),
+        (
+            {"generative_dropout": 0.1, "network": "resnet"},
+            ["generative_dropout=0.1", "'resnet'", "network='mlp'"],
+        ),
+        ({"block_dropout": -0.1}, ["block_dropout=-0.1", "from 0"]),
+        (
+            {"block_dropout": 0.1, "couple_data": False},
+            ["block_dropout=0.1 means nothing", "leave it at 0.0", "couple_data=True"],
+        ),
+        ({"block_order": "boustrophedn"}, ["'boustrophedn'", "did you mean 'boustrophedon'?"]),
+        (
+            {"block_order": "boustrophedon"},
+            ["means nothing to partition='raster'", "'checkerboard' or 'tiles'"],
+        ),
+        ({"latent_sizes": (2, 1, 1), "prior": "spline"}, ["prior='spline'", "set it to ()"]),
         ({"couple_prior": "yes"}, ["couple_prior='yes'", "True or False"]),
         ({"couple_bijector": 1}, ["couple_bijector=1", "True or False"]),
         ({"couple_data": None}, ["couple_data=None", "True or False"]),

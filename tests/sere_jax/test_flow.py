@@ -267,7 +267,7 @@ def test_a_plain_flow_has_no_parameters_but_those_of_its_flows(plain):
         (FLOW | {"num_flows": 0}, "num_flows=0"),
         ({"flow_direct_connections": True}, "means nothing to data_layer='bernoulli'"),
         (FLOW | {"flow_direct_connections": 1}, "flow_direct_connections=1 must be True or False"),
-        ({"prior": "standard"}, "'standard' must be one of gaussian, standard_normal"),
+        ({"prior": "standard"}, "'standard' must be one of gaussian, standard_normal, spline"),
     ],
 )
 def test_impossible_flows_are_refused(tiny_config, fields, message):

@@ -448,6 +448,16 @@ def gaussian_kl(shift, covariance, prior_covariance):
             },
             id="tiles, longer context, no bijector",
         ),
+        pytest.param(
+            {
+                "data_shape": (2, 2, 1),
+                "num_layers": 4,
+                "partition": "checkerboard",
+                "block_order": "boustrophedon",
+                **EVERYTHING,
+            },
+            id="boustrophedon",
+        ),
         pytest.param({"num_joint_layers": 2, **EVERYTHING}, id="joint layers"),
         pytest.param({"network": "linear"}, id="linear networks"),
         pytest.param({"network": "resnet", **EVERYTHING}, id="residual networks on vectors"),

@@ -64,6 +64,16 @@ def random_images(*shape):
             id="standard normal prior",
         ),
         pytest.param(
+            {"prior": "spline", "couple_data_to_prior": True, "couple_bijector": False},
+            {
+                "prior": {"codes", "blocks"},
+                "residual": {"codes", "image"},
+                "bijector": set(),
+                "data": {"blocks"},
+            },
+            id="splines in the prior",
+        ),
+        pytest.param(
             {"condition_residual_on_latents": False, "bijector": "identity"},
             {"prior": {"codes"}, "residual": {"image"}, "bijector": set(), "data": {"blocks"}},
             id="residual of the image alone, no bijector",
@@ -108,7 +118,9 @@ def test_each_part_of_a_layer_sees_exactly_what_its_flags_couple(
         offsets = observed.prior, observed.posterior
         _, latents = layer.infer(inputs["codes"], (*offsets, noise, None))
         return {
-            "prior": jnp.stack([latents.prior.mean, latents.prior.scale]),
+            "prior": jnp.stack(
+                [latents.prior.mean, latents.prior.scale, latents.prior.sample(noise)]
+            ),
             "residual": jnp.stack([latents.residual.mean, latents.residual.scale]),
             "bijector": latents.bijector.forward(noise),
             "data": layer.decode(noise, observed.data),

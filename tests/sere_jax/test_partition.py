@@ -1,13 +1,16 @@
 """Partitions of the image, against slices of numpy arrays."""
 
+import functools
 import math
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sere_jax.config import ConfigError
+import sere_jax
+from sere_jax.config import ConfigError, ModelConfig
 from sere_jax.partition import (
     PARTITIONS,
     checkerboard,
@@ -113,6 +116,51 @@ def test_tiles_are_contiguous_patches_in_row_major_order():
 
     expected = [x[:, 2 * i : 2 * i + 2, 3 * j : 3 * j + 3] for i in range(3) for j in range(3)]
     np.testing.assert_array_equal(blocks, np.stack(expected))
+
+
+@pytest.mark.parametrize("name", ["checkerboard", "tiles"])
+@pytest.mark.parametrize("side", [1, 2, 3, 4])
+def test_in_boustrophedon_order_each_block_is_a_neighbour_of_the_one_before(
+    tiny_config, name, side
+):
+    shape = (2 * side, 3 * side, 2)
+    config = tiny_config(
+        partition=name, num_layers=side**2, data_shape=shape, block_order="boustrophedon"
+    )
+    plain = PARTITIONS[name](shape, side**2)
+    partition = create_partition(config)
+    x = numbered(5, *shape)
+
+    blocks = np.asarray(partition.split(x))
+
+    places = [(i, j if i % 2 == 0 else side - 1 - j) for i in range(side) for j in range(side)]
+    of_raster = np.asarray(plain.split(x)).reshape(side, side, *blocks.shape[1:])
+    np.testing.assert_array_equal(blocks, [of_raster[place] for place in places])
+    assert sorted(places) == [(i, j) for i in range(side) for j in range(side)]
+    assert (np.abs(np.diff(places, axis=0)).sum(axis=1) == 1).all()
+    np.testing.assert_array_equal(partition.merge(blocks), x)
+    layers = partition.split(1.0 + partition.layer_of_pixel[..., None].repeat(2, axis=-1))
+    expected = np.arange(1.0, 1.0 + side**2)[:, None, None, None]
+    np.testing.assert_array_equal(layers, np.broadcast_to(expected, layers.shape))
+    before = np.asarray(previous_blocks(blocks, 1))[:, :, 0]
+    expected = np.reshape([of_raster[place] for place in places[:-1]], before[1:].shape)
+    np.testing.assert_array_equal(before[1:], expected)
+
+
+@pytest.mark.parametrize("block_order", ["raster", "boustrophedon"])
+def test_a_checkerboard_of_mnist_has_sixteen_layers(block_order):
+    fields = {"data_shape": (28, 28, 1), "num_layers": 16, "latent_shape": (6,), "hidden_size": 8}
+    config = ModelConfig(**fields, partition="checkerboard", block_order=block_order)
+    model = sere_jax.create_model(config)
+    shapes = jax.eval_shape(functools.partial(sere_jax.init, model), jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    x = np.random.default_rng(0).integers(0, 2, (3, 28, 28, 1)).astype(np.float32)
+
+    elbo = sere_jax.elbo(model, params, x, jax.random.key(1))
+
+    assert model.noise_shape == (16, 6) and create_partition(config).block_shape == (7, 7, 1)
+    kl = 16 * 6 * (0.73**2 / 2 - np.log(0.73) - 0.5)  # where all parameters are 0
+    np.testing.assert_allclose(elbo, -784 * np.log(2) - kl, rtol=1e-4)
 
 
 @pytest.mark.parametrize("batch_shape", [(), (2,), (2, 3)])

@@ -10,6 +10,7 @@ import pytest
 
 from sere_jax import recurrence
 
+recurrence_scan = recurrence.scan
 LENGTH, BATCH, SIZE = 5, 7, 3
 MAPS = {"network": "resnet", "partition": "checkerboard", "data_shape": (2, 4, 1), "num_layers": 4}
 OPTIONS = {
@@ -33,6 +34,7 @@ OPTIONS = {
         "network": "linear",
     },
     "autoregressive": {"bijector": "inverse_autoregressive"},
+    "splines in the prior": {"prior": "spline", "couple_data_to_prior": True},
     "residual networks on vectors": {"network": "resnet"},
     "residual networks on maps": {**MAPS, "latent_shape": (1, 2, 2)},
 }
@@ -102,3 +104,41 @@ def test_gpus_compute_the_same_layers_in_larger_pieces(random_model, monkeypatch
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-9), found, expected
     )
+
+
+@pytest.mark.parametrize("method", ["elbo_terms", "log_weights"])
+def test_what_gpus_drop_in_priors_is_the_same_in_the_scan_and_for_its_gradient(
+    random_model, monkeypatch, method
+):
+    model, params = random_model(generative_dropout=0.4, couple_data_to_prior=True)
+    x = random_values(5, *model.config.data_shape) < 0.0
+    noise = random_values(model.noise_shape[0], 2, 5, *model.config.latent_shape)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+    def results(scan):
+        monkeypatch.setattr(recurrence, "scan", scan)
+
+        def total(params, key):
+            apply = functools.partial(model.apply, {"params": params}, x, rngs={"dropout": key})
+            if method == "elbo_terms":
+                values = apply(noise[:, 0], method=method)
+            else:
+                values = apply(apply(method="observe"), noise, method=method)
+            return sum(jnp.sum(jnp.tanh(value / 8)) for value in values), values
+
+        # Keys of examples, as in training.
+        def of_keys(params, keys):
+            totals, values = jax.vmap(total, (None, 0))(params, keys)
+            return totals.sum(), values
+
+        program = jax.jit(jax.value_and_grad(of_keys, has_aux=True))
+        return program(params, jax.random.split(jax.random.key(0), 3))
+
+    (value, values), gradient = results(jax.lax.scan)
+    found = results(recurrence_scan)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        found,
+        ((value, values), gradient),
+    )
+    assert all(np.abs(of_keys[0] - of_keys[1]).max() > 1e-2 for of_keys in values)

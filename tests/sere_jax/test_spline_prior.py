@@ -1,0 +1,223 @@
+"""The prior with splines: its density, its samples, and a model that has it."""
+
+import functools
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from enumeration import (
+    assert_normalized_and_sampled,
+    estimate_likelihoods,
+    fit_to_random_distribution,
+)
+from scipy import stats
+
+import sere_jax
+from sere_jax.inputs import noise_of_samples, sample_noise
+from sere_jax.posterior import (
+    PosteriorLayer,
+    Residual,
+    log_density_ratio,
+    log_density_ratio_with_splines,
+    posterior_sample,
+)
+from sere_jax.prior import Prior, PriorLayer
+
+COUPLED = {"context": 2, "data_context": 2, "couple_data_to_prior": True}
+RESNET = {"network": "resnet", "data_shape": (2, 4, 1), "num_layers": 4}
+MAPS = {**RESNET, "partition": "tiles", "latent_shape": (1, 2, 2)}
+
+
+def random_values(*shape, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def prior_and_residual(tiny_config, random_module, shape, inputs):
+    """Of 5 examples, with random parameters."""
+    config = tiny_config(prior="spline", latent_shape=shape, context=2)
+    window = random_values(5, 2, *shape) if "codes" in inputs else None
+    offset = random_values(5, 8) if "blocks" in inputs else None
+    layers = PriorLayer(config), PosteriorLayer(config)
+    arguments = (window, offset), (window, random_values(5, 8, seed=2))
+    return (
+        layer.apply(random_module(layer, *given), *given)
+        for layer, given in zip(layers, arguments, strict=True)
+    )
+
+
+@pytest.mark.parametrize("inputs", ["codes and blocks", "codes", "blocks", "nothing"])
+@pytest.mark.parametrize("shape", [(3,), (1,), (2, 1, 2)], ids=str)
+def test_the_density_is_that_of_the_jacobian_of_what_samples(
+    tiny_config, random_module, shape, inputs
+):
+    prior, residual = prior_and_residual(tiny_config, random_module, shape, inputs)
+    size = int(np.prod(shape))
+
+    def compute(prior, residual, noise):
+        epsilon = posterior_sample(prior, residual, noise)
+        ratio = log_density_ratio_with_splines(prior, residual, noise, epsilon)
+        u = prior.noise(epsilon)
+        jacobian = jax.jacobian(lambda u: prior.sample(u).reshape(5, size))(u)
+        return epsilon, ratio, u, prior.sample(u), jacobian.reshape(5, size, 5, size)
+
+    with jax.enable_x64(True):  # random splines are steep
+        prior, residual, noise = jax.tree.map(
+            lambda leaf: leaf if leaf.dtype == bool else np.float64(leaf),
+            (prior.broadcast_to((5, *shape)), residual, random_values(5, *shape, seed=3)),
+        )
+        epsilon, ratio, u, again, jacobian = map(
+            np.asarray, jax.jit(compute)(prior, residual, noise)
+        )
+
+    np.testing.assert_allclose(again, epsilon, rtol=1e-7, atol=1e-7)
+    own = np.stack([jacobian[i, :, i] for i in range(5)])
+    log_p = stats.norm.logpdf(u.reshape(5, size)).sum(axis=1) - np.linalg.slogdet(own)[1]
+    scale = np.exp(residual.log_scale)
+    log_q = stats.norm.logpdf(epsilon, residual.mean + scale * prior.mean, scale * prior.scale)
+    np.testing.assert_allclose(ratio, log_p - log_q.reshape(5, size).sum(axis=1), rtol=1e-6)
+    assert np.abs(epsilon - (prior.mean + prior.scale * u)).max() > 0.1  # S is not the identity
+
+
+def test_samples_have_the_density(tiny_config, random_module):
+    """Moments of many samples against integrals of the density over a grid."""
+    prior, _ = prior_and_residual(tiny_config, random_module, (2,), "codes and blocks")
+    prior = jax.tree.map(
+        lambda leaf: leaf[:1] if leaf.shape[:1] == (5,) else leaf, prior.broadcast_to((5, 2))
+    )
+    samples = np.asarray(jax.jit(prior.sample)(random_values(200_000, 2)), np.float64)
+
+    axes = [
+        np.linspace(low - 0.5, high + 0.5, 1500)
+        for low, high in zip(samples.min(axis=0), samples.max(axis=0), strict=True)
+    ]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float32)
+
+    @jax.jit
+    def log_density(epsilon):
+        value, log_det = prior.splines.inverse_and_log_det(epsilon)
+        gaussian = distrax.Independent(distrax.Normal(prior.mean, prior.scale), 1)
+        return gaussian.log_prob(value) + log_det
+
+    weights = np.exp(np.asarray(log_density(grid), np.float64))
+    weights *= np.prod([axis[1] - axis[0] for axis in axes])
+    assert abs(weights.sum() - 1) < 2e-3
+    for function in (np.sin, np.cos, np.tanh):
+        for direction in ([1.0, 0.0], [0.0, 1.0], [1.0, -1.0]):
+            values = function(samples @ direction)
+            expected = (weights * function(grid @ direction)).sum()
+            error = values.std() / np.sqrt(len(values))
+            assert abs(values.mean() - expected) < 4.5 * error + 2e-3
+    assert (stats.kstest(stats.zscore(samples), "norm").statistic > 0.02).any()  # not Gaussian
+
+
+def without_splines(params, num_latents):
+    """The same parameters with S the identity; and those of the Gaussian prior."""
+    layers = params["hierarchy"]["layers"]
+    network, splines = layers["prior"]["network"], layers["prior"]["splines"]
+    head = jax.tree.map(lambda leaf: leaf[..., : 2 * num_latents], network["head"])
+    priors = (
+        {"network": network, "splines": jax.tree.map(np.zeros_like, splines)},
+        {"network": {**network, "head": head}},
+    )
+    return [{"hierarchy": {"layers": {**layers, "prior": prior}}} for prior in priors]
+
+
+def test_with_the_identity_it_is_the_gaussian_prior(random_model):
+    model, params = random_model(prior="spline", **COUPLED)
+    gaussian, _ = random_model(**COUPLED)
+    params, of_gaussian = without_splines(params, num_latents=2)
+    x = (random_values(6, 2, 3, 1) > 0).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 6)
+
+    def log_weights(model, params):
+        noise = noise_of_samples(model, keys, jnp.arange(4))
+        apply = functools.partial(model.apply, {"params": params}, x)
+        return apply(apply(method="observe"), noise, method="log_weights")
+
+    for found, expected in zip(
+        log_weights(model, params), log_weights(gaussian, of_gaussian), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    out = sere_jax.infer(gaussian, of_gaussian, x, keys)
+    prior = Prior(out.prior_mean, out.prior_scale)
+    residual = Residual(out.residual_mean, jnp.log(out.residual_scale))
+    noise = jnp.moveaxis(sample_noise(model, keys, 0), 0, 1)
+    estimate = -log_density_ratio(prior, residual, noise).sum(axis=-1)
+    found = sere_jax.infer(model, params, x, keys)
+    np.testing.assert_allclose(found.kl, estimate, rtol=1e-3, atol=1e-3)
+    assert np.abs(found.kl - out.kl).max() > 0.1  # in closed form
+    samples = (
+        sere_jax.sample(each, own, jax.random.key(3), 5, expected=True)
+        for each, own in ((model, params), (gaussian, of_gaussian))
+    )
+    np.testing.assert_allclose(*samples, rtol=1e-3, atol=1e-4)
+
+
+def test_the_ends_of_an_interpolation_are_reconstructions(random_model):
+    model, params = random_model(prior="spline", context=2)
+    layers = params["hierarchy"]["layers"]
+    # Less steep, or float32 would lose on the way forth what the way back needs.
+    splines = jax.tree.map(lambda leaf: 0.3 * leaf, layers["prior"]["splines"])
+    layers = {**layers, "prior": {**layers["prior"], "splines": splines}}
+    params = {"hierarchy": {"layers": layers}}
+    ends = (random_values(2, 2, 3, 1) > 0).astype(np.float32)
+    key = jax.random.key(0)
+
+    images = sere_jax.interpolate(model, params, *ends, key, 4)
+
+    for place, end in ((0, ends[:1]), (-1, ends[1:])):
+        expected = sere_jax.reconstruct(model, params, end, key, expected=True)
+        np.testing.assert_allclose(images[place], expected[0], rtol=1e-3, atol=1e-4)
+    assert np.abs(images[0] - images[-1]).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_probabilities_of_a_fitted_model_sum_to_one_and_are_those_of_samples(tiny_config):
+    model = sere_jax.create_model(tiny_config(prior="spline", **COUPLED))
+    model, params = fit_to_random_distribution(model)
+
+    likelihoods = estimate_likelihoods(model, params)
+
+    assert_normalized_and_sampled(model, params, likelihoods, largest_error=0.04)
+    x = np.zeros((1, 2, 3, 1), np.float32)
+    latents = model.apply(
+        {"params": params},
+        lambda model: model.hierarchy.infer(model.observe(x), random_values(3, 1, 2)),
+        method=lambda model, function: function(model),
+    )
+    moved = jax.vmap(lambda prior, value: prior.splines.forward(value) - value)
+    assert np.abs(moved(latents.prior, latents.epsilon)).max() > 0.1
+
+
+@pytest.mark.parametrize("far", [0.0, 4.999999, 5.0, -5.0, 7.0, -300.0])
+def test_gradients_are_finite_also_beyond_the_splines(tiny_config, random_module, far):
+    config = tiny_config(prior="spline")
+    layer = PriorLayer(config)
+    window, offset = random_values(5, 1, 2), random_values(5, 8)
+    variables = random_module(layer, window, offset)
+    residual = Residual(jnp.full((5, 2), far), jnp.full((5, 2), -0.5))
+
+    def log_ratio(variables, residual):
+        prior = layer.apply(variables, window, offset)
+        noise = jnp.zeros((5, 2))
+        epsilon = posterior_sample(prior, residual, noise)
+        epsilon = far + epsilon - jax.lax.stop_gradient(epsilon)  # there, whatever the prior is
+        return log_density_ratio_with_splines(prior, residual, noise, epsilon).sum()
+
+    value, gradients = jax.jit(jax.value_and_grad(log_ratio, (0, 1)))(variables, residual)
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("family", [RESNET, MAPS], ids=["vectors", "maps"])
+def test_residual_networks_have_it_too(random_model, family):
+    model, params = random_model(prior="spline", **family, **COUPLED)
+    x = (random_values(4, 2, 4, 1) > 0).astype(np.float32)
+
+    elbo = sere_jax.elbo(model, params, x, jax.random.key(0))
+    bound = sere_jax.log_likelihood(model, params, x, jax.random.key(0), num_samples=1)
+
+    np.testing.assert_allclose(bound, elbo, rtol=1e-4, atol=1e-4)  # both estimate the KL
+    assert np.isfinite(elbo).all()
