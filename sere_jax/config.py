@@ -5,9 +5,19 @@ Each field is declared once, with its default, its meaning and its rule (`sere_j
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, no_type_check
 
+from sere_jax.conflicts import (
+    FLOW,
+    LADDER_VAE,
+    NO_LATENTS,
+    RELAXED_BERNOULLI_VAE,
+    SERE_VAE,
+    SYSTEMS,
+    conflicts,
+    conflicts_of_latents,
+)
 from sere_jax.rules import (
     BELOW_ONE,
     BOOLEAN,
@@ -29,12 +39,6 @@ from sere_jax.rules import (
     unused,
 )
 
-NO_LATENTS = (0,)
-FLOW = "masked_autoregressive_flow"
-SERE_VAE, LADDER_VAE = "sere_vae", "ladder_vae"
-IAF_VAE, RELAXED_BERNOULLI_VAE = "iaf_vae", "relaxed_bernoulli_vae"
-# Those that leave some fields unread. A system that is not among them may read every field.
-SYSTEMS = (SERE_VAE, LADDER_VAE, IAF_VAE, RELAXED_BERNOULLI_VAE)
 _of_sere_vae = functools.partial(setting, systems=(SERE_VAE,))
 _of_relaxed_bernoulli_vae = functools.partial(setting, systems=(RELAXED_BERNOULLI_VAE,))
 
@@ -209,8 +213,8 @@ class ModelConfig:
             object.__setattr__(self, field.name, value)
             if message := refusal(f"model.{field.name}", value, SETTINGS[field.name].rule):
                 raise ConfigError(message)
-        for conflicts in (unused(self, SYSTEMS), _conflicts(self), _conflicts_of_latents(self)):
-            for conflict in conflicts:
+        for found in (unused(self, SYSTEMS), conflicts(self), conflicts_of_latents(self)):
+            for conflict in found:
                 raise ConfigError(f"config.model.{conflict}")
 
     @property
@@ -252,57 +256,6 @@ SETTINGS = settings_of(ModelConfig)
 ModelConfig.__doc__ = f"{ModelConfig.__doc__}\n    Attributes:\n" + "".join(
     f"        {name}: {declared.meaning}\n" for name, declared in SETTINGS.items()
 )
-
-
-def _conflicts(config: ModelConfig) -> Iterator[str]:
-    """Fields that do not fit each other, with the way out."""
-    for field in ("context", "data_context"):
-        value = getattr(config, field)
-        if value > config.num_layers:
-            yield (
-                f"{field}={value} exceeds num_layers={config.num_layers}; "
-                f"choose 1 to {config.num_layers}"
-            )
-    if config.sigma_min >= config.sigma_max:
-        yield (
-            f"sigma_min={config.sigma_min} and sigma_max={config.sigma_max} must satisfy "
-            "sigma_min < sigma_max"
-        )
-    if config.num_joint_layers and config.has_flows:
-        yield (
-            f"num_joint_layers={config.num_joint_layers} means nothing to data_layer={FLOW!r}; "
-            "leave it at 0, or choose another data layer"
-        )
-    if config.system in (IAF_VAE, RELAXED_BERNOULLI_VAE) and config.num_layers != 1:
-        yield f"num_layers={config.num_layers} must be 1 with system={config.system!r}"
-
-
-def _conflicts_of_latents(config: ModelConfig) -> Iterator[str]:
-    """The same of the shape of the codes and what depends on them."""
-    shape, sizes = config.latent_shape, config.latent_sizes
-    is_vector = len(shape) == 1 and config.has_latents
-    if sizes and not is_vector:
-        yield (
-            f"latent_sizes={sizes} needs codes that are vectors, not latent_shape={shape}; set it "
-            f"to () or choose ({max(sizes)},)"
-        )
-    if sizes and (len(sizes) != config.num_layers or max(sizes) > shape[0]):
-        yield (
-            f"latent_sizes={sizes} must hold num_layers={config.num_layers} numbers of at most "
-            f"{shape[0]}, as latent_shape={shape} says"
-        )
-    if config.system in SYSTEMS and config.system != SERE_VAE and not is_vector:
-        yield (f"latent_shape={shape} must be a vector such as (30,) with system={config.system!r}")
-    if config.couple_data_to_prior and (config.prior != "gaussian" or not config.has_latents):
-        yield (
-            "couple_data_to_prior=True needs a prior with parameters; there is none with "
-            f"latent_shape={shape} and prior={config.prior!r}: set it to False"
-        )
-    if not config.has_latents and not config.has_flows:
-        yield (
-            f"latent_shape={NO_LATENTS} (no latents) leaves the data layer {config.data_layer!r} "
-            f"without anything to depend on; choose data_layer={FLOW!r}, or at least one latent"
-        )
 
 
 def model_config(config: Any) -> ModelConfig:

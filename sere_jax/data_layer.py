@@ -3,7 +3,8 @@
 To add one, derive from `DataLayer` and enter it in `DATA_LAYERS`, from whatever file.
 """
 
-from sere_jax.config import FLOW, ModelConfig, choose
+from sere_jax.config import ModelConfig, choose
+from sere_jax.conflicts import FLOW
 from sere_jax.data_space import DataSpace
 from sere_jax.flows.data_layer import MaskedAutoregressiveFlowDataLayer
 from sere_jax.pixels import (

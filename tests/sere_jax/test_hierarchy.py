@@ -10,7 +10,7 @@ from scipy import special
 
 import sere_jax
 from sere_jax.data_layer import create_data_layer
-from sere_jax.hierarchy import Layer
+from sere_jax.layer import Layer
 
 EVERYTHING = {"context": 2, "data_context": 2, "couple_data_to_prior": True}
 # Blocks of two pixels of two channels; the last pixel of the last block is padding.
