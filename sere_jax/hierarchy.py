@@ -8,7 +8,7 @@ Three phases, so that only what is sequential is scanned (paper, Figure 1 and Eq
     decode    the data layers and their likelihoods given all codes, for all layers at once
 
 `generate` scans prior, bijector and data layer together, as each block needs the one before. What
-the image or its blocks contribute to a layer is an offset of one of its hidden layers
+the image, its blocks or a condition contribute to a layer is an offset of one of its hidden layers
 (`sere_jax.networks.family`).
 """
 
@@ -48,25 +48,27 @@ class Hierarchy(nn.Module):
             self.encoder = create_features(self.config, num_hidden_layers=depth)
             self.data_layer = create_data_layer(self.config, self.partition.block_shape)
 
-    def observe(self, x: Shaped[Array, "*batch height width channels"]) -> Observed:
-        """The blocks of x [L, B, ...], and features: of x, and of previous blocks."""
+    def observe(
+        self, x: Shaped[Array, "*batch height width channels"], condition: Array | None = None
+    ) -> Observed:
+        """The blocks of x [L, B, ...], and features: of x, previous blocks, a condition [B, C]."""
         blocks = self.partition.split(x)
         previous = previous_blocks(blocks, self.config.data_context)
         if self.config.has_shared_encoder:
-            hidden = self.encoder(self.data_layer.to_network(x), 3)
+            hidden = self.encoder(self.data_layer.to_network(x), 3, condition)
             refine = self._one_after_another(Layer.refine, reverse=True)
             _, encodings = refine(self.layer, hidden, None)
         else:
-            encodings = self._encode(x)
-        observe = self._all_at_once(Layer.observe, (0, 0, 0))
-        return observe(self.layer, encodings, previous, blocks)
+            encodings = self._encode(x, condition)
+        observe = self._all_at_once(Layer.observe, (0, 0, 0, None))
+        return observe(self.layer, encodings, previous, blocks, condition)
 
-    def _encode(self, x: Array) -> Any:
+    def _encode(self, x: Array, condition: Array | None) -> Any:
         if self.config.applies_layers_in_turn:
-            return self._all_at_once(Layer.encode, (None,))(self.layer, x)
+            return self._all_at_once(Layer.encode, (None, None))(self.layer, x, condition)
         # With an x for each layer, JAX transposes neither the first kernels nor their gradients.
         copies = jnp.broadcast_to(x, (self.config.num_layers, *x.shape))
-        return self._all_at_once(Layer.encode, (0,))(self.layer, copies)
+        return self._all_at_once(Layer.encode, (0, None))(self.layer, copies, condition)
 
     def infer(self, observed: Observed, noise: Float[Array, "layers *rest"]) -> Latents:
         """The scan over layers, for standard normal noise [L, ..., B, *latent_shape].
@@ -74,7 +76,7 @@ class Hierarchy(nn.Module):
         Further axes before B hold several samples of the codes of the same images.
         """
         window = self._no_codes(noise.shape[1 : noise.ndim - len(self.config.latent_shape)])
-        inputs = (observed.prior, observed.posterior, noise, self.code_mask)
+        inputs = (observed.prior, observed.posterior, noise, self.code_mask, observed.condition)
         if self._has_dear_launches and not (self.is_initializing() or self.config.rematerialize):
             step = functools.partial(infer_step, Layer(self.config, parent=None))
             _, latents = recurrence.scan(step, window, (self.layer.variables, inputs))
@@ -111,12 +113,14 @@ class Hierarchy(nn.Module):
             return None
         return jnp.arange(self.config.latent_shape[0]) < jnp.array(sizes)[:, None]
 
-    def generate(self, noise: Noise, keys: Key[Array, "layers batch"]) -> tuple[Images, Images]:
-        """Images and expected images [B, *data_shape]."""
+    def generate(
+        self, noise: Noise, keys: Key[Array, "layers batch"], condition: Array | None = None
+    ) -> tuple[Images, Images]:
+        """Images and expected images [B, *data_shape], for a condition [B, C]."""
         batch_shape = keys.shape[1:]
         carry = (self._no_codes(batch_shape), self._no_blocks(batch_shape))
-        _, blocks = self._one_after_another(Layer.generate)(
-            self.layer, carry, (noise, keys, self._mask, self.code_mask)
+        _, blocks = self._one_after_another(Layer.generate, (0, nn.broadcast))(
+            self.layer, carry, (noise, keys, self._mask, self.code_mask), condition
         )
         return jax.tree.map(self.partition.merge, blocks)
 
@@ -125,11 +129,14 @@ class Hierarchy(nn.Module):
         z: Float[Array, "layers batch *latents"],
         keys: Key[Array, "layers batch"],
         residual: bool,
+        condition: Array | None = None,
     ) -> tuple[Images, Images]:
         """Images and expected images [B, *data_shape] from codes."""
         step = functools.partial(Layer.regenerate, residual=residual)
         carry = self._no_blocks(keys.shape[1:])
-        _, blocks = self._one_after_another(step)(self.layer, carry, (z, keys, self._mask))
+        _, blocks = self._one_after_another(step, (0, nn.broadcast))(
+            self.layer, carry, (z, keys, self._mask), condition
+        )
         return jax.tree.map(self.partition.merge, blocks)
 
     def _no_codes(self, batch_shape: tuple[int, ...]) -> Array:

@@ -1,6 +1,6 @@
 """One layer of the hierarchy: its prior, posterior, bijector, data layer and encoder."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import distrax
 import jax
@@ -9,13 +9,24 @@ from flax import linen as nn
 from jaxtyping import Float, Shaped
 
 from sere_jax.arrays import Array, masked, record
-from sere_jax.bijector import create_bijector
+from sere_jax.bijector import IdentityLayer, create_bijector
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import create_data_layer
-from sere_jax.networks.family import create_features, create_refinement
+from sere_jax.networks.family import create_condition, create_features, create_refinement
 from sere_jax.partition import create_partition
+from sere_jax.pixels import Seen
 from sere_jax.posterior import PosteriorLayer, Residual, posterior_sample
 from sere_jax.prior import Prior, PriorLayer
+
+
+class OfCondition(NamedTuple):
+    """What the condition adds to a hidden layer [..., hidden_size]; None: nothing."""
+
+    prior: Array | None = None
+    bijector: Array | None = None
+
+
+NO_CONDITION = OfCondition()
 
 
 @record
@@ -24,8 +35,9 @@ class Observed:
 
     posterior: Float[Array, "..."] | None  # of the whole image; None if there are no latents
     prior: Float[Array, "..."] | None  # of the previous blocks, for prior and posterior
-    data: Any  # what the data layer takes from the previous blocks
+    data: Seen  # what the data layer takes from the previous blocks and the condition
     block: Shaped[Array, "*batch h w channels"]  # x_l
+    condition: OfCondition  # for prior and bijector
 
 
 @record
@@ -59,49 +71,78 @@ class Layer(nn.Module):
             self.prior_observed = create_features(
                 config, num_hidden_layers=config.num_hidden_layers - 1
             )
+        self.prior_condition = create_condition(config)
+        self.bijector_condition = create_condition(config)
 
-    def encode(self, x: Array) -> Array | None:
-        """Features of x [..., *data_shape] from an encoder of this layer's own."""
-        return self.encoder(self.data_layer.to_network(x), 3) if self.config.has_latents else None
+    def encode(self, x: Array, condition: Array | None = None) -> Array | None:
+        """Features of x [..., *data_shape] and a condition [..., C] from an encoder of its own."""
+        if not self.config.has_latents:
+            return None
+        return self.encoder(self.data_layer.to_network(x), 3, condition)
 
     def refine(self, hidden: Array, _: None) -> tuple[Array, Array]:
         """One step of the shared encoder: what layer l - 1 gets, and the features of layer l."""
         return self.refinement(hidden)
 
-    def observe(self, encoding: Array | None, previous: Array, block: Array) -> Observed:
+    def observe(
+        self,
+        encoding: Array | None,
+        previous: Array,
+        block: Array,
+        condition: Array | None = None,
+    ) -> Observed:
         """All features, given those of x; of the blocks [..., j, h, w, channels] before."""
-        return Observed(encoding, *self.observe_previous(previous), block)
+        of_previous = self.observe_previous(previous, condition)
+        return Observed(encoding, *of_previous, block, self.observe_condition(condition))
 
-    def observe_previous(self, previous: Array) -> tuple[Array | None, Any]:
+    def observe_previous(
+        self, previous: Array, condition: Array | None = None
+    ) -> tuple[Array | None, Seen]:
         """Features of the previous blocks for the prior and for the data layer."""
         prior = None
         if self.config.couple_data_to_prior:
-            prior = self.prior_observed(self.data_layer.to_network(previous), 4)
-        return prior, self.data_layer.observe(previous)
+            prior = self.prior_observed(self.data_layer.to_network(previous), 4, condition)
+        return prior, self.data_layer.observe(previous, condition)
+
+    def observe_condition(self, condition: Array | None) -> OfCondition:
+        """What of the condition [..., C] does not come with features of an image."""
+        if condition is None:
+            return NO_CONDITION
+        prior = bijector = None
+        if self.prior.is_learned and not self.config.couple_data_to_prior:
+            prior = self.prior_condition(condition)
+        if not isinstance(self.bijector, IdentityLayer):
+            bijector = self.bijector_condition(condition)
+        return OfCondition(prior, bijector)
 
     def prior_and_bijector(
-        self, window: Array, offset: Array | None
+        self, window: Array, offset: Array | None, condition: OfCondition = NO_CONDITION
     ) -> tuple[Prior, distrax.Bijector]:
         """p(ε_l | ·) and f_l for the window [..., k, *latent_shape] of codes."""
         config = self.config
-        prior = self.prior(window if config.couple_prior else None, offset)
-        return prior, self.bijector(window if config.couple_bijector else None)
+        prior = self.prior(window if config.couple_prior else None, offset, condition.prior)
+        # A bijective layer from elsewhere may take the window alone.
+        given = () if condition.bijector is None else (condition.bijector,)
+        return prior, self.bijector(window if config.couple_bijector else None, *given)
 
     def infer(
-        self, window: Array, inputs: tuple[Array | None, Array | None, Array, Array | None]
+        self,
+        window: Array,
+        inputs: tuple[Array | None, Array | None, Array, Array | None, OfCondition],
     ) -> tuple[Array, Latents]:
         """One step of inference.
 
         Args:
             window: the last codes [..., k, *latent_shape], newest last.
             inputs: `Observed.prior` and `posterior`; standard normal noise [..., *latent_shape];
-                and a mask [*latent_shape], 0 at codes that this layer does not have, or None.
+                a mask [*latent_shape], 0 at codes that this layer does not have, or None; and
+                `Observed.condition`.
 
         Returns:
             The next window, and what the layer inferred.
         """
-        prior_offset, offset, noise, mask = inputs
-        prior, bijector = self.prior_and_bijector(window, prior_offset)
+        prior_offset, offset, noise, mask, condition = inputs
+        prior, bijector = self.prior_and_bijector(window, prior_offset, condition)
         residual = self.posterior(window if self.config.residual_sees_latents else None, offset)
         # Where the layer has no code, δμ = 0 and δσ = 1 make the KL vanish.
         residual = jax.tree.map(lambda parameter: masked(parameter, mask), residual)
@@ -113,21 +154,20 @@ class Layer(nn.Module):
         latents = Latents(epsilon=epsilon, z=z, prior=prior, residual=residual, bijector=bijector)
         return self._push_code(window, z), latents
 
-    def decode(self, z: Array, offset: Any) -> Any:
-        """Parameters γ_l of the data layer; without an offset γ¹(z) alone."""
-        return self.data_layer(z if self.config.has_latents else None, offset)
+    def decode(self, z: Array, seen: Seen) -> Any:
+        """Parameters γ_l of the data layer; without previous blocks γ¹(z) alone."""
+        return self.data_layer(z if self.config.has_latents else None, seen)
 
-    def evaluate(
-        self, z: Array, offset: Any, block: Array, mask: Array | None
-    ) -> tuple[Any, Array]:
+    def evaluate(self, z: Array, seen: Seen, block: Array, mask: Array | None) -> tuple[Any, Array]:
         """Parameters γ_l, and log p(x_l | z_l, x_{l-1}) [...] in nats of a block."""
-        parameters = self.decode(z, offset)
+        parameters = self.decode(z, seen)
         return parameters, self.data_layer.block_log_prob(parameters, block, mask)
 
     def generate(
         self,
         carry: tuple[Array, Array],
         inputs: tuple[Array, Array, Array | None, Array | None],
+        condition: Array | None = None,
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         """One step of generation.
 
@@ -135,25 +175,31 @@ class Layer(nn.Module):
             carry: windows of codes [B, k, *latent_shape] and of blocks [B, j, h, w, channels].
             inputs: noise [B, *latent_shape] of ε_l, keys [B] of x_l, mask [h, w, 1] of the block or
                 None, mask [*latent_shape] of the codes or None.
+            condition: [B, C] or None.
 
         Returns:
             The next carry, and (block, its expectation).
         """
         window, previous = carry
         noise, keys, mask, code_mask = inputs
-        prior_offset, data_offset = self.observe_previous(previous)
-        prior, bijector = self.prior_and_bijector(window, prior_offset)
+        prior_offset, seen = self.observe_previous(previous, condition)
+        of_condition = self.observe_condition(condition)
+        prior, bijector = self.prior_and_bijector(window, prior_offset, of_condition)
         z = masked(bijector.forward(masked(prior.sample(noise), code_mask)), code_mask)
-        previous, blocks = self._emit(previous, self.decode(z, data_offset), keys, mask)
+        previous, blocks = self._emit(previous, self.decode(z, seen), keys, mask)
         return (self._push_code(window, z), previous), blocks
 
     def regenerate(
-        self, previous: Array, inputs: tuple[Array, Array, Array | None], residual: bool
+        self,
+        previous: Array,
+        inputs: tuple[Array, Array, Array | None],
+        condition: Array | None,
+        residual: bool,
     ) -> tuple[Array, tuple[Array, Array]]:
         """One step of `generate` with the code z_l given; without `residual` γ¹(z_l) alone."""
         z, keys, mask = inputs
-        data_offset = self.observe_previous(previous)[1] if residual else None
-        return self._emit(previous, self.decode(z, data_offset), keys, mask)
+        seen = self.data_layer.observe(previous if residual else None, condition)
+        return self._emit(previous, self.decode(z, seen), keys, mask)
 
     def _emit(
         self, previous: Array, parameters: Any, keys: Array, mask: Array | None

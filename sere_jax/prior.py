@@ -25,7 +25,7 @@ class Prior:
 
 
 class PriorLayer(nn.Module):
-    """Window of codes (and features of previous blocks) to the parameters of p(ε_l | ·).
+    """Window of codes (and features of previous blocks, or a condition) to those of p(ε_l | ·).
 
     The scale lies between `sigma_min` and `sigma_max` and starts at 1, or at the middle of the two
     where 1 is not inside. Its upper bound costs nothing: the scale of ε is a gauge that
@@ -34,17 +34,27 @@ class PriorLayer(nn.Module):
 
     config: ModelConfig
 
+    @property
+    def is_learned(self) -> bool:
+        """Whether there is a network that can see anything."""
+        return self.config.prior != "standard_normal" and self.config.has_latents
+
     @nn.compact
-    def __call__(self, window: Array | None, offset: Array | None) -> Prior:
-        """window [..., k, *latent_shape] or None, offset of the previous blocks or None."""
+    def __call__(
+        self, window: Array | None, offset: Array | None, condition: Array | None = None
+    ) -> Prior:
+        """window [..., k, *latent_shape] or None, offset of the previous blocks or None.
+
+        The condition is from `create_condition`, or None.
+        """
         config = self.config
         shape = config.latent_shape
-        if config.prior == "standard_normal" or not config.has_latents:
+        if not self.is_learned:
             return Prior(mean=jnp.zeros(shape), scale=jnp.ones(shape))
         network = create_network(
             config, (*shape[:-1], 2 * shape[-1]), head_scale=0.1, name="network"
         )
-        mean, raw_scale = jnp.split(network(window, 1 + len(shape), offset), 2, axis=-1)
+        mean, raw_scale = jnp.split(network(window, 1 + len(shape), offset, condition), 2, axis=-1)
         return Prior(mean=mean, scale=self._bounded_scale(raw_scale))
 
     def _bounded_scale(self, raw_scale: Array) -> Array:
