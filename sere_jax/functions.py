@@ -97,8 +97,8 @@ def init(model: LatentVariableModel, key: Keys, x: Values | None = None) -> Para
 def _init(model: LatentVariableModel, key: Array, x: Array) -> Params:
     num_layers, *event_shape = model.noise_shape
     size = model.config.condition_size
-    condition = {"condition": jnp.zeros((len(x), size))} if size else {}
-    return model.init(key, x, jnp.zeros((num_layers, len(x), *event_shape)), **condition)["params"]
+    given: dict[str, Any] = {"condition": jnp.zeros((len(x), size))} if size else {}
+    return model.init(key, x, jnp.zeros((num_layers, len(x), *event_shape)), **given)["params"]
 
 
 @public

@@ -119,7 +119,7 @@ def apply(
     rngs: dict[str, Array] | None = None,
 ) -> Any:
     """A method of the model with these parameters; models without a condition do not take one."""
-    options = {} if condition is None else {"condition": condition}
+    options: dict[str, Any] = {} if condition is None else {"condition": condition}
     return model.apply({"params": params}, *arguments, method=method, rngs=rngs, **options)
 
 

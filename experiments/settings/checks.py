@@ -27,6 +27,12 @@ def check_configuration(config: Any) -> None:
             f"config.training.importance_weighted_from={begins!r} means nothing with "
             "config.training.num_train_samples=1; choose more samples, or set it to '0%'"
         )
+    dataset = fields["dataset"]
+    if dataset["condition"] == "affine" and not dataset["random_affine"]:
+        raise UserError(
+            "config.dataset.condition='affine' tells how images were turned, and "
+            "config.dataset.random_affine=0.0 turns none; choose a share above 0, or condition=''"
+        )
     for path in _flat(fields):
         if path not in FIELDS and path.partition(".")[0] != "model":
             raise UserError(f"config.{path} is not a field{nearest(path, FIELDS)}")
