@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
+from experiments.data.condition import condition_rows
 from experiments.reporting.tables import table
 from experiments.run_folder import configuration
 from experiments.run_folder.folder import load_weights
@@ -40,6 +41,8 @@ def bounds_of(
 ) -> dict[str, np.ndarray]:
     """Both bounds [num] of images in nats, float64; see `decomposition.bounds`."""
     size = min(experiment.config.evaluation.batch_size, len(images))
+    labels = experiment.dataset.labels
+    of_split = None if labels is None else getattr(labels, split)
     parts = []
     with progress_bar(len(images), 0, f"{split}, {search_steps} steps", unit=" images") as bar:
         for start in range(0, len(images), size):
@@ -55,6 +58,11 @@ def bounds_of(
                     experiment.config.evaluation.samples_at_once, _NUM_SAMPLES.value
                 ),
                 search_steps=search_steps,
+                condition=condition_rows(
+                    None if of_split is None else of_split[indices],
+                    len(indices),
+                    experiment.model.config.condition_size,
+                ),
             )
             parts.append(jax.tree.map(np.float64, found))
             bar.update(min(size, len(images) - start))

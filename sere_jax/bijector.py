@@ -1,10 +1,12 @@
 """Bijective layers z_l = f_l(ε_l ; z_{l-1}), shared by generation and inference (paper, 3.3).
 
 A bijective layer is a Linen module that maps the window of codes to a distrax bijector with one
-event of shape `latent_shape`. To add one, write the module and enter it in `BIJECTORS`, from
+event of shape `latent_shape`. In a model with a condition it is also given what `create_condition`
+makes of it, [..., hidden_size]. To add one, write the module and enter it in `BIJECTORS`, from
 whatever file.
 """
 
+import inspect
 import math
 
 import distrax
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sere_jax.arrays import Array, flatten
-from sere_jax.config import ModelConfig, choose
+from sere_jax.config import ConfigError, ModelConfig, choose
 from sere_jax.flows.autoregressive import MaskedAutoregressiveFlow
 from sere_jax.flows.coupling import SplineCoupling
 from sere_jax.networks.activations import tanh
@@ -86,14 +88,15 @@ class RankOneAffineLayer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, window: Array | None) -> distrax.Bijector:
+    def __call__(self, window: Array | None, condition: Array | None = None) -> distrax.Bijector:
         """window [..., k, *latent_shape], or None: a bijector that is the same for all codes."""
         shape = self.config.latent_shape
         num_latents = math.prod(shape)
         network = create_network(
             self.config, (*shape[:-1], 3 * shape[-1]), head_scale=0.1, name="network"
         )
-        shift, diagonal, direction = jnp.split(network(window, 1 + len(shape), None), 3, axis=-1)
+        parameters = network(window, 1 + len(shape), None, condition)
+        shift, diagonal, direction = jnp.split(parameters, 3, axis=-1)
         carried = 0.0 if window is None else self.config.carry_start
         if window is not None and carried:
             carry = self.param("carry", nn.initializers.constant(carried), shape[-1:])
@@ -131,44 +134,45 @@ class IdentityLayer(nn.Module):
 
     config: ModelConfig
 
-    def __call__(self, window: Array | None) -> distrax.Bijector:
-        """Ignores the window."""
-        del window
+    def __call__(self, window: Array | None, condition: Array | None = None) -> distrax.Bijector:
+        """Ignores both."""
+        del window, condition
         return Identity(len(self.config.latent_shape))
 
 
 class _CodeFlow(nn.Module):
-    """Base of bijective layers of the hierarchy: reads the window of codes as the condition."""
+    """Base of bijective layers of the hierarchy: reads the codes and the condition as one."""
 
     config: ModelConfig
 
-    def _condition(self, window: Array | None) -> Array | None:
+    def _condition(self, window: Array | None, condition: Array | None) -> Array | None:
         if window is None:
-            return None
+            return None if condition is None else tanh(condition)
         codes = flatten(window, 1 + len(self.config.latent_shape))
-        return tanh(Dense(self.config.hidden_size, name="codes")(codes))
+        hidden = Dense(self.config.hidden_size, name="codes")(codes)
+        return tanh(hidden if condition is None else hidden + condition)
 
 
 class SplineCouplingLayer(_CodeFlow):
     """Window of codes to spline couplings of ε."""
 
     @nn.compact
-    def __call__(self, window: Array | None) -> distrax.Bijector:
+    def __call__(self, window: Array | None, condition: Array | None = None) -> distrax.Bijector:
         """window [..., k, *latent_shape], or None: the same for all codes."""
         flow = SplineCoupling(self.config.latent_shape, self.config.hidden_size, name="flow")
-        return flow(self._condition(window))
+        return flow(self._condition(window, condition))
 
 
 class MaskedAutoregressiveLayer(_CodeFlow):
     """Window of codes to z_d = m_d + s_d ε_d with m, s functions of z_1 .. z_{d-1}; sequential."""
 
     @nn.compact
-    def __call__(self, window: Array | None) -> distrax.Bijector:
+    def __call__(self, window: Array | None, condition: Array | None = None) -> distrax.Bijector:
         """window [..., k, *latent_shape], or None: the same for all codes."""
         config = self.config
         hidden_sizes = (config.hidden_size,) * (config.num_hidden_layers - 1)
         flow = MaskedAutoregressiveFlow(config.latent_shape, hidden_sizes, name="flow")
-        return flow(self._condition(window))
+        return flow(self._condition(window, condition))
 
 
 class InverseAutoregressiveLayer(MaskedAutoregressiveLayer):
@@ -177,9 +181,9 @@ class InverseAutoregressiveLayer(MaskedAutoregressiveLayer):
     z_d = (ε_d - m_d) / s_d with m, s functions of ε_1 .. ε_{d-1}.
     """
 
-    def __call__(self, window: Array | None) -> distrax.Bijector:
+    def __call__(self, window: Array | None, condition: Array | None = None) -> distrax.Bijector:
         """window [..., k, *latent_shape], or None: the same for all codes."""
-        return distrax.Inverse(super().__call__(window))
+        return distrax.Inverse(super().__call__(window, condition))
 
 
 BIJECTORS: dict[str, type[nn.Module]] = {
@@ -194,4 +198,10 @@ BIJECTORS: dict[str, type[nn.Module]] = {
 def create_bijector(config: ModelConfig) -> nn.Module:
     """The bijective layer called `config.bijector`."""
     layer = choose("bijector", config.bijector, BIJECTORS)
+    if config.condition_size and "condition" not in inspect.signature(layer.__call__).parameters:
+        raise ConfigError(
+            f"config.model.bijector={config.bijector!r} takes no condition, which "
+            f"condition_size={config.condition_size} needs; set condition_size to 0, or give "
+            f"{layer.__name__}.__call__ an argument condition"
+        )
     return layer(config) if config.has_latents else IdentityLayer(config)

@@ -205,6 +205,12 @@ class ModelConfig:
         "Compute hidden layers again in the backward pass: less memory, a third more work.",
         BOOLEAN,
     )
+    condition_size: int = _of_sere_vae(
+        0,
+        "C, how many numbers describe an image to every network, given with it as `condition` "
+        "[B, C]; 0: none.",
+        NATURAL,
+    )
     sigma_min: float = _of_sere_vae(
         0.1, "Lower bound on the prior's scale (0: none but float32's).", NOT_NEGATIVE
     )

@@ -3,8 +3,9 @@
 They take a model from `create_model`, its parameters and a key. A key is one PRNG key, or [B] keys,
 one per example, so that an example's noise does not depend on its batch, whatever
 `jax_default_prng_impl` is. A batch may be empty. Images x are [B, *data_shape] in data space,
-arrays of any real type or lists; others raise a TypeError or ValueError. All is computed in
-float32, with parameters of fewer bits too. All densities are in nats.
+arrays of any real type or lists; others raise a TypeError or ValueError. Models with a condition
+(`config.condition_size`) need `condition` [B, C], which others refuse. All is computed in float32,
+with parameters of fewer bits too. All densities are in nats.
 """
 
 import math
@@ -31,6 +32,7 @@ from sere_jax.data_layer import data_space_of
 from sere_jax.inputs import (
     block_keys,
     check_bytes,
+    check_condition,
     check_images,
     checked_count,
     example_keys,
@@ -94,7 +96,9 @@ def init(model: LatentVariableModel, key: Keys, x: Values | None = None) -> Para
 @jit(static_argnums=0, optimize=False)
 def _init(model: LatentVariableModel, key: Array, x: Array) -> Params:
     num_layers, *event_shape = model.noise_shape
-    return model.init(key, x, jnp.zeros((num_layers, len(x), *event_shape)))["params"]
+    size = model.config.condition_size
+    given: dict[str, Any] = {"condition": jnp.zeros((len(x), size))} if size else {}
+    return model.init(key, x, jnp.zeros((num_layers, len(x), *event_shape)), **given)["params"]
 
 
 @public
@@ -128,33 +132,53 @@ def to_pixels(model: LatentVariableModel, x: Values) -> Images:
 
 
 @public
-def infer(model: LatentVariableModel, params: Params, x: Values, key: Keys) -> Inferred:
+def infer(
+    model: LatentVariableModel,
+    params: Params,
+    x: Values,
+    key: Keys,
+    *,
+    condition: Values | None = None,
+) -> Inferred:
     """Everything the model infers of x with one sample of the codes.
 
     An `Inference`; of other systems than the SeRe-VAE a `LadderInference`, `SampledInference` or
     `RelaxedBernoulliInference`.
     """
     x = check_images(model, x)
-    return _infer(model, as_parameters(params), x, as_key(key))
+    condition = check_condition(model, condition, len(x))
+    return _infer(model, as_parameters(params), x, as_key(key), condition)
 
 
 @jit(static_argnums=0)
-def _infer(model: LatentVariableModel, params: Params, x: Array, key: Array) -> Inferred:
+def _infer(
+    model: LatentVariableModel, params: Params, x: Array, key: Array, condition: Array | None
+) -> Inferred:
     noise = sample_noise(model, example_keys(key, len(x)), 0)
-    return apply(model, params, x, noise)
+    return apply(model, params, x, noise, condition=condition)
 
 
 @public
-def elbo(model: LatentVariableModel, params: Params, x: Values, key: Keys) -> PerImage:
+def elbo(
+    model: LatentVariableModel,
+    params: Params,
+    x: Values,
+    key: Keys,
+    *,
+    condition: Values | None = None,
+) -> PerImage:
     """Evidence lower bound log p(x | z) - KL with one sample of z, in nats (paper, Eq. 9)."""
     x = check_images(model, x)
-    return _elbo(model, as_parameters(params), x, as_key(key))
+    condition = check_condition(model, condition, len(x))
+    return _elbo(model, as_parameters(params), x, as_key(key), condition)
 
 
 @jit(static_argnums=0)
-def _elbo(model: LatentVariableModel, params: Params, x: Array, key: Array) -> Array:
+def _elbo(
+    model: LatentVariableModel, params: Params, x: Array, key: Array, condition: Array | None
+) -> Array:
     noise = sample_noise(model, example_keys(key, len(x)), 0)
-    log_likelihood, kl = apply(model, params, x, noise, method="elbo_terms")
+    log_likelihood, kl = apply(model, params, x, noise, method="elbo_terms", condition=condition)
     return log_likelihood - jnp.sum(kl, axis=-1)
 
 
@@ -167,6 +191,7 @@ def log_likelihood(
     num_samples: Count = 1000,
     *,
     samples_at_once: Count = SAMPLES_AT_ONCE,
+    condition: Values | None = None,
 ) -> PerImage:
     """Importance-weighted estimate of log p(x) in nats (Burda et al. 2016, Eq. 8).
 
@@ -182,7 +207,8 @@ def log_likelihood(
     Raises:
         ValueError: x has the wrong shape, or one of the two numbers is below 1.
     """
-    return _checked_likelihood(model, params, x, key, num_samples, samples_at_once)[0]
+    options: dict[str, Any] = {"samples_at_once": samples_at_once, "condition": condition}
+    return likelihood_and_elbo(model, params, x, key, num_samples, **options)[0]
 
 
 @public
@@ -194,35 +220,33 @@ def likelihood_and_elbo(
     num_samples: Count = 1000,
     *,
     samples_at_once: Count = SAMPLES_AT_ONCE,
+    condition: Values | None = None,
 ) -> tuple[PerImage, PerImage]:
     """`log_likelihood`, and the ELBO of the same samples: the mean of log p(x, z_k) / q(z_k | x).
 
     So of each image the ELBO is at most the likelihood, however few the samples are.
     """
-    return _checked_likelihood(model, params, x, key, num_samples, samples_at_once)
-
-
-def _checked_likelihood(
-    model: LatentVariableModel,
-    params: Params,
-    x: Values,
-    key: Keys,
-    num_samples: Count,
-    samples_at_once: Count,
-) -> tuple[Array, Array]:
     x = check_images(model, x)
+    condition = check_condition(model, condition, len(x))
     num_samples = checked_count("num_samples", num_samples)
     num_samples = num_samples if model.config.has_latents else 1
     chunk = min(num_samples, checked_count("samples_at_once", samples_at_once))
-    return _log_likelihood(model, as_parameters(params), x, as_key(key), num_samples, chunk)
+    params = as_parameters(params)
+    return _log_likelihood(model, params, x, as_key(key), num_samples, chunk, condition)
 
 
 @jit(static_argnums=(0, 4, 5))
 def _log_likelihood(
-    model: LatentVariableModel, params: Params, x: Array, key: Array, num_samples: int, chunk: int
+    model: LatentVariableModel,
+    params: Params,
+    x: Array,
+    key: Array,
+    num_samples: int,
+    chunk: int,
+    condition: Array | None,
 ) -> tuple[Array, Array]:
     keys = example_keys(key, len(x))
-    observed = apply(model, params, x, method="observe")
+    observed = apply(model, params, x, method="observe", condition=condition)
     num_chunks = math.ceil(num_samples / chunk)
 
     def add_chunk(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
@@ -244,7 +268,13 @@ def _log_likelihood(
 
 @public
 def sample(
-    model: LatentVariableModel, params: Params, key: Keys, num: Count, *, expected: bool = False
+    model: LatentVariableModel,
+    params: Params,
+    key: Keys,
+    num: Count,
+    *,
+    expected: bool = False,
+    condition: Values | None = None,
 ) -> Images:
     """Draws images from the model, in O(L) steps; flows take num_flows D steps in all.
 
@@ -254,16 +284,20 @@ def sample(
         expected: return each block's expectation given the sampled codes and blocks before it,
             as figures show it, instead of the sample itself. A flow has none in closed form, and
             returns the sample.
+        condition: [num, C].
     """
     num = checked_count("num", num)
+    condition = check_condition(model, condition, num)
     keys = example_keys(as_key(key), num)
-    return _sample(model, as_parameters(params), keys)[int(expected)]
+    return _sample(model, as_parameters(params), keys, condition)[int(expected)]
 
 
 @jit(static_argnums=0)
-def _sample(model: LatentVariableModel, params: Params, keys: Array) -> tuple[Array, Array]:
-    noise = sample_noise(model, keys, 0)
-    return apply(model, params, noise, block_keys(model, keys), method="generate")
+def _sample(
+    model: LatentVariableModel, params: Params, keys: Array, condition: Array | None
+) -> tuple[Array, Array]:
+    noise, keys = sample_noise(model, keys, 0), block_keys(model, keys)
+    return apply(model, params, noise, keys, method="generate", condition=condition)
 
 
 @public
@@ -275,6 +309,7 @@ def reconstruct(
     *,
     expected: bool = False,
     residual: bool = True,
+    condition: Values | None = None,
 ) -> Images:
     """Infers the codes of x and generates images from them.
 
@@ -291,14 +326,21 @@ def reconstruct(
     x = check_images(model, x)
     if not (residual or model.config.has_latents):
         raise ValueError("residual=False leaves nothing of a model without codes; set it to True")
-    images = _reconstruct(model, as_parameters(params), x, as_key(key), bool(residual))
+    condition = check_condition(model, condition, len(x))
+    images = _reconstruct(model, as_parameters(params), x, as_key(key), bool(residual), condition)
     return images[int(expected)]
 
 
 @jit(static_argnums=(0, 4))
 def _reconstruct(
-    model: LatentVariableModel, params: Params, x: Array, key: Array, residual: bool
+    model: LatentVariableModel,
+    params: Params,
+    x: Array,
+    key: Array,
+    residual: bool,
+    condition: Array | None,
 ) -> tuple[Array, Array]:
     keys = example_keys(key, len(x))
-    z = apply(model, params, x, sample_noise(model, keys, 0), method="codes")
-    return apply(model, params, z, block_keys(model, keys), residual, method="regenerate")
+    given: dict[str, Any] = {"condition": condition}
+    z = apply(model, params, x, sample_noise(model, keys, 0), method="codes", **given)
+    return apply(model, params, z, block_keys(model, keys), residual, method="regenerate", **given)

@@ -35,6 +35,37 @@ def check_images(model: LatentVariableModel, x: Values, *, may_be_expected: bool
     return x
 
 
+def check_condition(
+    model: LatentVariableModel, condition: Values | None, num: int
+) -> Float[Array, "batch C"] | None:
+    """The condition of `num` examples as an array of float32; None for a model without one.
+
+    Raises:
+        TypeError: it does not hold real numbers.
+        ValueError: it is missing, or there should be none; its shape is not [num, C], or values,
+            which are looked at where `check_values` does, are not finite.
+    """
+    size = model.config.condition_size
+    if not size:
+        if condition is not None:
+            raise ValueError(
+                "condition is given to a model without one (condition_size=0); leave it out"
+            )
+        return None
+    expected = f"condition of shape ({num}, {size})"
+    if condition is None:
+        raise ValueError(
+            f"the model needs a {expected}, (batch, condition_size); zeros mean 'as it is' for "
+            "models trained with transformed images, one-hot rows are classes for models trained "
+            "with labels"
+        )
+    array = as_array("condition", condition)
+    if array.shape != (num, size):
+        raise ValueError(f"condition has the shape {array.shape}; the model needs a {expected}")
+    check_values("condition", array, None, "give finite numbers")
+    return jnp.asarray(as_floats("condition", array), jnp.float32)
+
+
 def check_bytes(
     model: LatentVariableModel, images: Values, max_value: Count
 ) -> tuple[Shaped[Any, "batch height width channels"], int]:

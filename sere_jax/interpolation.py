@@ -17,7 +17,14 @@ from sere_jax.arrays import (
     public,
 )
 from sere_jax.compilation import jit
-from sere_jax.inputs import block_keys, check_images, checked_count, example_keys, sample_noise
+from sere_jax.inputs import (
+    block_keys,
+    check_condition,
+    check_images,
+    checked_count,
+    example_keys,
+    sample_noise,
+)
 from sere_jax.model import LatentVariableModel, apply
 
 TINY = 1e-30
@@ -31,6 +38,8 @@ def interpolate(
     x_end: Values,
     key: Keys,
     num: Count,
+    *,
+    condition: Values | None = None,
 ) -> Images:
     """Expected images on the way from one image to another through the codes.
 
@@ -48,25 +57,37 @@ def interpolate(
         x_start, x_end: [*data_shape] in data space.
         key: one PRNG key, for the codes of both images and all images on the way.
         num: how many images, both ends included; at least 2.
+        condition: [2, C], of the two images; on the way it changes from one to the other linearly.
 
     Returns:
         Images in data space, as `reconstruct` with `expected=True` returns them.
     """
     ends = [check_images(model, as_array("x", x)[None]) for x in (x_start, x_end)]
     num = checked_count("num", num, at_least=2)
+    condition = check_condition(model, condition, 2)
     (own_key,) = example_keys(as_key(key), 1)
-    return _interpolate(model, as_parameters(params), jnp.concatenate(ends), own_key, num)
+    params = as_parameters(params)
+    return _interpolate(model, params, jnp.concatenate(ends), own_key, num, condition)
 
 
 @jit(static_argnums=(0, 4))
 def _interpolate(
-    model: LatentVariableModel, params: Params, ends: Array, key: Array, num: int
+    model: LatentVariableModel,
+    params: Params,
+    ends: Array,
+    key: Array,
+    num: int,
+    condition: Array | None,
 ) -> Array:
     noise = sample_noise(model, jnp.stack([key, key]), 0)
-    start, end = apply(model, params, ends, noise, method="prior_noise").swapaxes(0, 1)
-    way = jax.vmap(on_great_circle, (None, None, 0), 1)(start, end, jnp.linspace(0.0, 1.0, num))
+    of_ends = apply(model, params, ends, noise, method="prior_noise", condition=condition)
+    start, end = of_ends.swapaxes(0, 1)
+    parts = jnp.linspace(0.0, 1.0, num)
+    way = jax.vmap(on_great_circle, (None, None, 0), 1)(start, end, parts)
     keys = block_keys(model, jnp.broadcast_to(key, (num,)))
-    return apply(model, params, way, keys, method="generate")[1]
+    if condition is not None:
+        condition = (1.0 - parts[:, None]) * condition[0] + parts[:, None] * condition[1]
+    return apply(model, params, way, keys, method="generate", condition=condition)[1]
 
 
 def on_great_circle(

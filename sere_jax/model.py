@@ -35,7 +35,9 @@ class Inferred(Protocol):
 class LatentVariableModel(nn.Module):
     """A pair of p(x, z) and q(z | x).
 
-    Arrays of layers have the layers first, those that `__call__` returns the batch.
+    Arrays of layers have the layers first, those that `__call__` returns the batch. Where
+    `config.condition_size` is C > 0, all methods but `log_weights` are also given `condition`,
+    [B, C].
 
     Attributes:
         config: the checked configuration.
@@ -113,10 +115,12 @@ def apply(
     params: Params,
     *arguments: Any,
     method: str = "__call__",
+    condition: Array | None = None,
     rngs: dict[str, Array] | None = None,
 ) -> Any:
-    """A method of the model with these parameters."""
-    return model.apply({"params": params}, *arguments, method=method, rngs=rngs)
+    """A method of the model with these parameters; models without a condition do not take one."""
+    options: dict[str, Any] = {} if condition is None else {"condition": condition}
+    return model.apply({"params": params}, *arguments, method=method, rngs=rngs, **options)
 
 
 @record

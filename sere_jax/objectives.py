@@ -6,7 +6,7 @@ Arguments are those of `sere_jax.functions`.
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from sere_jax.arrays import (
 )
 from sere_jax.inputs import (
     OF_DROPOUT,
+    check_condition,
     check_images,
     checked_count,
     example_keys,
@@ -33,6 +34,8 @@ from sere_jax.inputs import (
 )
 from sere_jax.model import LatentVariableModel, apply
 from sere_jax.rules import BFLOAT16, PRECISIONS
+
+Examples: TypeAlias = tuple[Array, Array | None]  # x [B, *data_shape], condition [B, C]
 
 
 @record
@@ -55,6 +58,7 @@ def objective(
     kl_weight: Array | float = 1.0,
     num_samples: Count = 1,
     precision: str = "float32",
+    condition: Values | None = None,
 ) -> Objective:
     """The ELBO, or with several samples the importance-weighted bound, for training.
 
@@ -76,38 +80,42 @@ def objective(
         ValueError: x has the wrong shape, S is below 1, or the precision is no such name.
     """
     x, params = check_images(model, x), as_parameters(params)
+    condition = check_condition(model, condition, len(x))
     num_samples = checked_count("num_samples", num_samples)
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} must be one of: {', '.join(PRECISIONS)}")
     keys = example_keys(as_key(key), len(x))
     with jax.default_matmul_precision(BFLOAT16) if precision == BFLOAT16 else nullcontext():
-        return _objective(model, params, x, keys, kl_weight, num_samples)
+        return _objective(model, params, (x, condition), keys, kl_weight, num_samples)
 
 
 def _objective(
     model: LatentVariableModel,
     params: Params,
-    x: Array,
+    examples: Examples,
     keys: Array,
     kl_weight: Array | float,
     num_samples: int,
 ) -> Objective:
     if num_samples == 1 or not model.config.has_latents:
 
-        def elbo_terms(x: Array, noise: Array, rngs: Any) -> tuple[Array, Array]:
-            return apply(model, params, x, noise, method="elbo_terms", rngs=rngs)
+        def elbo_terms(examples: Examples, noise: Array, rngs: Any) -> tuple[Array, Array]:
+            x, condition = examples
+            options: dict[str, Any] = {"condition": condition, "rngs": rngs}
+            return apply(model, params, x, noise, method="elbo_terms", **options)
 
         noise = sample_noise(model, keys, 0)
-        log_likelihood, kl = _with_dropout(model, elbo_terms, x, noise, keys, axis=0)
+        log_likelihood, kl = _with_dropout(model, elbo_terms, examples, noise, keys, axis=0)
         kl = jnp.sum(kl, axis=-1)
         return Objective(log_likelihood - kl_weight * kl, log_likelihood, kl)
 
-    def log_weights_terms(x: Array, noise: Array, rngs: Any) -> tuple[Array, Array]:
-        observed = apply(model, params, x, method="observe", rngs=rngs)
+    def log_weights_terms(examples: Examples, noise: Array, rngs: Any) -> tuple[Array, Array]:
+        x, condition = examples
+        observed = apply(model, params, x, method="observe", condition=condition, rngs=rngs)
         return apply(model, params, x, observed, noise, method="log_weights", rngs=rngs)
 
     noise = noise_of_samples(model, keys, jnp.arange(num_samples))
-    log_likelihood, ratio = _with_dropout(model, log_weights_terms, x, noise, keys, axis=1)
+    log_likelihood, ratio = _with_dropout(model, log_weights_terms, examples, noise, keys, axis=1)
     log_weights = log_likelihood + kl_weight * ratio
     bound = jax.nn.logsumexp(log_weights, axis=0) - math.log(num_samples)
     return Objective(bound, jnp.mean(log_likelihood, axis=0), -jnp.mean(ratio, axis=0))
@@ -115,22 +123,23 @@ def _objective(
 
 def _with_dropout(
     model: LatentVariableModel,
-    terms: Callable[[Array, Array, Any], tuple[Array, Array]],
-    x: Array,
+    terms: Callable[[Examples, Array, Any], tuple[Array, Array]],
+    examples: Examples,
     noise: Array,
     keys: Array,
     axis: int,
 ) -> tuple[Array, Array]:
-    """`terms(x, noise, rngs)`, whose examples drop what their keys say, whatever their batch is.
+    """`terms(examples, noise, rngs)`; an example drops what its keys say, whatever its batch is.
 
     The results have the examples on `axis`, the noise on the one after.
     """
     if not model.config.drops_in_training:
-        return terms(x, noise, None)
+        return terms(examples, noise, None)
 
-    def terms_of_one(x: Array, noise: Array, key: Array) -> tuple[Array, Array]:
+    def terms_of_one(example: Examples, noise: Array, key: Array) -> tuple[Array, Array]:
         rngs = {"dropout": jax.random.fold_in(key, OF_DROPOUT)}
-        of_batch = terms(x[None], jnp.expand_dims(noise, axis + 1), rngs)
+        batch = jax.tree.map(lambda part: part[None], example)
+        of_batch = terms(batch, jnp.expand_dims(noise, axis + 1), rngs)
         return jax.tree.map(lambda term: jnp.squeeze(term, axis), of_batch)
 
-    return jax.vmap(terms_of_one, in_axes=(0, axis + 1, 0), out_axes=axis)(x, noise, keys)
+    return jax.vmap(terms_of_one, in_axes=(0, axis + 1, 0), out_axes=axis)(examples, noise, keys)

@@ -16,11 +16,18 @@ from sere_jax import data_space
 from sere_jax.arrays import Array
 from sere_jax.config import ModelConfig
 from sere_jax.data_space import DataSpace
-from sere_jax.networks.family import create_features, create_network
+from sere_jax.networks.family import create_condition, create_features, create_network
 
 MIN_SCALE = 1e-3  # of Gaussian pixels whose scale is learned
 MAX_LOG_SCALE = 7.0  # of logistics, in units of half the range of values; and its negative
 HALF_RANGE = 127.5  # of 0..255
+
+
+class Seen(NamedTuple):
+    """What a data layer sees besides the code."""
+
+    previous: Any = None  # of the previous blocks; None: nothing
+    condition: Any = None  # of the condition; None: there is none
 
 
 class DataLayer(nn.Module):
@@ -63,6 +70,7 @@ class DataLayer(nn.Module):
         self.base = create_network(
             self.config, shape, output_start=self.parameters_start, **options
         )
+        self.condition = create_condition(self.config)
         if self.sees_previous:
             self.observed = create_features(
                 self.config,
@@ -73,19 +81,30 @@ class DataLayer(nn.Module):
                 self.config, shape, num_joint_layers=self.config.num_joint_layers, **options
             )
 
-    def observe(self, previous: Array) -> Any:
-        """Offset of δγ from the previous blocks [..., j, h, w, channels]; None if uncoupled."""
-        if not self.sees_previous:
-            return None
-        return self.observed(self.read_previous(previous), 4)
+    def observe(self, previous: Array | None, condition: Array | None = None) -> Seen:
+        """What γ takes from the previous blocks [..., j, h, w, channels] and a condition [..., C].
 
-    def __call__(self, z: Array | None, offset: Any) -> Any:
+        Nothing of the blocks if there are none or the layer is uncoupled.
+        """
+        return self.observe_read(
+            None if previous is None else self.read_previous(previous), condition
+        )
+
+    def observe_read(self, values: Array | None, condition: Array | None) -> Seen:
+        """The same of what `read_previous` made of the blocks."""
+        offset = None
+        if self.sees_previous and values is not None:
+            offset = self.observed(values, 4, condition)
+        return Seen(offset, None if condition is None else self.condition(condition))
+
+    def __call__(self, z: Array | None, seen: Seen | None) -> Any:
         """γ [..., h, w, parameters_per_pixel] of codes [..., *latent_shape], if there are latents.
 
-        The offset is from `observe`; None leaves γ¹(z) alone.
+        Without previous blocks in `seen`, which is from `observe`, it is γ¹(z) alone.
         """
+        offset, condition = seen or Seen()
         event_ndims = len(self.config.latent_shape)
-        parameters = self.base(z, event_ndims, None)
+        parameters = self.base(z, event_ndims, None, condition)
         if offset is not None:
             parameters += self.residual(z, event_ndims, offset)
         return parameters

@@ -45,7 +45,7 @@ class Prior:
 
 
 class PriorLayer(nn.Module):
-    """Window of codes (and features of previous blocks) to the parameters of p(ε_l | ·).
+    """Window of codes (and features of previous blocks, or a condition) to those of p(ε_l | ·).
 
     The scale lies between `sigma_min` and `sigma_max` and starts at 1, or at the middle of the two
     where 1 is not inside. Its upper bound costs nothing: the scale of ε is a gauge that
@@ -55,27 +55,36 @@ class PriorLayer(nn.Module):
 
     config: ModelConfig
 
+    @property
+    def is_learned(self) -> bool:
+        """Whether there is a network that can see anything."""
+        return self.config.prior != "standard_normal" and self.config.has_latents
+
     @nn.compact
-    def __call__(self, window: Array | None, offset: Array | None) -> Prior:
-        """window [..., k, *latent_shape] or None, offset of the previous blocks or None."""
+    def __call__(
+        self, window: Array | None, offset: Array | None, condition: Array | None = None
+    ) -> Prior:
+        """window [..., k, *latent_shape] or None, offset of the previous blocks or None.
+
+        The condition is from `create_condition`, or None.
+        """
         config = self.config
         shape = config.latent_shape
-        if config.prior == "standard_normal" or not config.has_latents:
+        if not self.is_learned:
             return Prior(mean=jnp.zeros(shape), scale=jnp.ones(shape))
         num_latents, has_splines = shape[-1], config.prior == "spline"
         size = 2 * num_latents + (config.hidden_size if has_splines else 0)
         network = create_network(
             config, (*shape[:-1], size), head_scale=0.1, is_generative=True, name="network"
         )
-        mean, raw_scale, condition = jnp.split(
-            network(window, 1 + len(shape), offset), [num_latents, 2 * num_latents], axis=-1
-        )
+        parameters = network(window, 1 + len(shape), offset, condition)
+        mean, raw_scale, hidden = jnp.split(parameters, [num_latents, 2 * num_latents], axis=-1)
         prior = Prior(mean=mean, scale=self._bounded_scale(raw_scale))
         if not has_splines:
             return prior
         flow = SplineCoupling(shape, config.hidden_size, name="splines")
         # Densities take its forward direction, the faster one; samples the other.
-        splines = distrax.Inverse(flow(flatten(tanh(condition), len(shape))))
+        splines = distrax.Inverse(flow(flatten(tanh(hidden), len(shape))))
         return Prior(prior.mean, prior.scale, splines)
 
     def _bounded_scale(self, raw_scale: Array) -> Array:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Float, Key
 
 from sere_jax.arrays import Array, Images, Noise, PerImage, masked, record
-from sere_jax.hierarchy import Hierarchy, Latents, Observed
+from sere_jax.hierarchy import Hierarchy
+from sere_jax.layer import Latents, Observed
 from sere_jax.model import Inferred, LatentVariableModel
 from sere_jax.posterior import (
     kl_divergence,
@@ -70,9 +71,9 @@ class SeReVAE(LatentVariableModel):
         """Creates the hierarchy."""
         self.hierarchy = Hierarchy(self.config, name="hierarchy")
 
-    def __call__(self, x: Array, noise: Noise) -> Inference:
-        """Infers the codes of x [B, *data_shape]."""
-        observed = self.hierarchy.observe(x)
+    def __call__(self, x: Array, noise: Noise, condition: Array | None = None) -> Inference:
+        """Infers the codes of x [B, *data_shape]; the condition is [B, C], or None without one."""
+        observed = self.hierarchy.observe(x, condition)
         latents = self.hierarchy.infer(observed, noise)
         parameters, log_likelihood = self.hierarchy.decode(latents.z, observed)
         layers_first = {
@@ -89,35 +90,44 @@ class SeReVAE(LatentVariableModel):
         log_likelihood = jnp.sum(log_likelihood, axis=0)
         return Inference(log_likelihood, bijector=latents.bijector, **batch_first)
 
-    def observe(self, x: Array) -> Observed:
-        """What all layers know of x, computed once for any number of samples."""
-        return self.hierarchy.observe(x)
+    def elbo_terms(
+        self, x: Array, noise: Noise, condition: Array | None = None
+    ) -> tuple[PerImage, Float[Array, "batch layers"]]:
+        """log p(x | z) and KL."""
+        inference = self(x, noise, condition)
+        return inference.log_likelihood, inference.kl
 
-    def codes(self, x: Array, noise: Noise) -> Array:
+    def observe(self, x: Array, condition: Array | None = None) -> Observed:
+        """What all layers know of x, computed once for any number of samples."""
+        return self.hierarchy.observe(x, condition)
+
+    def codes(self, x: Array, noise: Noise, condition: Array | None = None) -> Array:
         """The codes of x, [L, B, *latent_shape]."""
-        return self.hierarchy.infer(self.observe(x), noise).z
+        return self.hierarchy.infer(self.observe(x, condition), noise).z
 
     def log_weights(
         self, x: Array, observed: Observed, noise: Float[Array, "layers samples batch *latents"]
     ) -> tuple[Float[Array, "*#samples batch"], Float[Array, "*#samples batch"]]:
-        """See the base class; x is in `observed`."""
+        """See the base class; x and the condition are in `observed`."""
         del x
         latents = self.hierarchy.infer(observed, noise)
         _, log_likelihood = self.hierarchy.decode(latents.z, observed)
         ratio = self._log_density_ratio(latents, noise)
         return jnp.sum(log_likelihood, axis=0), jnp.sum(ratio, axis=0)
 
-    def generate(self, noise: Noise, keys: Key[Array, "layers batch"]) -> tuple[Images, Images]:
+    def generate(
+        self, noise: Noise, keys: Key[Array, "layers batch"], condition: Array | None = None
+    ) -> tuple[Images, Images]:
         """Images and their expectations."""
-        return self.hierarchy.generate(noise, keys)
+        return self.hierarchy.generate(noise, keys, condition)
 
-    def prior_noise(self, x: Array, noise: Noise) -> Noise:
+    def prior_noise(self, x: Array, noise: Noise, condition: Array | None = None) -> Noise:
         """(S⁻¹(ε) - μ) / σ, 0 at codes that a layer does not have; see the base class.
 
         Where priors see previous blocks (`couple_data_to_prior`), μ, σ and S are those that the
         blocks of x give.
         """
-        latents = self.hierarchy.infer(self.observe(x), noise)
+        latents = self.hierarchy.infer(self.observe(x, condition), noise)
         noise = jax.vmap(Prior.noise)(latents.prior, latents.epsilon)
         mask = self.hierarchy.code_mask
         return masked(noise, None if mask is None else mask[:, None])
@@ -127,9 +137,10 @@ class SeReVAE(LatentVariableModel):
         z: Float[Array, "layers batch *latents"],
         keys: Key[Array, "layers batch"],
         residual: bool,
+        condition: Array | None = None,
     ) -> tuple[Images, Images]:
         """Images and their expectations from codes."""
-        return self.hierarchy.regenerate(z, keys, residual)
+        return self.hierarchy.regenerate(z, keys, residual, condition)
 
     def _kl(self, latents: Latents, noise: Array) -> Array:
         if latents.prior.splines is not None:

@@ -32,10 +32,11 @@ def mean_and_standard_error(values, axis=0):
     return values.mean(axis), values.std(axis, ddof=1) / np.sqrt(values.shape[axis])
 
 
-def estimate_likelihoods(model, params):
-    """Independent estimates of p(x) of every image, [REPLICATES, 2^D]."""
+def estimate_likelihoods(model, params, condition=None):
+    """Independent estimates of p(x) of every image, [REPLICATES, 2^D], for one condition [C]."""
     x, keys = replicated(all_images(model.config))
-    log_likelihood = sere_jax.log_likelihood(model, params, x, keys, num_samples=50)
+    given = {"condition": rows(condition, len(x))}
+    log_likelihood = sere_jax.log_likelihood(model, params, x, keys, num_samples=50, **given)
     return np.exp(np.asarray(log_likelihood, np.float64)).reshape(REPLICATES, -1)
 
 
@@ -51,12 +52,18 @@ def assert_as_frequent_as_likely(images, likelihoods, config):
     assert stats.chi2.sf(chi_square, len(order)) > 1e-3
 
 
-def assert_normalized_and_sampled(model, params, likelihoods, *, largest_error):
+def rows(condition, num):
+    """A condition [C] for each of `num` examples; None: none."""
+    return None if condition is None else np.tile(np.float32(condition), (num, 1))
+
+
+def assert_normalized_and_sampled(model, params, likelihoods, *, largest_error, condition=None):
     """Estimates [REPLICATES, 2^D] of p(x) sum to one, and samples of the model have them."""
     total, standard_error = mean_and_standard_error(likelihoods.sum(axis=1))
     assert abs(total - 1) < 4 * standard_error < largest_error
     assert likelihoods.mean(axis=0).max() > 2 * likelihoods.mean(axis=0).min()
-    images = np.asarray(sere_jax.sample(model, params, jax.random.key(3), 20_000))
+    key, given = jax.random.key(3), {"condition": rows(condition, 20_000)}
+    images = np.asarray(sere_jax.sample(model, params, key, 20_000, **given))
     assert_as_frequent_as_likely(images, likelihoods, model.config)
 
 

@@ -21,12 +21,13 @@ def evaluate_and_report(experiment: Experiment, folder: RunFolder, command: str)
     averages, about = folder.load_weights(experiment.state_template(), which)
     _tell_of_other_images(experiment, folder, about)
     params = replicate(averages)
-    images = replicate(experiment.test_images())
-    elbo = experiment.evaluator.elbo(params, images)
+    images, labels = replicate(experiment.test_images()), experiment.test_labels()
+    elbo = experiment.evaluator.elbo(params, images, labels=labels)
     done_by_first_process(save_pictures)(experiment, averages, elbo.kl, folder.path)
-    log_likelihood, elbos = _log_likelihood(experiment, params, images)
+    log_likelihood, elbos = _log_likelihood(experiment, params, images, labels)
     results = {
         **_likelihoods(experiment, log_likelihood, elbos),
+        **_by_class(experiment, log_likelihood, elbos),
         "kl_per_layer": elbo.means()["kl_per_layer"],
         "num_importance_samples": experiment.config.evaluation.num_importance_samples,
         "num_examples": len(log_likelihood),
@@ -50,7 +51,7 @@ def _tell_of_other_images(experiment: Experiment, folder: RunFolder, about: dict
 
 
 def _log_likelihood(
-    experiment: Experiment, params: Any, images: Any
+    experiment: Experiment, params: Any, images: Any, labels: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """See `Evaluator.log_likelihood`; tells how far it is."""
     with progress_bar(
@@ -61,7 +62,7 @@ def _log_likelihood(
             bar.update(num_images)
             bar.set_postfix_str(f"log p(x) {mean:.2f}", refresh=False)
 
-        return experiment.evaluator.log_likelihood(params, images, advance)
+        return experiment.evaluator.log_likelihood(params, images, advance, labels=labels)
 
 
 def _likelihoods(
@@ -77,6 +78,21 @@ def _likelihoods(
         "bits_per_dim": experiment.bits_per_dim(nll, "test"),
         "elbo_bits_per_dim": experiment.bits_per_dim(-elbo, "test"),
     }
+
+
+def _by_class(
+    experiment: Experiment, log_likelihood: np.ndarray, elbos: np.ndarray
+) -> dict[str, list[float | None]]:
+    """Means over the images of each class in nats, None of a class without any."""
+    labels, classes = experiment.test_labels(), experiment.dataset.labels
+    if labels is None or classes is None:
+        return {}
+
+    def means(values: np.ndarray) -> list[float | None]:
+        parts = [values[labels == label] for label in range(classes.num_classes)]
+        return [float(part.mean()) if len(part) else None for part in parts]
+
+    return {"nll_by_class": means(-log_likelihood), "elbo_by_class": means(elbos)}
 
 
 def _origin(experiment: Experiment, about: dict, num_params: int, command: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def sample(config: Any, workdir: pathlib.Path, command: str) -> None:
     check_configuration_of(workdir, config)
     with lock(workdir):
         model, params, _ = load_model(config, workdir)
-        images, expected = save_samples(model, params, config.sampling, workdir)
+        images, expected = save_samples(model, params, config, workdir)
         with open_atomically(workdir / "samples.npz") as file:
             np.savez_compressed(file, images=images, expected=expected)
         print(f"{len(images)} images in {workdir / 'samples.png'} and {workdir / 'samples.npz'}")

@@ -1,6 +1,6 @@
 """Images: where they come from, and how they are shuffled and transformed."""
 
-from experiments.data.dataset import Dataset, split_validation
+from experiments.data.dataset import Dataset, Labels, split_validation
 from experiments.data.loading import DATASETS, load_dataset
 
-__all__ = ["DATASETS", "Dataset", "load_dataset", "split_validation"]
+__all__ = ["DATASETS", "Dataset", "Labels", "load_dataset", "split_validation"]

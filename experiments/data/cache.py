@@ -1,4 +1,4 @@
-"""The cache of decoded images: one file for each split of each prepared data set.
+"""The cache of decoded images: one file for each split of each prepared data set; of labels too.
 
 It lies in `$XDG_CACHE_HOME/sere_jax` (`~/.cache/sere_jax`) and may be deleted at any time.
 """
@@ -23,9 +23,9 @@ _CACHE_FORMAT = 1
 def cached(builder: Any, split: str, feature: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
     """The decoded images of a split: from the cache if the source files are the same, else decoded.
 
-    The feature of that name holds the image, and the builder is one of TFDS.
+    The feature of that name holds the image, or the label, and the builder is one of TFDS.
     """
-    cache_file = _cache_file(builder, split)
+    cache_file = _cache_file(builder, f"{split}-label" if feature == "label" else split)
     identity = _identity(builder, split, feature)
     images = _read(cache_file, identity)
     if images is None:

@@ -12,6 +12,16 @@ from experiments.system.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Labels:
+    """The classes of the images of a data set, int32 [num] from 0 to num_classes - 1."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    num_classes: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set of images of one shape.
 
@@ -21,6 +31,7 @@ class Dataset:
       validation: The same for the held-out training examples; num is 0 if none was held out.
       test: The same for the test examples.
       max_value: The brightest value: 255, 16 for `digits`, 1 for binary images.
+      labels: The classes, if the data set has any and `config.dataset.condition` asks for them.
     """
 
     name: str
@@ -28,6 +39,7 @@ class Dataset:
     validation: np.ndarray
     test: np.ndarray
     max_value: int
+    labels: Labels | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -37,16 +49,22 @@ class Dataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that depend on all images and on their order, not on the name."""
+        """16 hexadecimal digits that depend on all images, labels and their order, not the name."""
         digest = hashlib.sha256(f"max_value={self.max_value}".encode())
-        for images in (self.train, self.validation, self.test):
-            digest.update(str(images.shape).encode())
-            digest.update(np.ascontiguousarray(images).data)
+        for part in (self, self.labels):
+            for values in () if part is None else (part.train, part.validation, part.test):
+                digest.update(str(values.shape).encode())
+                digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()[:16]
 
 
 # Loaders by the names of their data sets; a file of yours may enter another one.
 DATASETS: dict[str, Callable[[ml_collections.ConfigDict], Dataset]] = {}
+
+
+def needs_labels(dataset_config: ml_collections.ConfigDict) -> bool:
+    """Whether the model is conditional on the class of an image."""
+    return dataset_config.get("condition", "") == "label"
 
 
 def split_validation(

@@ -6,7 +6,7 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from experiments.data.dataset import Dataset, num_validation_examples, split_validation
+from experiments.data.dataset import Dataset, Labels, num_validation_examples, split_validation
 from experiments.system.errors import UserError
 
 # The digits were collected on forms, one after the other in the file; a form begins here.
@@ -32,7 +32,9 @@ def load_digits(dataset_config: ml_collections.ConfigDict) -> Dataset:
     images = rows[:, :-1].reshape(-1, 8, 8, 1)
     train, test = np.split(images, [_FIRST_TEST_DIGIT])
     train, validation = split_validation(train, dataset_config)
-    return Dataset("digits", train, validation, test, max_value=16)
+    digits = np.split(rows[:, -1], [len(train), _FIRST_TEST_DIGIT])
+    labels = Labels(digits[0], digits[1], digits[2], num_classes=10)
+    return Dataset("digits", train, validation, test, max_value=16, labels=labels)
 
 
 def load_photos(dataset_config: ml_collections.ConfigDict) -> Dataset:

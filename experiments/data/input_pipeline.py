@@ -18,6 +18,8 @@ ROTATION = 0.15  # radians
 SCALE = 0.1
 SHEAR = 0.1
 SHIFT = 0.7  # pixels
+# Of the parameters of a map: angle, height, width, shear, two shifts.
+BOUNDS = (ROTATION, SCALE, SCALE, SHEAR, SHIFT, SHIFT)
 
 
 def epoch_order(key: Array, epoch: Array, num_examples: int) -> Array:
@@ -31,11 +33,17 @@ def flip_horizontally(images: Array, keys: Array) -> Array:
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
 
 
-def random_affine_map(key: Array) -> tuple[Array, Array]:
-    """A matrix [2, 2] near the identity, and a shift [2] in pixels."""
-    bounds = jnp.array([ROTATION, SCALE, SCALE, SHEAR, SHIFT, SHIFT])
-    drawn = bounds * jax.random.uniform(key, (6,), minval=-1.0, maxval=1.0)
-    angle, height, width, shear, *shift = drawn
+def random_parameters(key: Array) -> Array:
+    """Parameters [6] of an affine map, each in [-1, 1] of its bound."""
+    return jax.random.uniform(key, (len(BOUNDS),), minval=-1.0, maxval=1.0)
+
+
+def affine_map(parameters: Array) -> tuple[Array, Array]:
+    """A matrix [2, 2] near the identity, and a shift [2] in pixels; of zeros the identity itself.
+
+    Parameters are those of `random_parameters`.
+    """
+    angle, height, width, shear, *shift = jnp.array(BOUNDS) * parameters
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     rotation = jnp.array([[cosine, -sine], [sine, cosine]])
     return rotation @ jnp.array([[1 + height, shear], [0.0, 1 + width]]), jnp.array(shift)
@@ -67,24 +75,29 @@ def transform(
 
 def transform_at_random(
     images: Array, keys: Array, share: float, contrast: float = 1.0, max_value: int = 255
-) -> Array:
+) -> tuple[Array, Array]:
     """Applies a random affine map to each of images [B, h, w, c] with probability `share`.
 
-    `contrast` and `max_value` are those of `transform`.
+    `contrast` and `max_value` are those of `transform`. Returns the images, and the parameters
+    [B, 6] of their maps, zeros where the image is as it was.
     """
 
     def one(image, key):
         choice_key, map_key = jax.random.split(key)
-        transformed = transform(image, *random_affine_map(map_key), contrast, max_value)
-        return jnp.where(jax.random.bernoulli(choice_key, share), transformed, image)
+        parameters = random_parameters(map_key)
+        transformed = transform(image, *affine_map(parameters), contrast, max_value)
+        is_chosen = jax.random.bernoulli(choice_key, share)
+        return jnp.where(is_chosen, transformed, image), jnp.where(is_chosen, parameters, 0.0)
 
     return jax.vmap(one)(images, keys)
 
 
 def augmentation(
     dataset: Any, affine_until: int, max_value: int
-) -> Callable[[Array, Array, Array], Array]:
+) -> Callable[[Array, Array, Array], tuple[Array, Array | None]]:
     """What `config.dataset` does to training images: (images, keys [B], step []) -> images.
+
+    With them comes how they were transformed, [B, 6], where `condition="affine"`; else None.
 
     Args:
         dataset: `config.dataset`.
@@ -96,16 +109,17 @@ def augmentation(
 
 def _augment(
     dataset: Any, affine_until: int, max_value: int, images: Array, keys: Array, step: Array
-) -> Array:
+) -> tuple[Array, Array | None]:
+    parameters = None
     if dataset.horizontal_flip:
         images = flip_horizontally(images, keys)
     if dataset.random_affine:
         affine_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
         share, contrast = dataset.random_affine, dataset.affine_contrast
-        images = jax.lax.cond(
+        images, parameters = jax.lax.cond(
             step < affine_until,
             lambda images: transform_at_random(images, affine_keys, share, contrast, max_value),
-            lambda images: images,
+            lambda images: (images, jnp.zeros((len(images), len(BOUNDS)))),
             images,
         )
-    return images
+    return images, parameters if dataset.condition == "affine" else None

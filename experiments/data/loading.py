@@ -9,7 +9,7 @@ import dataclasses
 import ml_collections
 import numpy as np
 
-from experiments.data.dataset import DATASETS, Dataset, describe
+from experiments.data.dataset import DATASETS, Dataset, describe, needs_labels
 from experiments.data.embedded import load_digits, load_photos
 from experiments.data.npz import load_npz
 from experiments.data.tfds import load_tfds
@@ -33,6 +33,7 @@ def load_dataset(dataset_config: ml_collections.ConfigDict) -> Dataset:
     _check_name_and_path(dataset_config)
     dataset = DATASETS.get(dataset_config.name, load_tfds)(dataset_config)
     _check_arrays(dataset)
+    dataset = _with_labels_if_needed(dataset, dataset_config)
     num_train_examples = dataset_config.get("num_train_examples", 0)
     if num_train_examples < 0:
         raise UserError(
@@ -40,8 +41,42 @@ def load_dataset(dataset_config: ml_collections.ConfigDict) -> Dataset:
             "0 (all) and positive numbers"
         )
     if num_train_examples:
-        dataset = dataclasses.replace(dataset, train=dataset.train[:num_train_examples])
+        dataset = _first_of_training(dataset, num_train_examples)
     return dataset
+
+
+def _first_of_training(dataset: Dataset, num: int) -> Dataset:
+    labels = dataset.labels
+    if labels is not None:
+        labels = dataclasses.replace(labels, train=labels.train[:num])
+    return dataclasses.replace(dataset, train=dataset.train[:num], labels=labels)
+
+
+def _with_labels_if_needed(dataset: Dataset, dataset_config: ml_collections.ConfigDict) -> Dataset:
+    """Checks the labels, or leaves them out."""
+    if not needs_labels(dataset_config):
+        return dataclasses.replace(dataset, labels=None)
+    if dataset.labels is None:
+        raise UserError(
+            f"config.dataset.condition='label' needs labels, which {dataset.name!r} has not; "
+            "choose '' or 'affine', or another data set"
+        )
+    labels = {split: getattr(dataset.labels, split) for split in ("train", "validation", "test")}
+    for split, values in labels.items():
+        num, largest = len(getattr(dataset, split)), dataset.labels.num_classes - 1
+        if values.shape != (num,) or values.dtype.kind not in "ui":
+            raise UserError(
+                f"the labels of {split!r} of the data set {dataset.name!r} must be integers "
+                f"[{num}], one an image, but they are {describe(values)}"
+            )
+        if num and not 0 <= values.min() <= values.max() <= largest:
+            raise UserError(
+                f"the labels of {split!r} of the data set {dataset.name!r} must lie from 0 to "
+                f"{largest}, but they are {values.min()} to {values.max()}"
+            )
+        labels[split] = values.astype(np.int32)
+    checked = dataclasses.replace(dataset.labels, **labels)
+    return dataclasses.replace(dataset, labels=checked)
 
 
 def _check_name_and_path(dataset_config: ml_collections.ConfigDict) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.data import preparing
 from experiments.data.cache import cached
-from experiments.data.dataset import Dataset, split_validation
+from experiments.data.dataset import Dataset, Labels, needs_labels, split_validation
 from experiments.system.errors import UserError
 
 _EXAMPLES_PER_READ = 512
@@ -29,16 +29,35 @@ def load_tfds(dataset_config: ml_collections.ConfigDict) -> Dataset:
             "needed are 'train' and one of 'test' and 'validation': choose another data set, or "
             "split it yourself and use --config.dataset.name=npz"
         )
-    train = _read_split(builder, "train", feature)
-    test = _read_split(builder, "test" if "test" in splits else "validation", feature)
-    if {"test", "validation"} <= set(splits):
-        validation = _read_split(builder, "validation", feature)
-    else:
-        train, validation = split_validation(train, dataset_config)
+    train, validation, test = _parts(builder, feature, dataset_config)
     for split, images in [("test", test), ("validation", validation)]:
         if images.shape[1:] != train.shape[1:]:
             raise _varying_shapes(builder, split, train.shape[1:], images.shape[1:])
-    return Dataset(dataset_config.name, train, validation, test, max_value=255)
+    labels = _labels(builder, dataset_config) if needs_labels(dataset_config) else None
+    return Dataset(dataset_config.name, train, validation, test, max_value=255, labels=labels)
+
+
+def _parts(
+    builder: Any, feature: str, dataset_config: ml_collections.ConfigDict
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A feature of the examples to train, to validate and to test."""
+    splits = builder.info.splits
+    train = _read_split(builder, "train", feature)
+    test = _read_split(builder, "test" if "test" in splits else "validation", feature)
+    if {"test", "validation"} <= set(splits):
+        return train, _read_split(builder, "validation", feature), test
+    return *split_validation(train, dataset_config), test
+
+
+def _labels(builder: Any, dataset_config: ml_collections.ConfigDict) -> Labels | None:
+    """The feature `label`, if it is a class."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    label = features["label"] if "label" in features else None  # noqa: SIM401 (it has no get)
+    if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
+        return None
+    return Labels(*_parts(builder, "label", dataset_config), label.num_classes)
 
 
 def _prepared_builder(dataset_config: ml_collections.ConfigDict) -> Any:
@@ -97,8 +116,9 @@ def _decode_split(builder: Any, split: str, feature: str) -> np.ndarray:
     description = f"Decoding {builder.name} {split}"
     try:
         source = builder.as_data_source(split)
-        shape = source[0][feature].shape
-        images = np.empty((len(source), *shape), np.uint8)
+        first = np.asarray(source[0][feature])  # a label is a number
+        shape = first.shape
+        values = np.empty((len(source), *shape), first.dtype)
         with tqdm.tqdm(
             total=len(source), desc=description, unit=" images", delay=1.0, mininterval=1.0
         ) as progress:
@@ -106,9 +126,10 @@ def _decode_split(builder: Any, split: str, feature: str) -> np.ndarray:
             for start in range(0, len(source), _EXAMPLES_PER_READ):
                 indices = range(start, min(start + _EXAMPLES_PER_READ, len(source)))
                 for index, example in zip(indices, source.__getitems__(indices), strict=True):
-                    if example[feature].shape != shape:
-                        raise _varying_shapes(builder, split, shape, example[feature].shape)
-                    images[index] = example[feature]
+                    value = np.asarray(example[feature])
+                    if value.shape != shape:
+                        raise _varying_shapes(builder, split, shape, value.shape)
+                    values[index] = value
                 progress.update(len(indices))
     except UserError:
         raise
@@ -129,7 +150,7 @@ def _decode_split(builder: Any, split: str, feature: str) -> np.ndarray:
             f"({type(error).__name__}); prepare it again in another directory DIR and name that by "
             f"config.dataset.data_dir: {preparing.preparation_command(builder, 'DIR')}"
         ) from error
-    return images
+    return values
 
 
 def _varying_shapes(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sere_jax
+from experiments.data.condition import condition_rows
 from experiments.reporting import charts, sheets
 from experiments.run_folder.metrics import read_metrics
 from experiments.training.experiment import Experiment
@@ -15,6 +16,7 @@ from sere_jax.partition import create_partition
 
 Array = jax.Array
 NUM_PATHS, IMAGES_OF_A_PATH = 5, 10  # of the figure of interpolations
+MOST_COLUMNS = 20  # of the sheet of samples, that classes have to themselves
 
 
 def save_pictures(
@@ -25,7 +27,7 @@ def save_pictures(
     `kl` [num, L], in nats, is that of the test images.
     """
     model = experiment.model
-    save_samples(model, params, experiment.config.sampling, workdir)
+    save_samples(model, params, experiment.config, workdir)
     if not model.config.has_latents:
         return
     history = [
@@ -36,26 +38,37 @@ def save_pictures(
     charts.save_kl_per_layer(kl.mean(axis=0), workdir / "kl_per_layer.png", history=history)
     images = experiment.test_images()[:16]
     x, keys = experiment.evaluator.to_data_space(images, np.arange(len(images)))
-    _save_reconstructions(model, params, x, keys, workdir)
+    labels = experiment.test_labels()
+    labels = None if labels is None else labels[: len(images)]
+    condition = condition_rows(labels, len(images), model.config.condition_size)
+    _save_reconstructions(model, params, x, keys, condition, workdir)
     key = jax.random.key(experiment.config.sampling.seed)
-    _save_interpolation(model, params, x, key, workdir)
+    _save_interpolation(model, params, x, key, condition, workdir)
 
 
 def save_samples(
-    model: sere_jax.LatentVariableModel, params: Any, sampling: Any, workdir: pathlib.Path
+    model: sere_jax.LatentVariableModel, params: Any, config: Any, workdir: pathlib.Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws samples, as most papers do by their expectations, and how layers build them up.
+
+    With labels, sample i is of class i modulo their number, and each class a column of the sheet.
 
     Returns:
         The samples and their expectations, [num, h, w, c] in data space.
     """
-    key = jax.random.key(sampling.seed)
+    num, size = config.sampling.num_images, model.config.condition_size
+    labels = np.arange(num) % size if config.dataset.condition == "label" else None
+    condition = condition_rows(labels, num, size)
+    key = jax.random.key(config.sampling.seed)
     images, expected = (
-        np.asarray(sere_jax.sample(model, params, key, sampling.num_images, expected=as_expected))
+        np.asarray(
+            sere_jax.sample(model, params, key, num, expected=as_expected, condition=condition)
+        )
         for as_expected in (False, True)
     )
     pictures = _pixels(model, expected)
-    sheets.save_image_grid(pictures, workdir / "samples.png")
+    num_columns = None if labels is None or size > MOST_COLUMNS else size
+    sheets.save_image_grid(pictures, workdir / "samples.png", num_columns=num_columns)
     if model.generates_blocks:
         layer_of_pixel = create_partition(model.config).layer_of_pixel
         sheets.save_build_up(pictures[:8], layer_of_pixel, workdir / "build_up.png")
@@ -70,12 +83,18 @@ def save_curves(workdir: pathlib.Path) -> None:
 
 
 def _save_reconstructions(
-    model: sere_jax.LatentVariableModel, params: Any, x: Array, keys: Array, workdir: pathlib.Path
+    model: sere_jax.LatentVariableModel,
+    params: Any,
+    x: Array,
+    keys: Array,
+    condition: Array | None,
+    workdir: pathlib.Path,
 ) -> None:
     """Images above their reconstructions, and above those without the data layers' residual."""
 
     def reconstruct(**options):
-        images = sere_jax.reconstruct(model, params, x, keys, expected=True, **options)
+        options |= {"expected": True, "condition": condition}
+        images = sere_jax.reconstruct(model, params, x, keys, **options)
         return _pixels(model, images)
 
     versions = {"original": _pixels(model, x), "reconstruction": reconstruct()}
@@ -86,13 +105,21 @@ def _save_reconstructions(
 
 
 def _save_interpolation(
-    model: sere_jax.LatentVariableModel, params: Any, x: Array, key: Array, workdir: pathlib.Path
+    model: sere_jax.LatentVariableModel,
+    params: Any,
+    x: Array,
+    key: Array,
+    condition: Array | None,
+    workdir: pathlib.Path,
 ) -> None:
     """A row for each of some pairs of images, from the first one's codes to the second one's."""
-    paths = [
-        sere_jax.interpolate(model, params, start, end, key, IMAGES_OF_A_PATH)
-        for start, end in zip(x[: 2 * NUM_PATHS : 2], x[1 : 2 * NUM_PATHS : 2], strict=False)
-    ]
+
+    def path(first: int) -> Array:
+        given = None if condition is None else condition[first : first + 2]
+        ends = x[first], x[first + 1], key
+        return sere_jax.interpolate(model, params, *ends, IMAGES_OF_A_PATH, condition=given)
+
+    paths = [path(first) for first in range(0, min(len(x) - 1, 2 * NUM_PATHS), 2)]
     if paths:
         pictures = _pixels(model, np.concatenate(paths))
         sheets.save_image_grid(

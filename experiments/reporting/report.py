@@ -65,7 +65,8 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
       `bits_per_dim`, `num_importance_samples`, `num_examples`, `step`, `num_params`,
       `train_seconds`, `git_commit` and `command` under their names in full, beside `paper_nll`
       or else `paper.nll` of the configuration if not null, then all other entries but those
-      that a figure or the configuration shows (`kl_per_layer`, `evaluation`);
+      that a figure or the configuration shows (`kl_per_layer`, `evaluation`), and a table of
+      `nll_by_class` and `elbo_by_class`;
     - how far training came, from `metrics.jsonl`;
     - every `*.png` in the directory;
     - `config.json`, however deeply nested.
@@ -127,8 +128,25 @@ def _results_section(
             value = others.pop(key)
             text = _NOT_AVAILABLE if value is None else shown(value)
             rows.append((label, _Cell(text, "code" if shown in (str, _command) else "")))
+    by_class = [others.pop(f"{name}_by_class", None) for name in ("nll", "elbo")]
     rows += [(key, _Cell(_value(_rounded(value)))) for key, value in others.items()]
-    return _Section(rows=rows)
+    return _Section(rows=rows, blocks=_by_class(*by_class))
+
+
+def _by_class(nlls: Any, elbos: Any) -> Sequence[tuple[str, _Section]]:
+    """A table with a row for each class; nothing, if the run has none."""
+    if not (isinstance(nlls, list) and isinstance(elbos, list)):
+        return ()
+    rows = [
+        (
+            f"class {label}",
+            _Cell(_NOT_AVAILABLE)
+            if nll is None
+            else _Cell(_nats(nll), aside=f"ELBO {_nats(elbo)}"),
+        )
+        for label, (nll, elbo) in enumerate(zip(nlls, elbos, strict=False))
+    ]
+    return [("Negative log-likelihood by class", _Section(rows=rows))]
 
 
 def _paper_nll(results: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> Any:

@@ -32,6 +32,12 @@ def check_configuration(config: Any) -> None:
             f"config.training.weight_decay_on={training['weight_decay_on']!r} means nothing with "
             "config.training.weight_decay=0.0; choose a decay, or set it to 'all'"
         )
+    dataset = fields["dataset"]
+    if dataset["condition"] == "affine" and not dataset["random_affine"]:
+        raise UserError(
+            "config.dataset.condition='affine' tells how images were turned, and "
+            "config.dataset.random_affine=0.0 turns none; choose a share above 0, or condition=''"
+        )
     for path in _flat(fields):
         if path not in FIELDS and path.partition(".")[0] != "model":
             raise UserError(f"config.{path} is not a field{nearest(path, FIELDS)}")

@@ -28,6 +28,8 @@ from sere_jax.rules import (
 SEED = integer(0, bits=32)
 TEXT = Rule("a string", lambda v: isinstance(v, str))
 FRACTION = Rule("a number from 0 to 1", lambda v: is_number(v) and 0 <= v <= 1)
+CONDITIONS = ("affine", "label")
+CONDITION = Rule("'' (none), affine or label", lambda v: v in ("", *CONDITIONS), CONDITIONS)
 NUMBER_OR_NONE = Rule("a number or None", lambda v: v is None or is_number(v))
 VALIDATION_SIZE = Rule(
     "a number of examples above 0, or a fraction between 0 and 1",
@@ -66,6 +68,13 @@ class Dataset:
     )
     affine_contrast: float = setting(
         1.0, "Contrast of images that were turned; above 1 against their blur.", POSITIVE
+    )
+    condition: str = setting(
+        "",
+        "What every network is told of an image, in `config.model.condition_size` numbers: "
+        "`affine`, how `random_affine` turned it (6 numbers), zeros if it did not and outside of "
+        "training; `label`, its class, one-hot (as many as there are classes).",
+        CONDITION,
     )
 
 

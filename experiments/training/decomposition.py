@@ -46,18 +46,21 @@ def bounds(
     num_samples: int,
     samples_at_once: int,
     search_steps: int = 0,
+    condition: Array | None = None,
 ) -> Bounds:
     """Both bounds of x [B, *data_shape], with what q knows of x improved for `search_steps`.
 
     The search is for what the encoders found: features [hidden_size] of each layer, or whatever the
-    system's `observe` returns. `keys` [B] are those of the noise.
+    system's `observe` returns. `keys` [B] are those of the noise, `condition`
+    [B, C] is that of a model that has one.
     """
-    return _bounds(model, params, x, keys, num_samples, samples_at_once, search_steps)
+    return _bounds(model, params, x, keys, num_samples, samples_at_once, search_steps, condition)
 
 
 @jit(static_argnums=(0, 4, 5, 6))
-def _bounds(model, params, x, keys, num_samples, samples_at_once, search_steps):
-    observed = apply(model, params, x, method="observe")
+def _bounds(model, params, x, keys, num_samples, samples_at_once, search_steps, condition):
+    given = () if condition is None else (condition,)
+    observed = apply(model, params, x, *given, method="observe")
     search_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     if search_steps:
         observed = _search(model, params, x, observed, search_keys, search_steps)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sere_jax
+from experiments.data.condition import condition_rows
 from experiments.distributed.devices import DEVICES, num_devices, parallelize
 from experiments.training.keys import key_for
 from sere_jax.config import ModelConfig
@@ -18,6 +19,7 @@ from sere_jax.functions import SAMPLES_AT_ONCE, likelihood_and_elbo
 
 Array = jax.Array
 Images = jax.Array | np.ndarray
+Labels = jax.Array | np.ndarray
 Progress = Callable[[int, float], None]
 
 # The ELBO takes a single sample of the codes of each image, so that more images fit.
@@ -79,20 +81,20 @@ class Evaluator:
         def all_devices(local):
             return jax.lax.all_gather(local, DEVICES, tiled=True)
 
-        def elbo_terms(params, images, indices, split_key):
-            x, keys = self._batch(images, indices, split_key)
-            inference = sere_jax.infer(model, params, x, keys)
+        def elbo_terms(params, images, labels, indices, split_key):
+            x, keys, given = self._batch(images, labels, indices, split_key)
+            inference = sere_jax.infer(model, params, x, keys, **given)
             return all_devices((inference.log_likelihood, inference.kl))
 
-        def log_likelihood(params, images, indices, split_key):
-            x, keys = self._batch(images, indices, split_key)
-            bounds = likelihood_and_elbo(
-                model, params, x, keys, num_importance_samples, samples_at_once=samples_at_once
+        def log_likelihood(params, images, labels, indices, split_key):
+            x, keys, given = self._batch(images, labels, indices, split_key)
+            given["samples_at_once"] = samples_at_once
+            return all_devices(
+                likelihood_and_elbo(model, params, x, keys, num_importance_samples, **given)
             )
-            return all_devices(bounds)
 
-        self._elbo_terms = parallelize(elbo_terms, num_arguments=4)
-        self._log_likelihood = parallelize(log_likelihood, num_arguments=4)
+        self._elbo_terms = parallelize(elbo_terms, num_arguments=5)
+        self._log_likelihood = parallelize(log_likelihood, num_arguments=5)
 
     def to_data_space(
         self, images: Images, indices: Array | np.ndarray, split: str = "test"
@@ -115,22 +117,29 @@ class Evaluator:
         x = sere_jax.to_data_space(self._model, images[indices], data_keys, self._max_value)
         return x, model_keys
 
-    def _batch(self, images, indices, split_key):
+    def _batch(self, images, labels, indices, split_key):
         device = jax.lax.axis_index(DEVICES)
         indices = indices.reshape(num_devices(), -1)[device]
-        return self._to_data_space(images, indices, split_key)
+        labels = None if labels is None else labels[indices]
+        condition = condition_rows(labels, len(indices), self._model.config.condition_size)
+        return *self._to_data_space(images, indices, split_key), {"condition": condition}
 
-    def elbo(self, params: Any, images: Array, split: str = "test") -> Elbo:
+    def elbo(
+        self, params: Any, images: Array, split: str = "test", labels: Labels | None = None
+    ) -> Elbo:
         """Both parts of the ELBO of each of the images.
 
         Args:
             params: parameters (averaged ones, as a rule).
             images: [num, h, w, c] uint8, on the devices.
             split: the one that they are.
+            labels: [num], those of the images, if the model is conditional on them.
         """
         batch_size = min(ELBO_IMAGES_PER_IMAGE * self._batch_size, -(-len(images) // num_devices()))
         parts = [
-            jax.tree.map(np.float64, self._elbo_terms(params, images, indices, key_for(split)))
+            jax.tree.map(
+                np.float64, self._elbo_terms(params, images, labels, indices, key_for(split))
+            )
             for indices in _batches(len(images), batch_size * num_devices())
         ]
         log_likelihood, kl = (
@@ -169,6 +178,7 @@ class Evaluator:
         progress: Progress | None = None,
         *,
         split: str = "test",
+        labels: Labels | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Importance-weighted log p(x) of each of the images, and the ELBO of the same samples.
 
@@ -177,6 +187,7 @@ class Evaluator:
             images: [num, h, w, c] uint8, on the devices.
             progress: called after each batch with the number of its images and the mean so far.
             split: the one that the images are.
+            labels: [num], those of the images, if the model is conditional on them.
 
         Returns:
             [num] and [num] nats, float64; of no image is the ELBO above log p(x).
@@ -186,7 +197,7 @@ class Evaluator:
         total = 0.0
         batch_size = min(self._batch_size, -(-len(images) // num_devices()))
         for indices in _batches(len(images), batch_size * num_devices()):
-            batch = self._log_likelihood(params, images, indices, key_for(split))
+            batch = self._log_likelihood(params, images, labels, indices, key_for(split))
             part = np.asarray(batch, np.float64)[:, : len(images) - done]
             done += part.shape[1]
             total += float(part[0].sum())

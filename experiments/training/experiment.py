@@ -14,6 +14,7 @@ import optax
 
 import sere_jax
 from experiments.data import DATASETS, Dataset, input_pipeline, load_dataset
+from experiments.data.condition import check_condition
 from experiments.distributed.devices import num_devices
 from experiments.settings import durations, schedules
 from experiments.settings.checks import check_configuration
@@ -90,6 +91,7 @@ class Experiment:
             num_examples=len(self.dataset.train),
             max_value=self.dataset.max_value,
             importance_weighted_from=self.duration_in_steps("training", "importance_weighted_from"),
+            has_labels=self.dataset.labels is not None,
         )
         return create_train_dispatch(settings)
 
@@ -160,6 +162,11 @@ class Experiment:
         """The part of the test set that is evaluated, [num, h, w, c] uint8."""
         return self.dataset.test[: self.config.evaluation.num_examples or None]
 
+    def test_labels(self) -> np.ndarray | None:
+        """The labels of `test_images`, [num]; None where the model is not conditional on them."""
+        labels = self.dataset.labels
+        return None if labels is None else labels.test[: len(self.test_images())]
+
     def uses_extension(self) -> bool:
         """Whether a part that the configuration names is defined outside this project."""
         model = self.config.model
@@ -200,6 +207,7 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
     _check_weight_decay(config.training, model)
     dataset = load_dataset(config.dataset)
     _check_images(config, model, dataset)
+    check_condition(config, dataset)
     steps_per_epoch = len(dataset.train) // batch_size
     total_steps = durations.total_training_steps(config.training, steps_per_epoch)
     steps = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}

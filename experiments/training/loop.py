@@ -80,6 +80,9 @@ class _Training:
         self._dispatch = experiment.create_train_dispatch()
         self._state, self._train_seconds = replicate(state), train_seconds
         self._images, self._validation = replicate(dataset.train), replicate(dataset.validation)
+        labels = dataset.labels
+        self._labels = () if labels is None else (replicate(labels.train),)
+        self._validation_labels = None if labels is None else replicate(labels.validation)
         self._evaluate_every = experiment.interval_in_steps("training", "evaluate_every")
         self._save_every = experiment.interval_in_steps("training", "checkpoint_every")
         self._intervals = [
@@ -94,6 +97,7 @@ class _Training:
             self._test_every = experiment.interval_in_steps("evaluation", "test_elbo_every")
             self._intervals.append(self._test_every)
             self._test_images = replicate(experiment.test_images())
+            self._test_labels = None if labels is None else replicate(experiment.test_labels())
         self._origin = {
             "dataset_fingerprint": dataset.fingerprint,
             "config": as_json(config),
@@ -105,7 +109,7 @@ class _Training:
         """Makes the updates until something is due, and logs them; returns their number."""
         started = time.perf_counter()
         num_steps = min(interval - self.step % interval for interval in self._intervals)
-        self._state, metrics = self._dispatch(self._state, self._images, num_steps)
+        self._state, metrics = self._dispatch(self._state, self._images, num_steps, *self._labels)
         metrics = jax.tree.map(float, metrics)
         self._folder.raise_save_errors()
         seconds = time.perf_counter() - started
@@ -124,9 +128,11 @@ class _Training:
         """Logs the ELBOs that are due; returns that of the validation images, in nats."""
         validation_elbo = None
         if len(self._validation) and self._is_due(self._evaluate_every):
-            _, validation_elbo = self._log_elbo("validation", self._validation)
+            _, validation_elbo = self._log_elbo(
+                "validation", self._validation, self._validation_labels
+            )
         if self._test_every and self.step % self._test_every == 0:
-            per_image, _ = self._log_elbo("test", self._test_images)
+            per_image, _ = self._log_elbo("test", self._test_images, self._test_labels)
             self._folder.save_arrays(f"test_elbo_{self.step}", elbo=np.float32(per_image))
         return validation_elbo
 
@@ -142,8 +148,8 @@ class _Training:
     def _is_due(self, interval: int) -> bool:
         return self.step % interval == 0 or self.step == self._experiment.total_steps
 
-    def _log_elbo(self, split: str, images: Any) -> tuple[np.ndarray, float]:
-        elbo = self._experiment.evaluator.elbo(self._state.ema_params, images, split)
+    def _log_elbo(self, split: str, images: Any, labels: Any) -> tuple[np.ndarray, float]:
+        elbo = self._experiment.evaluator.elbo(self._state.ema_params, images, split, labels)
         record = elbo_record(self._experiment, elbo, split)
         self._log(split, record)
         return elbo.per_image, record["elbo"]

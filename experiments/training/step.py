@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,22 @@ from flax import struct
 
 import sere_jax
 from experiments.data import input_pipeline
+from experiments.data.condition import condition_rows
 from experiments.distributed.devices import DEVICES, mean_over_devices, num_devices, parallelize
 from experiments.training.state import TrainState
 from sere_jax.arrays import as_key
 
 Array = jax.Array
 MAX_PARTS = 16  # of an array, that `global_norm` adds place by place
+Examples = tuple[Array, Array | None]  # images [num, h, w, c] uint8, labels [num]
+
+
+class Batch(NamedTuple):
+    """What a device computes the objective of."""
+
+    x: Array  # [B, h, w, c] in data space
+    keys: Array  # [B], for its noise
+    condition: Array | None  # [B, C]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +38,12 @@ class StepSettings:
     optimizer: optax.GradientTransformation
     training: Any  # `config.training`
     kl_weight: Callable[[Array], Array]  # step -> weight of the KL
-    augment: Callable[[Array, Array, Array], Array]  # see `input_pipeline.augmentation`
+    augment: Callable[..., tuple[Array, Array | None]]  # see `input_pipeline.augmentation`
     num_examples: int  # size of the training set
     max_value: int  # largest value of its pixels
     # Step from which `training.num_train_samples` are drawn; one is drawn before it, for the ELBO.
     importance_weighted_from: int = 0
+    has_labels: bool = False  # whether `dispatch` is given them
 
     @property
     def steps_per_epoch(self) -> int:
@@ -63,22 +74,32 @@ class StepMetrics:
 
 def create_train_dispatch(
     settings: StepSettings,
-) -> Callable[[TrainState, Array, int], tuple[TrainState, StepMetrics]]:
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Compiles `dispatch` for all devices: (state, images, num_steps) -> (state, metrics).
+
+    With `settings.has_labels` the labels are a fourth argument.
 
     `num_steps` is an argument of the compiled program, not a constant of it: one compilation
     serves every length, and the updates do not depend on how they are cut into dispatches. The
     state is donated.
     """
-    return parallelize(functools.partial(dispatch, settings), donate=(0,), num_arguments=3)
+    num_arguments = 4 if settings.has_labels else 3
+    return parallelize(
+        functools.partial(dispatch, settings), donate=(0,), num_arguments=num_arguments
+    )
 
 
 def dispatch(
-    settings: StepSettings, state: TrainState, images: Array, num_steps: Array
+    settings: StepSettings,
+    state: TrainState,
+    images: Array,
+    num_steps: Array,
+    labels: Array | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """Makes `num_steps` updates; they must not cross the end of an epoch.
 
-    `images` [num, h, w, c] uint8 are the whole training set.
+    `images` [num, h, w, c] uint8 are the whole training set, `labels` [num] theirs, if the model
+    is conditional on them.
     """
     order_key = jax.random.fold_in(as_key(state.key), 2**32 - 1)
     epoch = state.step // settings.steps_per_epoch
@@ -86,23 +107,27 @@ def dispatch(
 
     def body(_, carry):
         state, metrics = carry
-        return update(settings, state, metrics, images, order)
+        return update(settings, state, metrics, (images, labels), order)
 
     state, metrics = jax.lax.fori_loop(0, num_steps, body, (state, StepMetrics.zeros()))
     return state, metrics.replace(parameter_norm=optax.tree.norm(state.params))
 
 
 def update(
-    settings: StepSettings, state: TrainState, metrics: StepMetrics, images: Array, order: Array
+    settings: StepSettings,
+    state: TrainState,
+    metrics: StepMetrics,
+    examples: Examples,
+    order: Array,
 ) -> tuple[TrainState, StepMetrics]:
     """One update, or none if the objective or its gradient is not finite.
 
     `metrics` are those of this dispatch so far; `order` [num] is the permutation of this epoch.
     """
     training = settings.training
-    x, keys = make_batch(settings, state, images, order)
+    batch = make_batch(settings, state, examples, order)
     gradients, means = mean_over_devices(
-        gradient(settings, state.step, state.params, x, keys, settings.kl_weight(state.step))
+        gradient(settings, state.step, state.params, batch, settings.kl_weight(state.step))
     )
     norm = global_norm(gradients)
     proceed = jnp.isfinite(norm) & jnp.isfinite(means.value)
@@ -137,9 +162,9 @@ def update(
 
 
 def make_batch(
-    settings: StepSettings, state: TrainState, images: Array, order: Array
-) -> tuple[Array, Array]:
-    """This device's part of the batch: x [B, h, w, c] in data space, [B] keys for its noise.
+    settings: StepSettings, state: TrainState, examples: Examples, order: Array
+) -> Batch:
+    """This device's part of the batch.
 
     All that is random is keyed by the run, the step and the place in the global batch.
     """
@@ -147,16 +172,20 @@ def make_batch(
     device_batch = batch_size // num_devices()
     places = jax.lax.axis_index(DEVICES) * device_batch + jnp.arange(device_batch)
     start = state.step % settings.steps_per_epoch * batch_size
-    chosen = images[order[start + places]]
+    images, labels = examples
+    indices = order[start + places]
     step_key = jax.random.fold_in(as_key(state.key), state.step)
     keys = jax.vmap(lambda place: jax.random.split(jax.random.fold_in(step_key, place), 3))(places)
-    chosen = settings.augment(chosen, keys[:, 0], state.step)
+    chosen, condition = settings.augment(images[indices], keys[:, 0], state.step)
+    if labels is not None:
+        size = settings.model.config.condition_size
+        condition = condition_rows(labels[indices], device_batch, size)
     x = sere_jax.to_data_space(settings.model, chosen, keys[:, 1], settings.max_value)
-    return x, keys[:, 2]
+    return Batch(x, keys[:, 2], condition)
 
 
 def gradient(
-    settings: StepSettings, step: Array, params: Any, x: Array, keys: Array, kl_weight: Array
+    settings: StepSettings, step: Array, params: Any, batch: Batch, kl_weight: Array
 ) -> tuple[Any, sere_jax.Objective]:
     """The gradient of `loss`, and the means that go with it, for the samples of this step.
 
@@ -166,12 +195,12 @@ def gradient(
     of_batch = functools.partial(_gradient_of_piece, settings, step, params, kl_weight)
     num_pieces = settings.training.accumulate_steps
     if num_pieces == 1:
-        return of_batch((x, keys))
+        return of_batch(batch)
 
-    def add(total: Any, piece: tuple[Array, Array]) -> tuple[Any, None]:
+    def add(total: Any, piece: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, of_batch(piece)), None
 
-    pieces = jax.tree.map(lambda part: part.reshape(num_pieces, -1, *part.shape[1:]), (x, keys))
+    pieces = jax.tree.map(lambda part: part.reshape(num_pieces, -1, *part.shape[1:]), batch)
     shapes = jax.eval_shape(of_batch, jax.tree.map(lambda part: part[0], pieces))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, pieces)
@@ -179,13 +208,13 @@ def gradient(
 
 
 def _gradient_of_piece(
-    settings: StepSettings, step: Array, params: Any, kl_weight: Array, piece: tuple[Array, Array]
+    settings: StepSettings, step: Array, params: Any, kl_weight: Array, piece: Batch
 ) -> tuple[Any, sere_jax.Objective]:
     one, final = (
         jax.grad(functools.partial(loss, settings, num_samples), has_aux=True)
         for num_samples in (1, settings.training.num_train_samples)
     )
-    arguments = (params, *piece, kl_weight)
+    arguments = (params, piece, kl_weight)
     if settings.training.num_train_samples == 1 or settings.importance_weighted_from == 0:
         return final(*arguments)
     return jax.lax.cond(step < settings.importance_weighted_from, one, final, *arguments)
@@ -195,19 +224,19 @@ def loss(
     settings: StepSettings,
     num_samples: int,
     params: Any,
-    x: Array,
-    keys: Array,
+    batch: Batch,
     kl_weight: Array,
 ) -> tuple[Array, sere_jax.Objective]:
     """Minus the mean of `sere_jax.objective` in nats, and the means of all its terms."""
     terms = sere_jax.objective(
         settings.model,
         params,
-        x,
-        keys,
+        batch.x,
+        batch.keys,
         kl_weight=kl_weight,
         num_samples=num_samples,
         precision=settings.training.precision,
+        condition=batch.condition,
     )
     means = jax.tree.map(jnp.mean, terms)
     return -means.value, means

@@ -1,7 +1,6 @@
 """The data layer of the SeRe-MAF: conditional autoregressive flows (paper, section 4.2.2)."""
 
 import math
-from typing import Any
 
 import distrax
 import jax
@@ -11,7 +10,7 @@ from jaxtyping import Float, Shaped
 from sere_jax import data_space
 from sere_jax.arrays import Array, flatten, masked, record
 from sere_jax.flows.autoregressive import MaskedAutoregressiveFlows
-from sere_jax.pixels import DataLayer
+from sere_jax.pixels import DataLayer, Seen
 
 MAX_LOG_VARIANCE = 6.0  # of the base, and its negative
 DIRECTION_START = 0.05  # of v, the common part of the base
@@ -57,15 +56,17 @@ class FlowParameters:
     base: Float[Array, "*#batch h w parameters"] | None
     z: Float[Array, "*#batch latents"] | None
     previous: Float[Array, "*#batch pixels"] | None  # x_{l-1} and the blocks before it
+    condition: Float[Array, "*#batch C"] | None = None
 
 
 class MaskedAutoregressiveFlowDataLayer(DataLayer):
     """Masked autoregressive flows over a block, conditional on z_l and x_{l-1} (paper, 4.2.2).
 
-    x_l = f(u) with `config.num_flows` flows of alternating order, whose networks see z_l and
-    x_{l-1} unmasked, and u ~ N(m, diag(s) + v vᵀ), where γ = (m, log s, v) is residual as in the
-    other data layers. x is in logit space (`sere_jax.logit_transform`), and so is the density. A
-    model without latents and previous blocks is a plain flow from a standard normal base.
+    x_l = f(u) with `config.num_flows` flows of alternating order, whose networks see z_l, x_{l-1}
+    and a condition unmasked, and u ~ N(m, diag(s) + v vᵀ), where γ = (m, log s, v) is residual as
+    in the other data layers. x is in logit space (`sere_jax.logit_transform`), and so is the
+    density. A model without latents, previous blocks and a condition is a plain flow from a
+    standard normal base.
     """
 
     space = data_space.LOGITS
@@ -85,7 +86,9 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
     def setup(self) -> None:
         """Creates the networks of γ, unless there is nothing they could depend on, and the flow."""
         config = self.config
-        self.is_conditional = config.has_latents or self.sees_previous
+        self.is_conditional = bool(
+            config.has_latents or self.sees_previous or config.condition_size
+        )
         if self.is_conditional:
             super().setup()
         hidden_sizes = (config.flow_hidden_size,) * config.num_hidden_layers
@@ -93,21 +96,26 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
             (self._size,), hidden_sizes, config.num_flows, config.flow_direct_connections
         )
 
-    def observe(self, previous: Array) -> Any:
-        """The previous blocks, and what γ takes from them; None if uncoupled."""
-        if not self.sees_previous:
-            return None
-        seen = self.read_previous(previous)
-        return flatten(seen, 4), self.observed(seen, 4)
+    def observe(self, previous: Array | None, condition: Array | None = None) -> Seen:
+        """The previous blocks and the condition, each with what γ takes from it."""
+        if not self.is_conditional:
+            return Seen()
+        seen = None if previous is None else self.read_previous(previous)
+        offset, of_base = self.observe_read(seen, condition)
+        if seen is not None and offset is not None:
+            offset = flatten(seen, 4), offset
+        return Seen(offset, None if condition is None else (condition, of_base))
 
-    def __call__(self, z: Array | None, offset: Any) -> FlowParameters:
-        """See `DataLayer`; without an offset the flow does not see x_{l-1} either."""
+    def __call__(self, z: Array | None, seen: Seen | None) -> FlowParameters:
+        """See `DataLayer`; where γ does not see x_{l-1}, the flow does not either."""
         if not self.is_conditional:
             return FlowParameters(None, None, None)
-        previous, residual_offset = (None, None) if offset is None else offset
-        base = super().__call__(z, residual_offset)
+        of_blocks, of_condition = seen or Seen()
+        previous, offset = of_blocks or (None, None)
+        condition, of_base = of_condition or (None, None)
+        base = super().__call__(z, Seen(offset, of_base))
         codes = None if z is None else flatten(z, len(self.config.latent_shape))
-        return FlowParameters(base, codes, previous)
+        return FlowParameters(base, codes, previous, condition)
 
     def block_log_prob(self, parameters: FlowParameters, block: Array, mask: Array | None) -> Array:
         """Log-density in nats in logit space, [...]."""
@@ -138,8 +146,8 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
     def _bijector(
         self, parameters: FlowParameters, mask: Array | None, x: Array | None
     ) -> distrax.Bijector:
-        previous = parameters.previous
-        return self.flow(parameters.z, previous, x=x, mask=mask, observed=previous)
+        previous, condition = parameters.previous, parameters.condition
+        return self.flow(parameters.z, previous, condition, x=x, mask=mask, observed=previous)
 
     def _base(self, parameters: FlowParameters, mask: Array | None) -> RankOneNormal:
         if parameters.base is None:

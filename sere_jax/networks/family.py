@@ -4,6 +4,9 @@ Every layer of the hierarchy reads a window of codes (sequential) and features o
 image (known in advance). A family keeps the two apart: its features module turns an image into an
 offset, computed once per image, outside the scan over layers and outside the loop over importance
 samples; its network module adds the offset to a hidden layer of the codes.
+
+A condition (`config.condition_size`) enters features beside the image. Networks without features
+add an affine map of it, `create_condition`, where they would add the offset.
 """
 
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from sere_jax.networks.mlp import (
     MLPNetwork,
     MLPRefinement,
 )
+from sere_jax.networks.products import Dense
 from sere_jax.networks.resnet import ResNetFeatures, ResNetNetwork, ResNetRefinement
 
 
@@ -69,6 +73,11 @@ def create_refinement(config: ModelConfig) -> nn.Module:
 def _dropout(config: ModelConfig, is_generative: bool) -> dict[str, float]:
     share = config.generative_dropout if is_generative else 0.0
     return {"dropout": share} if share else {}  # other families than `mlp` have no such field
+
+
+def create_condition(config: ModelConfig) -> nn.Module:
+    """A condition [..., C] to what networks of all families add to a hidden layer, 0 for zeros."""
+    return Dense(config.hidden_size, use_bias=False)
 
 
 def _family(config: ModelConfig) -> Family:

@@ -15,24 +15,42 @@ from sere_jax.networks.products import Dense
 
 
 class MLPFeatures(nn.Module):
-    """An image, or a window of blocks, to what an `MLPNetwork` adds to a hidden layer."""
+    """An image, or a window of blocks, to what an `MLPNetwork` adds to a hidden layer.
+
+    A condition joins in the first layer, by an affine map of its own that maps zeros to zeros.
+    """
 
     config: ModelConfig
     num_hidden_layers: int  # hidden layers before that one
     dropout: float = 0.0  # share of hidden units dropped, if larger than `config.dropout`
 
     @nn.compact
-    def __call__(self, inputs: Array, event_ndims: int) -> Float[Array, "*batch hidden"]:
+    def __call__(
+        self, inputs: Array, event_ndims: int, condition: Array | None = None
+    ) -> Float[Array, "*batch hidden"]:
         """inputs [..., *event] with `event_ndims` axes in the event, to [..., hidden_size].
 
+        The condition is [..., C] or None.
         Hidden units are dropped (Srivastava et al. 2014) where there are keys called `dropout`.
         """
-        hidden = flatten(inputs, event_ndims)
+        size = self.config.hidden_size
+        hidden = plus_condition(Dense(size)(flatten(inputs, event_ndims)), condition)
         share = max(self.config.dropout, self.dropout)
         dropout = nn.Dropout(share, deterministic=not self.has_rng("dropout"))
         for _ in range(self.num_hidden_layers):
-            hidden = dropout(elu(Dense(self.config.hidden_size)(hidden)))
-        return Dense(self.config.hidden_size)(hidden)
+            hidden = Dense(size)(dropout(elu(hidden)))
+        return hidden
+
+
+def plus_condition(hidden: Array, condition: Array | None, position_ndims: int = 0) -> Array:
+    """Inside a module: adds a linear map of a condition [..., C] to hidden [..., size].
+
+    The hidden layer has `position_ndims` axes of positions before the last, the condition none.
+    """
+    if condition is None:
+        return hidden
+    added = Dense(hidden.shape[-1], use_bias=False, name="condition")(condition)
+    return hidden + jnp.expand_dims(added, tuple(range(-1 - position_ndims, -1)))
 
 
 class MLPRefinement(nn.Module):
@@ -66,17 +84,26 @@ class MLPNetwork(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, codes: Array | None, event_ndims: int, offset: Array | None) -> Array:
+    def __call__(
+        self,
+        codes: Array | None,
+        event_ndims: int,
+        offset: Array | None,
+        condition: Array | None = None,
+    ) -> Array:
         """[..., *output_shape]; without inputs, learned constants of that shape without a batch.
 
         Args:
             codes: [..., *event], or None: the layer does not see any.
             event_ndims: axes of the event: those of `latent_shape`, one more for a window of codes.
             offset: from the features module of the family, added to a hidden layer, or None.
+            condition: [..., hidden_size], of `create_condition`, added there too, or None.
         """
-        if codes is None and offset is None:
+        if codes is None and offset is None and condition is None:
             return self.param("constant", self._start, self.output_shape)
         terms = [] if offset is None else [offset]
+        if condition is not None:
+            terms.append(self._at_positions(condition))
         if codes is not None:
             terms.append(self._hidden(codes, event_ndims, use_bias=offset is None))
         hidden = self._last_hidden(sum(terms[1:], terms[0]))
@@ -95,6 +122,13 @@ class MLPNetwork(nn.Module):
     def _position_ndims(self) -> int:
         """Number of axes of hidden layers, besides the last, that the output has too."""
         return 0
+
+    def _at_positions(self, condition: Array) -> Array:
+        """[..., hidden_size] at each position of the hidden layers."""
+        *batch_shape, size = condition.shape
+        positions = self.output_shape[: self._position_ndims()]
+        condition = jnp.expand_dims(condition, tuple(range(-1 - len(positions), -1)))
+        return jnp.broadcast_to(condition, (*batch_shape, *positions, size))
 
     def _last_hidden(self, hidden: Array) -> Array:
         """The last hidden layer from the sum of offset and codes."""
@@ -128,9 +162,12 @@ class LinearFeatures(nn.Module):
     num_hidden_layers: int = 0  # ignored
 
     @nn.compact
-    def __call__(self, inputs: Array, event_ndims: int) -> Float[Array, "*batch hidden"]:
+    def __call__(
+        self, inputs: Array, event_ndims: int, condition: Array | None = None
+    ) -> Float[Array, "*batch hidden"]:
         """inputs [..., *event] with `event_ndims` axes in the event, to [..., hidden_size]."""
-        return Dense(self.config.hidden_size)(flatten(inputs, event_ndims))
+        hidden = Dense(self.config.hidden_size)(flatten(inputs, event_ndims))
+        return plus_condition(hidden, condition)
 
 
 class LinearRefinement(MLPRefinement):

@@ -17,7 +17,7 @@ from sere_jax.arrays import Array, flatten
 from sere_jax.config import ConfigError, ModelConfig
 from sere_jax.networks.activations import elu, tanh
 from sere_jax.networks.initializers import head_initializer
-from sere_jax.networks.mlp import MLPNetwork, MLPRefinement
+from sere_jax.networks.mlp import MLPNetwork, MLPRefinement, plus_condition
 from sere_jax.networks.products import (
     Dense,
     contract,
@@ -127,17 +127,20 @@ class ResNetFeatures(nn.Module):
     num_hidden_layers: int  # number of residual blocks
 
     @nn.compact
-    def __call__(self, inputs: Array, event_ndims: int) -> Array:
+    def __call__(self, inputs: Array, event_ndims: int, condition: Array | None = None) -> Array:
         """Features [..., h, w, hidden_size] where codes are maps, else [..., hidden_size].
 
-        inputs are images [..., height, width, c] or windows of blocks [..., j, h, w, c].
+        inputs are images [..., height, width, c] or windows of blocks [..., j, h, w, c]; the
+        condition is [..., C] or None.
         """
         size = self.config.hidden_size
         if not _codes_are_maps(self.config) and event_ndims != 3:
-            return self._blocks(Dense(size)(flatten(inputs, event_ndims)), convolutional=False)
+            hidden = plus_condition(Dense(size)(flatten(inputs, event_ndims)), condition)
+            return self._blocks(hidden, convolutional=False)
         if event_ndims == 4:
             inputs = _window_to_channels(inputs)
-        maps = self._blocks(Conv(size)(space_to_depth(inputs, self._grid(inputs))), True)
+        maps = Conv(size)(space_to_depth(inputs, self._grid(inputs)))
+        maps = self._blocks(plus_condition(maps, condition, position_ndims=2), True)
         return maps if _codes_are_maps(self.config) else Dense(size)(flatten(elu(maps), 3))
 
     def _blocks(self, x: Array, convolutional: bool) -> Array:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import sklearn.datasets
 import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification import mnist
 
-from experiments.data import Dataset, load_dataset, preparing
+from experiments.data import DATASETS, Dataset, Labels, load_dataset, preparing
 from experiments.data import tfds as tfds_loader
 from experiments.system.errors import UserError
 
@@ -122,6 +123,51 @@ def test_fingerprint_depends_on_all_images():
 def test_fingerprint_is_stable():
     """A run started by an earlier version or another process must recognize its data."""
     assert _load(name="digits", validation_size=0.1).fingerprint == "8d332d3bb090c62e"
+
+
+def test_labels_of_digits_are_those_of_scikit_learn():
+    dataset = _load(name="digits", validation_size=100, condition="label")
+    labels, targets = dataset.labels, sklearn.datasets.load_digits().target
+    assert labels.num_classes == 10
+    for split, expected in zip(
+        ("train", "validation", "test"), np.split(targets, [1315, 1415]), strict=True
+    ):
+        np.testing.assert_array_equal(getattr(labels, split), expected)
+        assert getattr(labels, split).dtype == np.int32
+    part = _load(name="digits", num_train_examples=50, condition="label")
+    np.testing.assert_array_equal(part.labels.train, targets[:50])
+    plain = _load(name="digits", validation_size=100)
+    assert plain.labels is None
+    np.testing.assert_array_equal(plain.train, dataset.train)
+    assert plain.fingerprint != dataset.fingerprint
+
+
+def test_fingerprint_depends_on_all_labels():
+    images = np.zeros((3, 2, 2, 1), np.uint8)
+    one, other = np.int32([0, 1, 2]), np.int32([0, 2, 1])
+    prints = {
+        Dataset("a", images, images, images, 255, Labels(*parts, num_classes=3)).fingerprint
+        for parts in ((one, one, one), (other, one, one), (one, other, one), (one, one, other))
+    }
+    assert len(prints | {Dataset("a", images, images, images, 255).fingerprint}) == 5
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (Labels(*[np.int32([0, 1, 2])] * 2, np.int32([0, 1]), 3), "'test' .* integers .3., one an"),
+        (Labels(*[np.float32([0, 1, 2])] * 3, 3), "'train' .* they are float32, shape .3."),
+        (Labels(*[np.int32([0, 1, 3])] * 3, 3), "must lie from 0 to 2, but they are 0 to 3"),
+        (Labels(*[np.int32([0, -1, 2])] * 3, 3), "must lie from 0 to 2, but they are -1 to 2"),
+        (None, "condition='label' needs labels, which 'wrong' has not"),
+    ],
+)
+def test_labels_that_a_loader_must_not_return_are_refused(monkeypatch, labels, message):
+    images = np.zeros((3, 2, 2, 1), np.uint8)
+    wrong = Dataset("wrong", images, images, images, 255, labels)
+    monkeypatch.setitem(DATASETS, "wrong", lambda config: wrong)
+    assert _load(name="wrong").labels is None
+    assert re.search(message, _refusal(name="wrong", condition="label"))
 
 
 # ------------------------------------------------------------------------------------- photos
@@ -233,6 +279,44 @@ def test_npz_keeps_its_own_validation_set(save):
     np.testing.assert_array_equal(dataset.validation[..., 0], validation)
 
 
+def test_npz_labels_go_where_their_images_go(save):
+    labels = _rng().integers(0, 5, 40)
+    labels[7] = 4
+    train = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None, None], (40, 2, 2))
+    of_test = {"test": train[:3], "test_labels": np.uint8([4, 0, 6])}
+    for others, num_classes in (({}, 5), (of_test, 7)):
+        path = save(train=train, train_labels=labels, **others)
+        dataset = _load(name="npz", path=path, validation_size=6, condition="label")
+        assert dataset.labels.num_classes == num_classes
+        for split in ("train", "validation", "test"):
+            indices = getattr(dataset, split)[:, 0, 0, 0]
+            expected = of_test["test_labels"] if others and split == "test" else labels[indices]
+            np.testing.assert_array_equal(getattr(dataset.labels, split), expected)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "fragments"),
+    [
+        ({}, ["'train_labels' of integers", "one for each of the 4 images", "is missing"]),
+        ({"train_labels": np.zeros(3, int)}, ["'train_labels'", "is int64, shape [3]"]),
+        ({"train_labels": np.zeros(4)}, ["is float64, shape [4]"]),
+        ({"train_labels": np.int8([0, -1, 2, 3])}, ["integers from 0", "is int8"]),
+        ({"train_labels": np.zeros((4, 1), int)}, ["shape [4, 1]"]),
+        (
+            {"train_labels": np.zeros(4, int), "test": np.full((2, 2, 2), 200, np.uint8)},
+            ["'test_labels'", "the 2 images", "is missing"],
+        ),
+        ({"train_labels": np.array([None] * 4)}, ["plain arrays"]),
+    ],
+)
+def test_npz_invalid_labels_are_refused_where_they_are_needed(arrays, fragments, save):
+    path = save(train=_GREY, **arrays)
+    message = _refusal(name="npz", path=path, condition="label")
+    for fragment in fragments:
+        assert fragment in message
+    assert len(_load(name="npz", path=path).train) >= 3
+
+
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32, np.float64])
 def test_npz_binary_images(dtype, save):
     bits = _rng().integers(0, 2, (20, 3, 3))
@@ -318,9 +402,11 @@ class FakeImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, images):
         for key, image in enumerate(images):
-            yield key, {name: self._encode(image) for name in self.features}
+            yield key, {name: self._encode(name, image) for name in self.features}
 
-    def _encode(self, image):
+    def _encode(self, name, image):
+        if name == "label":
+            return int(image[0, 0] % 3)
         return PIL.Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
@@ -397,6 +483,35 @@ def test_tfds_without_images_is_refused(tmp_path):
     assert "no features that are uint8 images" in _refusal(
         name="fake_images", data_dir=str(tmp_path)
     )
+
+
+@pytest.mark.parametrize("sizes", [{"test": 6}, {"validation": 4}, {"test": 6, "validation": 4}])
+def test_tfds_labels_go_where_their_images_go(tmp_path, sizes):
+    features = {
+        "image": tfds.features.Image(shape=(5, 4, 1)),
+        "label": tfds.features.ClassLabel(num_classes=3),
+    }
+    _write_fake(tmp_path, features=features, train=40, **sizes)
+    fields = {"name": "fake_images", "data_dir": str(tmp_path), "validation_size": 7}
+    for _ in range(2):  # decoded, then cached
+        dataset = _load(**fields, condition="label")
+        assert dataset.labels.num_classes == 3
+        for split in ("train", "validation", "test"):
+            expected = getattr(dataset, split)[:, 0, 0, 0] % 3
+            np.testing.assert_array_equal(getattr(dataset.labels, split), expected)
+    plain = _load(**fields)
+    assert plain.labels is None
+    np.testing.assert_array_equal(plain.train, dataset.train)
+
+
+@pytest.mark.parametrize(
+    "label", [{}, {"label": tfds.features.Tensor(shape=(), dtype=np.int64)}], ids=["none", "number"]
+)
+def test_tfds_without_classes_has_no_labels(tmp_path, label):
+    features = {"image": tfds.features.Image(shape=(5, 4, 1)), **label}
+    _write_fake(tmp_path, features=features, train=6, test=2)
+    message = _refusal(name="fake_images", data_dir=str(tmp_path), condition="label")
+    assert "condition='label' needs labels, which 'fake_images' has not" in message
 
 
 def test_tfds_image_under_another_name(tmp_path):

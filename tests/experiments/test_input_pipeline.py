@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from configs import base
 from experiments.data import input_pipeline
 
 
@@ -31,7 +32,9 @@ def test_half_of_the_images_are_mirrored():
 
 
 def random_affine_maps(num):
-    return jax.vmap(input_pipeline.random_affine_map)(jax.random.split(jax.random.key(0), num))
+    keys = jax.random.split(jax.random.key(0), num)
+    parameters = jax.vmap(input_pipeline.random_parameters)(keys)
+    return jax.vmap(input_pipeline.affine_map)(parameters)
 
 
 @pytest.mark.parametrize(("contrast", "max_value"), [(1.0, 255), (1.4, 255), (1.4, 16)])
@@ -86,8 +89,56 @@ def test_as_many_images_are_transformed_as_the_share_says(share):
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.integers(0, 256, (1000, 8, 8, 1)).astype(np.uint8))
     keys = jax.random.split(jax.random.key(1), 1000)
-    found = np.asarray(input_pipeline.transform_at_random(images, keys, share))
+    found, parameters = map(np.asarray, input_pipeline.transform_at_random(images, keys, share))
     changed = np.any(found != np.asarray(images), axis=(1, 2, 3))
     assert abs(changed.mean() - share) <= 4 * np.sqrt(share * (1 - share) / 1000)
-    alone = input_pipeline.transform_at_random(images[7:8], keys[7:8], share)
+    alone, own = input_pipeline.transform_at_random(images[7:8], keys[7:8], share)
     np.testing.assert_array_equal(found[7:8], alone)
+    np.testing.assert_array_equal(parameters[7:8], own)
+
+
+def affine_dataset(**fields):
+    config = base.get_config().dataset
+    config.update(fields)
+    return config
+
+
+@pytest.mark.parametrize(("contrast", "max_value"), [(1.0, 255), (1.4, 16)])
+def test_the_condition_of_an_image_says_how_it_was_transformed(contrast, max_value):
+    dataset = affine_dataset(condition="affine", random_affine=0.6, affine_contrast=contrast)
+    augment = input_pipeline.augmentation(dataset, affine_until=5, max_value=max_value)
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, max_value + 1, (200, 6, 5, 2)).astype(np.uint8))
+    keys = jax.random.split(jax.random.key(3), 200)
+
+    found, condition = augment(images, keys, jnp.int32(4))
+
+    def again(image, parameters):
+        matrix, shift = input_pipeline.affine_map(parameters)
+        return input_pipeline.transform(image, matrix, shift, contrast, max_value)
+
+    is_transformed = np.any(np.asarray(condition) != 0, axis=1)
+    assert 80 < is_transformed.sum() < 160
+    expected = jnp.where(
+        is_transformed[:, None, None, None], jax.vmap(again)(images, condition), images
+    )
+    # Rounding may tip over where the two programs differ in the last digit.
+    assert np.abs(np.int32(found) - np.int32(expected)).max() <= 1
+    assert np.mean(np.asarray(found) != np.asarray(expected)) < 1e-3
+    drawn = np.asarray(condition)[is_transformed]
+    assert np.abs(drawn).max() <= 1 and (np.abs(drawn).max(axis=0) > 0.9).all()
+    assert (drawn.min(axis=0) < -0.9).all()
+
+    later, condition = augment(images, keys, jnp.int32(5))
+    np.testing.assert_array_equal(later, images)
+    np.testing.assert_array_equal(condition, np.zeros((200, 6)))
+
+
+def test_zeros_are_the_identity_and_other_settings_have_no_condition():
+    matrix, shift = input_pipeline.affine_map(jnp.zeros(6))
+    np.testing.assert_array_equal(matrix, np.eye(2))
+    np.testing.assert_array_equal(shift, np.zeros(2))
+    images, keys = jnp.zeros((3, 4, 4, 1), jnp.uint8), jax.random.split(jax.random.key(0), 3)
+    for fields in ({}, {"random_affine": 0.5}, {"random_affine": 0.5, "condition": "label"}):
+        augment = input_pipeline.augmentation(affine_dataset(**fields), 5, 255)
+        assert augment(images, keys, jnp.int32(0))[1] is None

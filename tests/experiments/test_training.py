@@ -1,7 +1,6 @@
 """The training step: updates, averages, skips, and the independence of dispatches and devices."""
 
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -25,12 +24,17 @@ from experiments.training.step import StepSettings, create_train_dispatch, globa
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NUM_EXAMPLES, BATCH = 24, 8
 AFFINE_UNTIL = 4
+CONDITION_SIZES = {"": 0, "affine": 6, "label": 3}
+LABELS = (np.arange(NUM_EXAMPLES) * 7 % 10 % 3).astype(np.int32)
 
 
 @functools.cache
-def tiny_experiment(num_train_samples=1, random_affine=0.0, model=(), **training_fields):
+def tiny_experiment(
+    num_train_samples=1, random_affine=0.0, condition="", model=(), **training_fields
+):
     config = base.get_config()
-    config.dataset.random_affine = random_affine
+    config.dataset.update(random_affine=random_affine, condition=condition)
+    config.model.condition_size = CONDITION_SIZES[condition]
     config.model.update(data_shape=(2, 3, 1), num_layers=3, latent_shape=(2,), hidden_size=8)
     config.model.update(dict(model))
     config.training.update(batch_size=BATCH, num_train_samples=num_train_samples, **training_fields)
@@ -50,8 +54,15 @@ def create(optimizer=None, kl_weight=lambda step: 1.0, importance_weighted_from=
         num_examples=NUM_EXAMPLES,
         max_value=255,
         importance_weighted_from=importance_weighted_from,
+        has_labels=fields.get("condition") == "label",
     )
     dispatch = create_train_dispatch(settings)
+    if settings.has_labels:
+        labels, with_labels = replicate(LABELS), dispatch
+
+        def dispatch(state, images, num_steps):
+            return with_labels(state, images, num_steps, labels)
+
     state = replicate(init_state(model, optimizer, seed=3))
     return model, dispatch, state, replicate(images)
 
@@ -70,8 +81,12 @@ def run(dispatch, state, images, lengths):
     return state, metrics
 
 
-def test_an_update_is_a_gradient_step_on_the_batch_of_its_place_in_the_epoch():
-    model, dispatch, state, images = create(optimizer=optax.sgd(0.1))
+@pytest.mark.parametrize("condition", CONDITION_SIZES)
+def test_an_update_is_a_gradient_step_on_the_batch_of_its_place_in_the_epoch(condition):
+    random_affine = 0.5 if condition == "affine" else 0.0
+    model, dispatch, state, images = create(
+        optimizer=optax.sgd(0.1), condition=condition, random_affine=random_affine
+    )
     before = host(state)
     after = host(dispatch(state, images, 1)[0])
 
@@ -79,16 +94,25 @@ def test_an_update_is_a_gradient_step_on_the_batch_of_its_place_in_the_epoch():
     order = epoch_order(jax.random.fold_in(key, 2**32 - 1), 0, NUM_EXAMPLES)
     step_key = jax.random.fold_in(key, 0)
     gradients, x = [], np.asarray(images)[np.asarray(order[:BATCH])]
+    num_transformed = 0
 
     @jax.jit
     @jax.grad
-    def gradient(params, example, noise_key):
-        return -jnp.mean(sere_jax.elbo(model, params, example, noise_key[None]))
+    def gradient(params, example, noise_key, row):
+        return -jnp.mean(sere_jax.elbo(model, params, example, noise_key[None], condition=row))
 
     for place in range(BATCH):
-        _, data_key, noise_key = jax.random.split(jax.random.fold_in(step_key, place), 3)
-        example = sere_jax.to_data_space(model, x[place : place + 1], data_key[None])
-        gradients.append(gradient(before.params, example, noise_key))
+        own_key, data_key, noise_key = jax.random.split(jax.random.fold_in(step_key, place), 3)
+        example, row = x[place : place + 1], None
+        if condition == "label":
+            row = np.eye(3, dtype=np.float32)[[LABELS[order[place]]]]
+        if condition == "affine":
+            affine_key = jax.random.fold_in(own_key, 1)[None]
+            example, row = input_pipeline.transform_at_random(example, affine_key, 0.5)
+            num_transformed += int(np.any(row != 0))
+        example = sere_jax.to_data_space(model, example, data_key[None])
+        gradients.append(gradient(before.params, example, noise_key, row))
+    assert condition != "affine" or 0 < num_transformed < BATCH
     mean = jax.tree.map(lambda *leaves: sum(leaves) / BATCH, *gradients)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, before.params, mean)
     jax.tree.map(
@@ -111,6 +135,8 @@ IN_PIECES = {
     "dropout": {"model": (("dropout", 0.3),)},
     "generative_dropout": {"model": (("generative_dropout", 0.3), ("block_dropout", 0.3))},
     "flows": {"model": (("data_layer", "masked_autoregressive_flow"), ("flow_hidden_size", 8))},
+    "labels": {"condition": "label", "num_train_samples": 3},
+    "affine": {"condition": "affine", "random_affine": 0.5, "model": (("dropout", 0.3),)},
 }
 
 
@@ -126,6 +152,15 @@ def test_gradients_of_pieces_add_up_to_that_of_the_batch(name):
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected
         )
+
+
+def test_a_run_with_labels_goes_on_with_the_same_bits():
+    _, dispatch, state, images = create(condition="label")
+    expected, _ = run(dispatch, state, images, [3, 3])
+    _, dispatch, state, images = create(condition="label")
+    half, _ = run(dispatch, state, images, [2])
+    found, _ = run(dispatch, replicate(host(half)), images, [1, 2, 1])
+    assert_same_bits(found, expected)
 
 
 def test_memory_falls_with_the_number_of_pieces():
@@ -317,41 +352,45 @@ def test_several_samples_are_drawn_from_the_step_that_says_so():
 
 
 WORKER = """
-import json, sys
+import sys
 import numpy as np, jax, optax
 sys.path.insert(0, sys.argv[1])
 import test_training as t
-fields = json.loads(sys.argv[3])
-fields["model"] = tuple(fields["model"].items())
-_, dispatch, state, images = t.create(optimizer=optax.sgd(0.05), **fields)
+_, dispatch, state, images = t.create(
+    optimizer=optax.sgd(0.05), accumulate_steps=int(sys.argv[3]), **t.RUNS[sys.argv[4]]
+)
 state, metrics = t.run(dispatch, state, images, [3, 3, 3])
 leaves = jax.tree.leaves(t.host(state.params))
 np.savez(sys.argv[2], devices=jax.device_count(), metrics=float(metrics.objective), *leaves)
 """
 
 
+RUNS = {
+    "": {},
+    "label": {"condition": "label"},
+    "affine": {"condition": "affine", "random_affine": 0.5},
+    "dropout": {
+        "model": (("dropout", 0.3), ("generative_dropout", 0.3), ("block_dropout", 0.3)),
+    },
+}
+
+
 @functools.cache
-def run_on_one_device(**model):
-    _, dispatch, state, images = create(optimizer=optax.sgd(0.05), model=tuple(model.items()))
+def run_on_one_device(name):
+    _, dispatch, state, images = create(optimizer=optax.sgd(0.05), **RUNS[name])
     return host(run(dispatch, state, images, [3, 3, 3]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_devices", "pieces", "model"),
-    [
-        (2, 1, {}),
-        (4, 1, {}),
-        (4, 2, {}),
-        (4, 1, {"dropout": 0.3, "generative_dropout": 0.3, "block_dropout": 0.3}),
-    ],
+    ("num_devices", "pieces", "name"),
+    [(2, 1, ""), (4, 1, ""), (4, 2, ""), (4, 1, "label"), (2, 2, "affine"), (4, 1, "dropout")],
 )
-def test_several_devices_compute_the_run_of_one(num_devices, pieces, model, tmp_path):
-    state, metrics = run_on_one_device(**model)
+def test_several_devices_compute_the_run_of_one(num_devices, pieces, name, tmp_path):
+    state, metrics = run_on_one_device(name)
     path = tmp_path / "several.npz"
-    fields = json.dumps({"accumulate_steps": pieces, "model": model})
     subprocess.run(
-        [sys.executable, "-c", WORKER, os.path.dirname(__file__), str(path), fields],
+        [sys.executable, "-c", WORKER, os.path.dirname(__file__), str(path), str(pieces), name],
         env={
             **os.environ,
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",

@@ -14,7 +14,7 @@ from sere_jax.data_layer import create_data_layer
 from sere_jax.flows.autoregressive import ActivationNorm, MaskedAutoregressiveFlows
 from sere_jax.flows.data_layer import RankOneNormal
 from sere_jax.flows.whitening import WHITENING_RIDGE, Whitening
-from sere_jax.hierarchy import Layer
+from sere_jax.layer import Layer
 from sere_jax.partition import create_partition, previous_blocks
 
 FLOW = {"data_layer": "masked_autoregressive_flow", "flow_hidden_size": 12}

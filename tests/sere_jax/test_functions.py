@@ -22,7 +22,7 @@ from enumeration import (
     mean_and_standard_error,
     replicated,
 )
-from jax.extend import core
+from jaxprs import equations
 from scipy import special, stats
 
 import sere_jax
@@ -570,25 +570,6 @@ def test_reconstruction_without_residual_is_that_of_a_model_whose_residual_is_ze
         images, sere_jax.reconstruct(model, without, x, keys, expected=expected)
     )
     assert np.any(images != sere_jax.reconstruct(model, params, x, keys, expected=expected))
-
-
-def sub_jaxprs(equation):
-    for value in jax.tree.leaves(
-        list(equation.params.values()),
-        is_leaf=lambda value: isinstance(value, core.Jaxpr | core.ClosedJaxpr),
-    ):
-        if isinstance(value, core.ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, core.Jaxpr):
-            yield value
-
-
-def equations(jaxpr, repeats=1):
-    """All equations with the number of times that they run, those of loops included."""
-    for equation in jaxpr.eqns:
-        yield equation, repeats
-        for inner in sub_jaxprs(equation):
-            yield from equations(inner, repeats * equation.params.get("length", 1))
 
 
 def trace(function, model, num_examples=5, **kwargs):

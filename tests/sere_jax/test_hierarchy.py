@@ -10,7 +10,8 @@ from scipy import special
 
 import sere_jax
 from sere_jax.data_layer import create_data_layer
-from sere_jax.hierarchy import Layer
+from sere_jax.layer import Layer
+from sere_jax.model import apply
 
 EVERYTHING = {"context": 2, "data_context": 2, "couple_data_to_prior": True}
 # Blocks of two pixels of two channels; the last pixel of the last block is padding.
@@ -116,7 +117,7 @@ def test_each_part_of_a_layer_sees_exactly_what_its_flags_couple(
         block = inputs["blocks"][-1]  # of the right shape, and not read
         observed = layer.observe(layer.encode(inputs["image"]), inputs["blocks"], block)
         offsets = observed.prior, observed.posterior
-        _, latents = layer.infer(inputs["codes"], (*offsets, noise, None))
+        _, latents = layer.infer(inputs["codes"], (*offsets, noise, None, observed.condition))
         return {
             "prior": jnp.stack(
                 [latents.prior.mean, latents.prior.scale, latents.prior.sample(noise)]
@@ -151,8 +152,9 @@ def test_each_part_of_a_layer_sees_exactly_what_its_flags_couple(
         (1, {}),
         (2, {}),
         (2, {"network": "resnet", "partition": "checkerboard", "latent_shape": (1, 2, 1)}),
+        (2, {"condition_size": 3}),
     ],
-    ids=["one code", "two codes", "two codes, residual networks"],
+    ids=["one code", "two codes", "two codes, residual networks", "two codes, a condition"],
 )
 def test_posterior_given_the_last_codes_and_the_image_is_independent_of_older_codes(
     random_model, context, overrides
@@ -170,10 +172,12 @@ def test_posterior_given_the_last_codes_and_the_image_is_independent_of_older_co
 
     def codes_and_posterior(noise):
         noise = noise.reshape(num_layers, 1, *model.config.latent_shape)
-        out = model.apply({"params": params}, x, noise)
+        out = apply(model, params, x, noise, condition=condition)
         posterior = jnp.stack([out.posterior_mean, out.posterior_scale], axis=2)
         return out.z.reshape(size), posterior.reshape(2 * size)
 
+    num_conditions = model.config.condition_size
+    condition = random_values(1, num_conditions) if num_conditions else None
     with jax.enable_x64(True):
         x = jnp.asarray(random_images(1, 2, 4, 1), jnp.float64)
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
@@ -344,7 +348,8 @@ def test_a_model_has_num_layers_times_the_parameters_of_a_layer(tiny_config, num
 
     def call_all(layer, x, previous, window):
         observed = layer.observe(layer.encode(x), previous, previous[0])
-        layer.infer(window, (observed.prior, observed.posterior, window[0], None))
+        offsets = observed.prior, observed.posterior
+        layer.infer(window, (*offsets, window[0], None, observed.condition))
         layer.decode(window[0], observed.data)
 
     one_layer = jax.eval_shape(

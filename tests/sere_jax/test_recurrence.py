@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sere_jax import recurrence
+from sere_jax.model import apply
 
 recurrence_scan = recurrence.scan
 LENGTH, BATCH, SIZE = 5, 7, 3
@@ -37,6 +38,8 @@ OPTIONS = {
     "splines in the prior": {"prior": "spline", "couple_data_to_prior": True},
     "residual networks on vectors": {"network": "resnet"},
     "residual networks on maps": {**MAPS, "latent_shape": (1, 2, 2)},
+    "a condition": {"condition_size": 3, "couple_prior": False, "bijector": "spline_coupling"},
+    "a condition on maps": {**MAPS, "latent_shape": (1, 2, 2), "condition_size": 2},
 }
 
 
@@ -79,19 +82,24 @@ def test_gpus_compute_the_same_layers_in_larger_pieces(random_model, monkeypatch
     x = random_values(5, *model.config.data_shape) < 0.0
     noise = random_values(model.noise_shape[0], 2, 5, *model.config.latent_shape)
 
-    def compute(params, x, noise):
-        variables = {"params": params}
-        observed = model.apply(variables, x, method="observe")
-        weights = model.apply(variables, x, observed, noise, method="log_weights")
-        return model.apply(variables, x, noise[:, 0], method="elbo_terms"), weights
+    condition = (
+        random_values(5, model.config.condition_size) if "condition_size" in overrides else None
+    )
+
+    def compute(params, x, noise, condition):
+        given = {"condition": condition}
+        observed = apply(model, params, x, method="observe", **given)
+        weights = apply(model, params, x, observed, noise, method="log_weights")
+        return apply(model, params, x, noise[:, 0], method="elbo_terms", **given), weights
 
     def results():
         def total(*arguments):  # a new function, or JAX would take the other backend's program
             values = compute(*arguments)
             return sum(jnp.sum(jnp.tanh(value / 8)) for value in jax.tree.leaves(values)), values
 
-        program = jax.jit(jax.value_and_grad(total, has_aux=True))
-        return program(*jax.tree.map(np.float64, (params, x, noise)))
+        arguments = (0,) if condition is None else (0, 3)
+        program = jax.jit(jax.value_and_grad(total, arguments, has_aux=True))
+        return program(*jax.tree.map(np.float64, (params, x, noise, condition)))
 
     calls = unittest.mock.Mock(wraps=recurrence.scan)
     monkeypatch.setattr(recurrence, "scan", calls)
