@@ -4,8 +4,15 @@ from typing import Any
 
 import jax
 
-# Modules of a layer of `sere_vae` that generate; the others infer (`sere_jax.hierarchy.Layer`).
-GENERATIVE = ("prior", "prior_observed", "bijector", "data_layer")
+# Modules of a layer of `sere_vae` that generate; the others infer (`sere_jax.layer.Layer`).
+GENERATIVE = (
+    "prior",
+    "prior_observed",
+    "prior_condition",
+    "bijector",
+    "bijector_condition",
+    "data_layer",
+)
 
 
 def decayed(which: str, params: Any) -> Any:

@@ -67,7 +67,7 @@ def test_optimizer_is_optax_own(optimizer, weight_decay):
 
 
 LAYER = "hierarchy/layers/"
-GENERATIVE = [f"{LAYER}{part}/" for part in ("prior", "prior_observed", "bijector", "data_layer")]
+GENERATIVE = [f"{LAYER}{part}" for part in ("prior", "bijector", "data_layer")]  # beginnings
 IS_DECAYED = {
     "all": lambda name: True,
     "generative": lambda name: any(name.startswith(start) for start in GENERATIVE),
@@ -76,11 +76,14 @@ IS_DECAYED = {
 
 
 @pytest.mark.parametrize("which", IS_DECAYED)
-@pytest.mark.parametrize("optimizer", ["adam", "adamax", "muon"])
-def test_weight_decay_shrinks_the_chosen_parameters_and_no_other(which, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "sees_blocks"), [("adam", True), ("adamax", False), ("muon", True)]
+)
+def test_weight_decay_shrinks_the_chosen_parameters_and_no_other(which, optimizer, sees_blocks):
     config = base.get_config()
     config.model.update(data_shape=(2, 3, 1), num_layers=3, latent_shape=(2,), hidden_size=8)
-    config.model.update(couple_data_to_prior=True, bijector="spline_coupling", encoder="shared")
+    config.model.update(bijector="spline_coupling", encoder="shared", condition_size=2)
+    config.model.couple_data_to_prior = sees_blocks
     model = sere_jax.create_model(config)
     params = jax.tree.map(lambda leaf: leaf + 0.5, sere_jax.init(model, jax.random.key(0)))
     gradient = jax.tree.map(jnp.cos, params)
@@ -103,7 +106,8 @@ def test_weight_decay_shrinks_the_chosen_parameters_and_no_other(which, optimize
             np.testing.assert_allclose(decayed - plain, -0.1 * 0.25 * before, rtol=1e-4, atol=1e-6)
         else:
             np.testing.assert_array_equal(decayed, plain)
-    parts = {"prior", "prior_observed", "bijector", "data_layer"}
+    parts = {"prior", "prior_observed" if sees_blocks else "prior_condition"}
+    parts |= {"bijector", "bijector_condition", "data_layer"}
     others = {"posterior", "refinement", "hierarchy"}  # the latter is the shared encoder
     assert chosen == parts | (set() if which == "generative" else others)
 
