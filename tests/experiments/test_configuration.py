@@ -19,6 +19,7 @@ DEFAULTS = {
     "seed": 0,
     "dataset": {
         "affine_contrast": 1.0,
+        "condition": "",
         "data_dir": "",
         "download": True,
         "horizontal_flip": False,
@@ -66,6 +67,7 @@ DEFAULTS = {
         "rematerialize": False,
         "residual_scale_start": 0.73,
         "sigma_max": 2.0,
+        "condition_size": 0,
         "sigma_min": 0.1,
         "system": "sere_vae",
     },
@@ -124,6 +126,7 @@ INVALID = {
     "dataset.random_affine": [-0.1, 1.5],
     "dataset.random_affine_until": ["late", "5"],
     "dataset.affine_contrast": [0.0, -1.0, float("nan")],
+    "dataset.condition": ["class", None, 1],
     "training.initial_weights": [None],
     "training.batch_size": [0, -5],
     "training.accumulate_steps": [0, 1.5],
