@@ -1,16 +1,19 @@
 """Fields and their defaults; impossible configurations are refused by name."""
 
+import functools
 import importlib
+import math
 import pathlib
 import pkgutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import configs
 import sere_jax
-from configs import base, cifar_checkerboard, mnist_mlp
+from configs import base, cifar_checkerboard, mnist_comparison, mnist_mlp
 from experiments.settings.checks import check_configuration, differences
 from experiments.settings.fields import FIELDS
 from experiments.system.errors import UserError
@@ -275,6 +278,21 @@ def test_variants_switch_the_couplings_of_the_design_table():
             if variant in module.VARIANTS:
                 model = module.get_config(variant).model
                 assert tuple(model[column] for column in columns) == couplings
+
+
+@pytest.mark.parametrize("system", mnist_comparison.SYSTEMS)
+def test_compared_systems_have_as_many_parameters_as_the_sere_vae(system):
+    sizes = [
+        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_parameters(name)))
+        for name in ("sere_vae", system)
+    ]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.03)
+
+
+@functools.cache
+def _parameters(system):
+    model = sere_jax.create_model(mnist_comparison.get_config(system))
+    return jax.eval_shape(functools.partial(sere_jax.init, model), jax.random.key(0))
 
 
 def test_differences_name_path_and_both_values():
