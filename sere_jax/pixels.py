@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Shaped
 
-from sere_jax import data_space
+from sere_jax import data_space, logistics
 from sere_jax.arrays import Array
 from sere_jax.config import ModelConfig
 from sere_jax.data_space import DataSpace
@@ -21,6 +21,7 @@ from sere_jax.networks.family import create_condition, create_features, create_n
 MIN_SCALE = 1e-3  # of Gaussian pixels whose scale is learned
 MAX_LOG_SCALE = 7.0  # of logistics, in units of half the range of values; and its negative
 HALF_RANGE = 127.5  # of 0..255
+NUM_POINTS = 16  # for expectations over earlier channels
 
 
 class Seen(NamedTuple):
@@ -306,14 +307,25 @@ class DiscretizedLogisticMixtureDataLayer(DataLayer):
         return jnp.round((values[..., 0, :] + 1.0) * HALF_RANGE).astype(jnp.uint8)
 
     def mean(self, parameters: Array) -> Array:
-        """Mean of the components' means, in 0..255; values beyond it are moved to its ends."""
+        """Expectation of each channel, in 0..255.
+
+        Those of later channels are means over `NUM_POINTS` values of the channels before them in
+        each component.
+        """
         mixture = self._mixture(parameters)
-        values = jnp.zeros((*mixture.log_weights.shape, self.block_shape[-1]))
-        for channel in range(self.block_shape[-1]):
-            mean = jnp.clip(mixture.mean(channel, values), -1.0, 1.0)
-            values = values.at[..., channel].set(mean)
-        weights = jnp.exp(mixture.log_weights)[..., None]
-        return (jnp.sum(weights * values, axis=-2) + 1.0) * HALF_RANGE
+        weights = jnp.exp(mixture.log_weights)
+        pieces = jax.tree.map(lambda piece: piece[..., None], mixture)
+        values = jnp.zeros((*weights.shape, NUM_POINTS, self.block_shape[-1]))
+        means = []
+        for channel, log_scale in enumerate(pieces.log_scales):
+            mean = (pieces.mean(channel, values) + 1.0) * HALF_RANGE
+            scale = jnp.exp(log_scale) * HALF_RANGE
+            expected = jnp.mean(logistics.expectation(mean, scale), axis=-1)
+            means.append(jnp.sum(weights * expected, axis=-1))
+            drawn = mean + scale * logistics.quantiles(NUM_POINTS, channel)
+            drawn = jnp.clip(jnp.round(drawn), 0.0, 255.0)
+            values = values.at[..., channel].set(self.to_network(drawn))
+        return jnp.stack(means, axis=-1)
 
     def _mixture(self, parameters: Array) -> _Mixture:
         channels, num = self.block_shape[-1], self.config.num_mixtures

@@ -207,6 +207,41 @@ def test_the_mean_of_a_narrow_logistic_mixture_is_where_its_samples_are(tiny_con
     np.testing.assert_allclose(layer.mean(parameters)[0, 0], pixels.mean((0, 1, 2)), atol=0.5)
 
 
+@pytest.mark.parametrize("mean", [-5.0, -1.0, -0.995, 0.0, 0.3, 0.9, 1.0, 1.2])
+def test_the_expectation_of_a_discretized_logistic_is_the_sum_over_its_values(tiny_config, mean):
+    for log_scale in (-7.0, -5.0, -4.0, -2.5, -1.0, 0.0, 3.0, 7.0):
+        layer, parameters = logistic_mixture(tiny_config, 1, num_mixtures=1)
+        parameters[..., 1], parameters[..., 2] = mean, log_scale
+        expected = exact_expectation(mean, np.exp(log_scale))
+        actual = layer.mean(parameters).item()
+        assert actual == pytest.approx(expected, abs=0.02), log_scale
+
+
+def exact_expectation(mean, scale):
+    """Of one logistic in float64: the sum over 256 values."""
+    edges = (np.arange(1, 256) - 0.5) / 127.5 - 1
+    below = np.concatenate([[0.0], special.expit((edges - mean) / scale), [1.0]])
+    return np.arange(256) @ np.diff(below)
+
+
+@pytest.mark.parametrize("scales", [(-4.0, -3.0), (-1.0, -3.0), (0.5, -1.0), (-2.0, 0.5)])
+@pytest.mark.parametrize("shift", [-3.0, 0.4])
+def test_the_expectation_of_a_channel_is_over_all_values_of_the_one_before(
+    tiny_config, scales, shift
+):
+    layer, parameters = logistic_mixture(tiny_config, 2, num_mixtures=1)
+    parameters[0, 0] = (0.0, 0.2, -0.4, *scales, shift)
+    values = np.arange(256) / 127.5 - 1
+    edges = (np.arange(1, 256) - 0.5) / 127.5 - 1
+    below = np.concatenate([[0.0], special.expit((edges - 0.2) / np.exp(scales[0])), [1.0]])
+    means = -0.4 + np.tanh(shift) * values
+    given = np.array([exact_expectation(mean, np.exp(scales[1])) for mean in means])
+
+    expected = np.diff(below) @ np.stack([np.arange(256), given], axis=1)
+
+    np.testing.assert_allclose(layer.mean(parameters)[0, 0], expected, atol=1.0)
+
+
 def parameters_function(config, random_module, seed=0):
     """γ as a function of z_l and the previous blocks, with random parameters."""
     layer = create_data_layer(config, BLOCK_SHAPE)
