@@ -7,13 +7,16 @@ Prints a table of differences in nats, ± standard error over images, and writes
 of them (--num_images) make the errors smaller.
 """
 
+import argparse
+import dataclasses
+import functools
 import pathlib
 import sys
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import logging
 
 from experiments.data.condition import condition_rows
 from experiments.reporting.tables import table
@@ -29,15 +32,26 @@ from experiments.training import decomposition
 from experiments.training.experiment import Experiment, create_experiment
 from sere_jax.config import ConfigError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_NUM_IMAGES = flags.DEFINE_integer("num_images", 500, "Test images, and training images.", 2)
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "Samples of the codes of an image.", 1)
-_STEPS = flags.DEFINE_integer("steps", 300, "Steps of the search for better features.", 1)
 FILE = "decomposition.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much of what is computed."""
+
+    num_images: int  # of the test set, and of the training set
+    num_samples: int  # of the codes of an image
+    steps: int  # of the search for better features
+
+
 def bounds_of(
-    experiment: Experiment, params: Any, images: np.ndarray, split: str, search_steps: int
+    experiment: Experiment,
+    params: Any,
+    images: np.ndarray,
+    split: str,
+    *,
+    num_samples: int,
+    search_steps: int = 0,
 ) -> dict[str, np.ndarray]:
     """Both bounds [num] of images in nats, float64; see `decomposition.bounds`."""
     size = min(experiment.config.evaluation.batch_size, len(images))
@@ -53,10 +67,8 @@ def bounds_of(
                 params,
                 x,
                 keys,
-                num_samples=_NUM_SAMPLES.value,
-                samples_at_once=min(
-                    experiment.config.evaluation.samples_at_once, _NUM_SAMPLES.value
-                ),
+                num_samples=num_samples,
+                samples_at_once=min(experiment.config.evaluation.samples_at_once, num_samples),
                 search_steps=search_steps,
                 condition=condition_rows(
                     None if of_split is None else of_split[indices],
@@ -72,15 +84,15 @@ def bounds_of(
     }
 
 
-def decompose(experiment: Experiment, params: Any) -> dict[str, tuple[float, float]]:
+def decompose(
+    experiment: Experiment, params: Any, effort: Effort
+) -> dict[str, tuple[float, float]]:
     """Each difference in nats with its standard error over images."""
-    test = experiment.test_images()[: _NUM_IMAGES.value]
-    train = experiment.dataset.train[: _NUM_IMAGES.value]
-    of_test, of_train = (
-        bounds_of(experiment, params, images, split, 0)
-        for images, split in ((test, "test"), (train, "train"))
-    )
-    searched = bounds_of(experiment, params, test, "test", _STEPS.value)
+    test = experiment.test_images()[: effort.num_images]
+    train = experiment.dataset.train[: effort.num_images]
+    bounds = functools.partial(bounds_of, experiment, params, num_samples=effort.num_samples)
+    of_test, of_train = bounds(test, "test"), bounds(train, "train")
+    searched = bounds(test, "test", search_steps=effort.steps)
     hardness = decomposition.hardness(np.concatenate([train, test]))
     covariates = hardness[: len(train)], hardness[len(train) :]
 
@@ -108,14 +120,23 @@ def decompose(experiment: Experiment, params: Any) -> dict[str, tuple[float, flo
     }
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Reads the run, decomposes its bounds, prints and writes them."""
-    del argv
+    parser = argparse.ArgumentParser(prog="python -m experiments.decompose", description=__doc__)
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    number = functools.partial(parser.add_argument, type=int)
+    number("--num_images", default=500, help="of the test set, and as many training images: 500")
+    number("--num_samples", default=1000, help="samples of the codes of an image: 1000")
+    number("--steps", default=300, help="of the search for better features of an image: 300")
+    arguments = parser.parse_args()
+    effort = Effort(arguments.num_images, arguments.num_samples, arguments.steps)
+    if min(dataclasses.astuple(effort)) < 1 or effort.num_images < 2:
+        parser.error(f"{effort} must hold numbers of at least 1, and 2 images")
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_enable_x64", False)  # whatever the environment says
     try:
-        workdir = local_path(_WORKDIR.value, "--workdir")
-        differences = _of_workdir(workdir)
+        workdir = local_path(arguments.workdir, "--workdir")
+        differences = decompose_run(workdir, effort)
     except (UserError, ConfigError, ValueError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(USER_ERROR)
@@ -123,21 +144,21 @@ def main(argv: list[str]) -> None:
     print("\n".join(table(["nats", workdir.name], rows)))
 
 
-def _of_workdir(workdir: pathlib.Path) -> dict[str, tuple[float, float]]:
+def decompose_run(workdir: pathlib.Path, effort: Effort) -> dict[str, tuple[float, float]]:
+    """`decompose` of the weights of a workdir; writes `FILE` into it.
+
+    Raises:
+        UserError, ConfigError, ValueError: there is no such run, or it has no codes.
+    """
     experiment = create_experiment(configuration.get_config(str(workdir)), to_train=False)
     if not experiment.model.config.has_latents:
         raise UserError(f"--workdir={workdir} has no codes: log p(x) is exact, and no bound of it")
     with lock(workdir):
         which = experiment.config.evaluation.checkpoint
         averages, about = load_weights(workdir, experiment.state_template(), which)
-        differences = decompose(experiment, jax.device_put(averages))
-        settings = {
-            "num_images": _NUM_IMAGES.value,
-            "num_samples": _NUM_SAMPLES.value,
-            "steps": _STEPS.value,
-            "step": about["step"],
-            "git_commit": experiment.git_commit,
-        }
+        differences = decompose(experiment, jax.device_put(averages), effort)
+        origin = {"step": about["step"], "git_commit": experiment.git_commit}
+        settings = dataclasses.asdict(effort) | origin
         write_json_atomically(workdir / FILE, settings | {"nats": differences})
     return differences
 
@@ -145,4 +166,4 @@ def _of_workdir(workdir: pathlib.Path) -> dict[str, tuple[float, float]]:
 if __name__ == "__main__":
     host_memory.keep_freed_memory()
     console.make_robust()
-    app.run(main)
+    main()
