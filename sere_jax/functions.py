@@ -8,7 +8,6 @@ arrays of any real type or lists; others raise a TypeError or ValueError. Models
 with parameters of fewer bits too. All densities are in nats.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -36,10 +35,10 @@ from sere_jax.inputs import (
     check_images,
     checked_count,
     example_keys,
-    noise_of_samples,
     sample_noise,
 )
 from sere_jax.model import Inferred, LatentVariableModel, apply
+from sere_jax.objectives import weighted_bounds
 from sere_jax.sere_vae import SeReVAE
 from sere_jax.systems.iaf_vae import InverseAutoregressiveVAE
 from sere_jax.systems.ladder_vae import LadderVAE
@@ -247,23 +246,7 @@ def _log_likelihood(
 ) -> tuple[Array, Array]:
     keys = example_keys(key, len(x))
     observed = apply(model, params, x, method="observe", condition=condition)
-    num_chunks = math.ceil(num_samples / chunk)
-
-    def add_chunk(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
-        total, elbo = carry
-        samples = index * chunk + jnp.arange(chunk)
-        noise = noise_of_samples(model, keys, samples)
-        log_likelihood, ratio = apply(model, params, x, observed, noise, method="log_weights")
-        log_weights, is_one = log_likelihood + ratio, samples[:, None] < num_samples
-        elbo += jnp.sum(jnp.where(is_one, log_weights / num_samples, 0.0), axis=0)
-        log_weights = jnp.where(is_one, log_weights, -jnp.inf)
-        return (jnp.logaddexp(total, jax.nn.logsumexp(log_weights, axis=0)), elbo), None
-
-    nothing = jnp.zeros(len(x))
-    start = (nothing - jnp.inf, nothing)
-    (total, elbo), _ = jax.lax.scan(add_chunk, start, jnp.arange(num_chunks))
-    total -= math.log(num_samples)
-    return total, jnp.minimum(elbo, total)  # but for rounding it is
+    return weighted_bounds(model, params, x, observed, keys, num_samples, chunk)
 
 
 @public

@@ -143,3 +143,36 @@ def _with_dropout(
         return jax.tree.map(lambda term: jnp.squeeze(term, axis), of_batch)
 
     return jax.vmap(terms_of_one, in_axes=(0, axis + 1, 0), out_axes=axis)(examples, noise, keys)
+
+
+def weighted_bounds(
+    model: LatentVariableModel,
+    params: Params,
+    x: Array,
+    observed: Any,
+    keys: Array,
+    num_samples: int,
+    chunk: int,
+) -> tuple[Array, Array]:
+    """Importance-weighted log p(x) and the ELBO of the same samples, [B] nats each.
+
+    `observed` is what q knows of x, `keys` [B] are those of the noise; `chunk` samples of each
+    image are computed at once.
+    """
+    num_chunks = math.ceil(num_samples / chunk)
+
+    def add_chunk(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
+        total, elbo = carry
+        samples = index * chunk + jnp.arange(chunk)
+        noise = noise_of_samples(model, keys, samples)
+        log_likelihood, ratio = apply(model, params, x, observed, noise, method="log_weights")
+        log_weights, is_one = log_likelihood + ratio, samples[:, None] < num_samples
+        elbo += jnp.sum(jnp.where(is_one, log_weights / num_samples, 0.0), axis=0)
+        log_weights = jnp.where(is_one, log_weights, -jnp.inf)
+        return (jnp.logaddexp(total, jax.nn.logsumexp(log_weights, axis=0)), elbo), None
+
+    nothing = jnp.zeros(len(x))
+    start = (nothing - jnp.inf, nothing)
+    (total, elbo), _ = jax.lax.scan(add_chunk, start, jnp.arange(num_chunks))
+    total -= math.log(num_samples)
+    return total, jnp.minimum(elbo, total)  # but for rounding it is

@@ -7,7 +7,6 @@ is higher than of others because the generative half fits them better, or the en
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from sere_jax.arrays import record
 from sere_jax.compilation import jit
 from sere_jax.inputs import noise_of_samples
 from sere_jax.model import apply
+from sere_jax.objectives import weighted_bounds
 from sere_jax.sere_vae import SeReVAE
 
 Array = jax.Array
@@ -65,17 +65,7 @@ def _bounds(model, params, x, keys, num_samples, samples_at_once, search_steps, 
     if search_steps:
         observed = _search(model, params, x, observed, search_keys, search_steps)
 
-    def add(carry, samples):
-        total, mean = carry
-        weights = _log_weights(model, params, x, observed, keys, samples)
-        return (jnp.logaddexp(total, jax.nn.logsumexp(weights, 0)), mean + weights.sum(0)), None
-
-    num_chunks = math.ceil(num_samples / samples_at_once)
-    num_samples = num_chunks * samples_at_once
-    samples = jnp.arange(num_samples).reshape(num_chunks, samples_at_once)
-    start = jnp.full(len(x), -jnp.inf), jnp.zeros(len(x))
-    (total, mean), _ = jax.lax.scan(add, start, samples)
-    return Bounds(total - math.log(num_samples), mean / num_samples)
+    return Bounds(*weighted_bounds(model, params, x, observed, keys, num_samples, samples_at_once))
 
 
 def _search(model, params, x, observed, keys, steps):
