@@ -1,9 +1,9 @@
 """The systems of the paper's MNIST table with as many parameters, chosen alike, at one budget.
 
-    python -m experiments.main --config=configs/mnist_comparison.py:SYSTEM
+    python -m experiments.main --config=configs/mnist_comparison.py:VARIANT
 
-A SYSTEM is a key of `VARIANTS`. Each has the 5.5 million parameters of the SeRe-VAE, within 3 %, by
-the width of its hidden layers. Learning rate (1e-3, 2e-3, 4e-3) and warm-up of the KL (from 0.2
+A VARIANT is a system of `SYSTEMS`. Each has the 5.5 million parameters of the SeRe-VAE, within 3 %,
+by the width of its hidden layers. Learning rate (1e-3, 2e-3, 4e-3) and warm-up of the KL (from 0.2
 over 10 % of the training, from 0 over 50 %) are those of six choices that gave the best likelihood
 of held-out images, IW-200, after 20 epochs: `results/mnist_comparison/choices.json`. `iaf` and
 `relaxed_bernoulli` still have the settings of `configs/mnist_mlp.py`; their choice, and all
