@@ -175,6 +175,13 @@ class ModelConfig:
         "`resnet` all but the first are residual blocks.",
         integer(2),
     )
+    data_channels: int = _of_sere_vae(
+        0,
+        "Channels of maps of a block's pixels on which the networks of data layers compute where "
+        "codes are vectors; 0: they compute on vectors of `hidden_size`.",
+        NATURAL,
+        needs={"network": "resnet"},
+    )
     num_joint_layers: int = _of_sere_vae(
         0,
         "Residual hidden layers that data layers add where codes and previous blocks have met.",

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 NO_LATENTS = (0,)
+LATTICES = ("checkerboard", "tiles")  # partitions whose blocks are images
 FLOW = "masked_autoregressive_flow"
 SERE_VAE, LADDER_VAE = "sere_vae", "ladder_vae"
 IAF_VAE, RELAXED_BERNOULLI_VAE = "iaf_vae", "relaxed_bernoulli_vae"
@@ -30,7 +31,14 @@ def conflicts(config: Any) -> Iterator[str]:
             f"num_joint_layers={config.num_joint_layers} means nothing to data_layer={FLOW!r}; "
             "leave it at 0, or choose another data layer"
         )
-    if config.block_order != "raster" and config.partition not in ("checkerboard", "tiles"):
+    has_lattice = config.partition in LATTICES
+    if config.data_channels and (not has_lattice or config.has_flows):
+        yield (
+            f"data_channels={config.data_channels} needs blocks that are images and independent "
+            "pixels; leave it at 0, or choose partition='checkerboard' or 'tiles', and another "
+            f"data_layer than {FLOW!r}"
+        )
+    if config.block_order != "raster" and not has_lattice:
         yield (
             f"block_order={config.block_order!r} means nothing to partition={config.partition!r}; "
             "leave it at 'raster', or choose partition='checkerboard' or 'tiles'"
@@ -62,6 +70,11 @@ def conflicts_of_latents(config: Any) -> Iterator[str]:
         yield (
             f"latent_sizes={sizes} does not fit prior='spline', whose splines couple all codes of "
             "a layer; set it to (), or choose prior='gaussian'"
+        )
+    if config.data_channels and not is_vector:
+        yield (
+            f"data_channels={config.data_channels} needs codes that are vectors, not "
+            f"latent_shape={shape}; leave it at 0, or choose a vector such as (10,)"
         )
     if config.system in SYSTEMS and config.system != SERE_VAE and not is_vector:
         yield (f"latent_shape={shape} must be a vector such as (30,) with system={config.system!r}")

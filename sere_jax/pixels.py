@@ -16,7 +16,8 @@ from sere_jax import data_space, logistics
 from sere_jax.arrays import Array
 from sere_jax.config import ModelConfig
 from sere_jax.data_space import DataSpace
-from sere_jax.networks.family import create_condition, create_features, create_network
+from sere_jax.networks.family import create_condition, create_features, create_network, with_maps
+from sere_jax.networks.products import Dense
 
 MIN_SCALE = 1e-3  # of Gaussian pixels whose scale is learned
 MAX_LOG_SCALE = 7.0  # of logistics, in units of half the range of values; and its negative
@@ -65,21 +66,20 @@ class DataLayer(nn.Module):
 
     def setup(self) -> None:
         """Creates γ¹ and, where the layer sees previous blocks, δγ."""
+        config = with_maps(self.config, self.block_shape)
         shape = (*self.block_shape[:2], self.parameters_per_pixel)
         options: dict[str, Any] = {"bounded": False, "head_scale": self.head_scale}
         options["is_generative"] = True
-        self.base = create_network(
-            self.config, shape, output_start=self.parameters_start, **options
-        )
-        self.condition = create_condition(self.config)
+        if config is not self.config:
+            self.maps_shape = config.latent_shape
+            self.to_maps = Dense(math.prod(self.maps_shape))
+        self.base = create_network(config, shape, output_start=self.parameters_start, **options)
+        self.condition = create_condition(config)
         if self.sees_previous:
-            self.observed = create_features(
-                self.config,
-                num_hidden_layers=self.config.num_hidden_layers - 1,
-                is_generative=True,
-            )
+            depth = config.num_hidden_layers - 1
+            self.observed = create_features(config, num_hidden_layers=depth, is_generative=True)
             self.residual = create_network(
-                self.config, shape, num_joint_layers=self.config.num_joint_layers, **options
+                config, shape, num_joint_layers=config.num_joint_layers, **options
             )
 
     def observe(self, previous: Array | None, condition: Array | None = None) -> Seen:
@@ -105,6 +105,8 @@ class DataLayer(nn.Module):
         """
         offset, condition = seen or Seen()
         event_ndims = len(self.config.latent_shape)
+        if self.config.data_channels:
+            z, event_ndims = self.to_maps(z).reshape(*z.shape[:-1], *self.maps_shape), 3
         parameters = self.base(z, event_ndims, None, condition)
         if offset is not None:
             parameters += self.residual(z, event_ndims, offset)

@@ -9,6 +9,7 @@ A condition (`config.condition_size`) enters features beside the image. Networks
 add an affine map of it, `create_condition`, where they would add the offset.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -78,6 +79,20 @@ def _dropout(config: ModelConfig, is_generative: bool) -> dict[str, float]:
 def create_condition(config: ModelConfig) -> nn.Module:
     """A condition [..., C] to what networks of all families add to a hidden layer, 0 for zeros."""
     return Dense(config.hidden_size, use_bias=False)
+
+
+def with_maps(config: ModelConfig, block_shape: tuple[int, ...]) -> ModelConfig:
+    """That of networks whose codes are maps of `config.data_channels`; unchanged if it is 0."""
+    channels = config.data_channels
+    if not channels:
+        return config
+    return dataclasses.replace(
+        config,
+        latent_shape=(*block_shape[:2], channels),
+        latent_sizes=(),
+        hidden_size=channels,
+        data_channels=0,
+    )
 
 
 def _family(config: ModelConfig) -> Family:

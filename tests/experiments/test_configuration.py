@@ -60,6 +60,7 @@ DEFAULTS = {
         "network": "mlp",
         "num_flows": 2,
         "num_hidden_layers": 2,
+        "data_channels": 0,
         "num_joint_layers": 0,
         "num_layers": 10,
         "num_mixtures": 10,

@@ -43,6 +43,12 @@ MODELS = {
         "latent_shape": (1, 2, 2),
         "encoder": "shared",
     },
+    "vectors to maps in data layers": {
+        **MAPS,
+        **EVERYTHING,
+        "network": "resnet",
+        "data_channels": 3,
+    },
     "autoregressive, sizes": {"bijector": "inverse_autoregressive", "latent_sizes": (2, 1, 2)},
     "recomputed": {"rematerialize": True, "bijector": "masked_autoregressive"},
     "levels": {"data_layer": "discretized_logistic_mixture", "num_mixtures": 2},

@@ -12,6 +12,7 @@ import pytest
 
 import sere_jax
 
+LATTICE = {"data_channels": 4, "network": "resnet", "partition": "checkerboard", "num_layers": 4}
 TINY = {"data_shape": (2, 3, 1), "num_layers": 3, "latent_shape": (2,), "hidden_size": 8}
 
 
@@ -77,6 +78,19 @@ def compilations(caplog):
         (
             {"block_dropout": 0.1, "couple_data": False},
             ["block_dropout=0.1 means nothing", "leave it at 0.0", "couple_data=True"],
+        ),
+        ({"data_channels": 4}, ["data_channels=4", "leave it at 0", "network='resnet'"]),
+        (
+            {"data_channels": 4, "network": "resnet"},
+            ["data_channels=4", "leave it at 0", "'checkerboard' or 'tiles'"],
+        ),
+        (
+            {**LATTICE, "data_layer": "masked_autoregressive_flow"},
+            ["data_channels=4", "another data_layer"],
+        ),
+        (
+            {**LATTICE, "latent_shape": (1, 2, 2)},
+            ["needs codes that are vectors", "latent_shape=(1, 2, 2)", "such as (10,)"],
         ),
         ({"block_order": "boustrophedn"}, ["'boustrophedn'", "did you mean 'boustrophedon'?"]),
         (

@@ -483,6 +483,21 @@ def test_probabilities_of_all_images_sum_to_one_and_are_those_of_samples(random_
     assert_normalized_and_sampled(model, params, likelihoods, largest_error=0.08)
 
 
+def test_probabilities_of_data_layers_on_maps_sum_to_one_and_are_those_of_samples(
+    tiny_config, randomize
+):
+    """With larger weights the codes decide too much for estimates by samples of the prior."""
+    maps = {"network": "resnet", "data_channels": 3, "partition": "checkerboard"}
+    config = tiny_config(data_shape=(2, 4, 1), num_layers=4, **maps, **EVERYTHING)
+    model = sere_jax.create_model(config)
+    shapes = jax.eval_shape(functools.partial(sere_jax.init, model), jax.random.key(0))
+    params = randomize(shapes, kernel_scale=0.8)
+
+    likelihoods = estimate_likelihoods(model, with_prior_as_posterior(params))
+
+    assert_normalized_and_sampled(model, params, likelihoods, largest_error=0.02)
+
+
 @pytest.mark.slow
 def test_probabilities_sum_to_one_under_a_fitted_posterior(fitted):
     """The same probabilities as from samples of the prior."""

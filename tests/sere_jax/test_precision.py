@@ -32,6 +32,7 @@ MODELS = {
     "linear": {"network": "linear"},
     "residual_vectors": {"network": "resnet"},
     "residual_maps": {"network": "resnet", "latent_shape": (2, 2, 2), **MAPS},
+    "residual_vectors_to_maps": {"network": "resnet", "data_channels": 4, **MAPS},
     "masked": {"bijector": "masked_autoregressive"},
     "inverse": {"bijector": "inverse_autoregressive"},
     "spline": {"bijector": "spline_coupling"},

@@ -38,6 +38,7 @@ OPTIONS = {
     "splines in the prior": {"prior": "spline", "couple_data_to_prior": True},
     "residual networks on vectors": {"network": "resnet"},
     "residual networks on maps": {**MAPS, "latent_shape": (1, 2, 2)},
+    "vectors to maps in data layers": {**MAPS, "data_channels": 3},
     "a condition": {"condition_size": 3, "couple_prior": False, "bijector": "spline_coupling"},
     "a condition on maps": {**MAPS, "latent_shape": (1, 2, 2), "condition_size": 2},
 }

@@ -1,5 +1,6 @@
 """Residual networks: the convolution against that of XLA, and what may be combined."""
 
+import functools
 import itertools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import sere_jax
+from sere_jax.data_layer import create_data_layer
 from sere_jax.networks.resnet import convolve, space_to_depth
 
 MAPS = {
@@ -111,3 +113,24 @@ def test_a_code_reaches_the_positions_around_it_and_no_others(random_model):
     reached = np.zeros((8, 8), bool)
     reached[:3, :3] = True
     np.testing.assert_array_equal(change != 0, reached)
+
+
+def test_with_data_channels_data_layers_are_convolutions_of_the_previous_blocks(
+    tiny_config, random_module
+):
+    """Three convolutions lie between a pixel of a previous block and the parameters of the next."""
+    config = {"data_shape": (16, 16, 1), "latent_shape": (3,), "data_channels": 2}
+    layer = create_data_layer(tiny_config(**{**MAPS, **config}), (8, 8, 1))
+    inputs = random_values(3), random_values(1, 8, 8, 1)
+
+    def logit_in_the_corner(layer, z, previous):
+        return layer(z, layer.observe(previous))[0, 0, 0]
+
+    params = random_module(layer, *inputs, method=logit_in_the_corner)
+    logit = functools.partial(layer.apply, params, method=logit_in_the_corner)
+    by_codes, by_pixels = jax.jit(jax.grad(logit, argnums=(0, 1)))(*inputs)
+
+    reached = np.zeros((8, 8), bool)
+    reached[:4, :4] = True
+    np.testing.assert_array_equal(by_pixels[0, :, :, 0] != 0, reached)
+    assert (by_codes != 0).all()
