@@ -105,7 +105,7 @@ class DataLayer(nn.Module):
         """
         offset, condition = seen or Seen()
         event_ndims = len(self.config.latent_shape)
-        if self.config.data_channels:
+        if self.config.data_channels and z is not None:
             z, event_ndims = self.to_maps(z).reshape(*z.shape[:-1], *self.maps_shape), 3
         parameters = self.base(z, event_ndims, None, condition)
         if offset is not None:
