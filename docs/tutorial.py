@@ -1,8 +1,9 @@
 # %% [markdown]
 """SeRe-VAE from Python: train on handwritten digits, measure, draw, interpolate, change, load.
 
-A script, and a notebook where `# %%` marks cells (VS Code; Jupyter with jupytext). It takes a
-minute or two, and writes to the folder TUTORIAL_DIR or to a temporary one: python -m docs.tutorial
+A script, and a notebook where `# %%` marks cells (VS Code; Jupyter with jupytext); `tutorial.ipynb`
+has its outputs. It takes a minute or two, and writes to the folder TUTORIAL_DIR or to a temporary
+one: python -m docs.tutorial
 """
 
 # %%
@@ -25,6 +26,15 @@ from experiments.reporting import sheets
 folder = pathlib.Path(os.environ.get("TUTORIAL_DIR") or tempfile.mkdtemp())
 folder.mkdir(parents=True, exist_ok=True)
 print("writing to", folder)
+
+
+def show(name):
+    """In a notebook, a picture of the folder."""
+    if "get_ipython" in globals():
+        from IPython.display import Image, display
+
+        display(Image(folder / name))
+
 
 # %% [markdown]
 # ## Data and model
@@ -105,6 +115,8 @@ again = sere_jax.reconstruct(model, params, x[:10], key, expected=True)
 sheets.save_comparison({"image": x[:10], "again": again}, folder / "reconstructions.png")
 paths = [sere_jax.interpolate(model, params, x[i], x[i + 1], key, num=10) for i in range(4)]
 sheets.save_image_grid(np.concatenate(paths), folder / "paths.png", num_columns=10)
+for name in ("samples.png", "reconstructions.png", "paths.png"):
+    show(name)
 
 # %% [markdown]
 # ## Change the model, and load a trained one

@@ -1,5 +1,7 @@
-"""The tutorial, as its readers run it."""
+"""The tutorial, as its readers run it: as a notebook where Jupyter is, else as a script."""
 
+import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -9,12 +11,44 @@ from command_line import ROOT, environment
 
 pytestmark = pytest.mark.slow
 
-TUTORIAL = ROOT / "docs" / "tutorial.py"
+HAS_JUPYTER = importlib.util.find_spec("jupytext") and importlib.util.find_spec("ipykernel")
 
 
 def numbers(pattern, text):
     (match,) = re.finditer(pattern, text)
     return [float(number) for number in match.groups()]
+
+
+def run_script(folder):
+    return [sys.executable, "-m", "docs.tutorial"], lambda finished: finished.stdout
+
+
+def run_notebook(folder):
+    path = folder.parent / "tutorial.ipynb"
+    options = ["--set-kernel", "python3", "--to", "ipynb", "--execute", "--run-path", "."]
+    command = [sys.executable, "-m", "jupytext", *options, "--output", path, "docs/tutorial.py"]
+    return command, lambda _: "".join(text for text in printed(json.loads(path.read_text())))
+
+
+def printed(notebook):
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stdout":
+                yield "".join(output["text"])
+
+
+def test_the_notebook_is_the_script_with_its_outputs():
+    jupytext = pytest.importorskip("jupytext")
+    script, notebook = (jupytext.read(ROOT / "docs" / f"tutorial.{end}") for end in ("py", "ipynb"))
+
+    def sources(cells):
+        return [(cell["cell_type"], cell["source"]) for cell in cells]
+
+    assert sources(notebook["cells"]) == sources(script["cells"])
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    assert not any(output["output_type"] == "error" for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert "-ELBO of the loaded model" in "".join(printed(notebook))
 
 
 def test_the_tutorial_does_what_it_says_and_writes_where_it_is_told(tmp_path):
@@ -26,8 +60,9 @@ def test_the_tutorial_does_what_it_says_and_writes_where_it_is_told(tmp_path):
     variables = environment() | {"TUTORIAL_DIR": str(folder)}
     variables.pop("PYTHONPATH", None)
     del variables["JAX_DISABLE_MOST_OPTIMIZATIONS"]  # it trains for more than a moment
+    command, read = (run_notebook if HAS_JUPYTER else run_script)(folder)
     finished = subprocess.run(
-        [sys.executable, "-m", "docs.tutorial"],
+        command,
         cwd=clone,
         env=variables,
         capture_output=True,
@@ -36,7 +71,7 @@ def test_the_tutorial_does_what_it_says_and_writes_where_it_is_told(tmp_path):
     )
 
     assert finished.returncode == 0, finished.stderr
-    shown = finished.stdout
+    shown = read(finished)
     first, last = numbers(r"ELBO (-[\d.]+) nats at first, (-[\d.]+) in the end", shown)
     assert first + 8 < last < -15
     negative_elbo, nll = numbers(r"-ELBO ([\d.]+) nats, -log p\(x\) ([\d.]+) nats", shown)
