@@ -1,6 +1,6 @@
 """Data sets by their names.
 
-A data set is read once and kept in memory as a whole; the input pipeline moves it to the device. To
+A data set is an array in memory, or images in a file of which parts are read (`stored`). To
 add one, write its loader and enter it in `DATASETS`, from whatever file.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 from experiments.data.dataset import DATASETS, Dataset, describe, needs_labels
 from experiments.data.embedded import load_digits, load_photos
 from experiments.data.npz import load_npz
+from experiments.data.stored import exceeds, pieces
 from experiments.data.tfds import load_tfds
 from experiments.system.errors import UserError
 
@@ -102,9 +103,8 @@ def _check_arrays(dataset: Dataset) -> None:
                 f"the images of the data set {dataset.name!r} must be uint8 [num, height, width, "
                 f"channels], but those of {split!r} are {describe(images)}"
             )
-        largest = images.max(initial=0)
-        if largest > dataset.max_value:
+        if dataset.max_value < 255 and exceeds(images, dataset.max_value):
             raise UserError(
                 f"the data set {dataset.name!r} says that max_value={dataset.max_value} is white, "
-                f"but {split!r} holds the value {largest}"
+                f"but {split!r} holds the value {max(piece.max() for piece in pieces(images))}"
             )
