@@ -11,6 +11,7 @@ import numpy as np
 from experiments.data.dataset import (
     Dataset,
     Labels,
+    Values,
     describe,
     needs_labels,
     split_validation,
@@ -55,22 +56,22 @@ def load_npz(dataset_config: ml_collections.ConfigDict) -> Dataset:
     if needs_labels(dataset_config):
         labels = _read_labels(path, images)
         num_classes = 1 + max(int(array.max(initial=0)) for array in labels.values())
-        of_images = Labels(*_parts(labels, dataset_config), num_classes)
+        of_images = Labels(*parts(labels, dataset_config), num_classes)
     max_value = 1 if is_binary else 255
-    return Dataset("npz", *_parts(images, dataset_config), max_value, of_images)
+    return Dataset("npz", *parts(images, dataset_config), max_value, of_images)
 
 
-def _parts(
-    arrays: Mapping[str, Images], dataset_config: ml_collections.ConfigDict
-) -> tuple[Images, Images, Images]:
+def parts(
+    arrays: Mapping[str, Values], dataset_config: ml_collections.ConfigDict
+) -> tuple[Values, Values, Values]:
     """What is to train, to validate and to test, the latter two held out if need be."""
     train, test, validation = arrays["train"], arrays.get("test"), arrays.get("validation")
     if test is None:
         num_test = max(1, round(_TEST_FRACTION * len(train)))
         if num_test >= len(train):
             raise UserError(
-                f"the array 'train' ({describe(train)}) is too small to hold out a test set; "
-                "save an array 'test', or more examples"
+                f"'train' ({describe(train)}) is too small to hold out a test set; save images of "
+                "'test' as well, or more of them"
             )
         train, test = train[:-num_test], train[-num_test:]
     if validation is None:

@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,15 @@ import numpy as np
 from experiments.system.errors import UserError
 
 PIECE_BYTES = 2**26  # what is read of a file at once, where all of it passes by
+
+
+class _OpenFile:
+    """A file that is open for as long as somebody refers to it."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 class StoredImages:
@@ -27,11 +37,11 @@ class StoredImages:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, path: pathlib.Path, offset: int, shape: tuple[int, ...], file: Any = None):
-        """`offset` is that of the first image, in bytes; the file is opened, if it is not given."""
+    def __init__(self, file: pathlib.Path | _OpenFile, offset: int, shape: tuple[int, ...]):
+        """`offset` is that of the first image, in bytes."""
         self.shape = shape
-        self._path, self._offset = path, offset
-        self._file = path.open("rb", buffering=0) if file is None else file
+        self._offset = offset
+        self._file = file if isinstance(file, _OpenFile) else _OpenFile(file)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -52,7 +62,7 @@ class StoredImages:
             assert step == 1, which
             offset = self._offset + start * self._bytes_per_image
             shape = (max(stop - start, 0), *self.shape[1:])
-            return StoredImages(self._path, offset, shape, self._file)
+            return StoredImages(self._file, offset, shape)
         indices = np.asarray(which)
         out = np.empty((indices.size, *self.shape[1:]), np.uint8)
         self.read(indices.ravel(), out)
@@ -76,22 +86,22 @@ class StoredImages:
         return math.prod(self.shape[1:])
 
     def _read_into(self, out: np.ndarray, offset: int) -> None:
-        buffer = memoryview(out.reshape(-1))
+        buffer = out.reshape(-1).data
         done = 0
         while done < len(buffer):
             try:
-                count = os.preadv(self._file.fileno(), [buffer[done:]], offset + done)
+                count = os.preadv(self._file.descriptor, [buffer[done:]], offset + done)
             except OSError as error:
-                raise UserError(
-                    f"{self._path} cannot be read ({error.strerror}); the last complete checkpoint "
-                    "is safe: restore the file, and the same command resumes"
-                ) from error
+                raise self._lost(str(error.strerror)) from error
             if not count:
-                raise UserError(
-                    f"{self._path} has become shorter while it was read; restore it, and the same "
-                    "command resumes from the last checkpoint"
-                )
+                raise self._lost("it is shorter than it was")
             done += count
+
+    def _lost(self, reason: str) -> UserError:
+        return UserError(
+            f"{self._file.path} can no longer be read ({reason}); restore it, and the same command "
+            "goes on from the last checkpoint"
+        )
 
 
 Images = np.ndarray | StoredImages

@@ -259,7 +259,7 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
     model = sere_jax.create_model(config)
     _check_size(model)
     _check_weight_decay(config.training, model)
-    dataset = load_dataset(config.dataset)
+    dataset = load_dataset(config.dataset, tuple(config.model.data_shape))
     _check_images(config, model, dataset)
     check_condition(config, dataset)
     steps_per_epoch = len(dataset.train) // batch_size

@@ -118,7 +118,8 @@ def dispatch(
     examples = Examples(images, labels, order, state.step)
 
     def body(_, carry):
-        return update(settings, *carry, examples)
+        state, metrics = carry
+        return update(settings, state, metrics, examples)
 
     state, metrics = jax.lax.fori_loop(0, num_steps, body, (state, StepMetrics.zeros()))
     return state, metrics.replace(parameter_norm=optax.tree.norm(state.params))
