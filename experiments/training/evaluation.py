@@ -179,7 +179,7 @@ class Evaluator:
             return jnp.sum(log_det(x), axis=(1, 2, 3))
 
         batch_size = min(VOLUME_BATCH_SIZE, len(images))
-        # The same images in each process, whatever its devices: its own mean is that of all.
+        # Each process reads all of them, and comes to the same mean.
         volumes = [
             np.float64(of_batch(images[indices], np.arange(batch_size), indices))
             for indices in _indices(len(images), batch_size)
