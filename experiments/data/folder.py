@@ -10,14 +10,12 @@ from typing import Any, NoReturn
 
 import ml_collections
 import numpy as np
-import PIL
 
 from experiments.data.cache import cached_pieces
 from experiments.data.dataset import Dataset, Labels, needs_labels
 from experiments.data.npz import SPLITS, parts
 from experiments.data.pictures import SUFFIXES, PictureError, read_picture, strict_pillow
 from experiments.data.stored import Images
-from experiments.distributed.processes import tell
 from experiments.system.errors import UserError
 from experiments.system.paths import local_path
 
@@ -74,9 +72,7 @@ def load_folder(dataset_config: ml_collections.ConfigDict) -> Dataset:
         split: _decode(split, pictures, root, dataset_config)
         for split, pictures in _splits(root).items()
     }
-    problems = [problem for each in decoded.values() for problem in each.problems]
-    if problems:
-        tell(f"note: left out {len(problems)} files: {_listed(problems)}")
+    _tell([problem for each in decoded.values() for problem in each.problems])
     images = {split: each.images for split, each in decoded.items()}
     labels = _labels(decoded, dataset_config) if needs_labels(dataset_config) else None
     return Dataset("folder", *parts(images, dataset_config), max_value=255, labels=labels)
@@ -173,6 +169,8 @@ def _decode(
     Raises:
         UserError: `bad_files` is "refuse", and one cannot be read; or none can.
     """
+    import PIL
+
     shape = tuple(config.data_shape)
     refuses = config.get("bad_files", "refuse") == "refuse"
     images, bad = cached_pieces(
@@ -243,6 +241,13 @@ def _refusal(problems: list[str]) -> UserError:
 def _listed(problems: list[str]) -> str:
     more = len(problems) - _NAMED_FILES
     return "; ".join(problems[:_NAMED_FILES]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _tell(problems: list[str]) -> None:
+    from experiments.distributed.processes import tell  # imports JAX
+
+    if problems:
+        tell(f"note: left out {len(problems)} files: {_listed(problems)}")
 
 
 def _labels(decoded: dict[str, Decoded], config: ml_collections.ConfigDict) -> Labels:
