@@ -19,6 +19,7 @@ import numpy as np
 from absl import logging
 
 from experiments.data.condition import condition_rows
+from experiments.data.stored import Images
 from experiments.reporting.tables import table
 from experiments.run_folder import configuration
 from experiments.run_folder.folder import load_weights
@@ -47,7 +48,7 @@ class Effort:
 def bounds_of(
     experiment: Experiment,
     params: Any,
-    images: np.ndarray,
+    images: Images,
     split: str,
     *,
     num_samples: int,

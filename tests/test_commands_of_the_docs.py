@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 from command_line import ROOT, environment
 
@@ -46,11 +47,16 @@ def clone(tmp_path_factory):
     for name, shape in {"mine": (16, 16), "colours": (32, 32, 3)}.items():
         images = generator.integers(0, 256, (300, *shape), np.uint8)
         np.savez(folder / f"{name}.npz", train=images)
+    (folder / "photos").mkdir()
+    for index, image in enumerate(images):
+        PIL.Image.fromarray(image).resize((50, 40)).save(folder / "photos" / f"{index}.jpg")
+    (folder / "large").mkdir()
+    np.save(folder / "large" / "train.npy", images)
     return folder
 
 
 def test_there_are_as_many_as_the_pages_have():
-    assert [len(together) for together in COMMANDS] == [1, 1, 1, 1, 1, 2, 1, 1]
+    assert [len(together) for together in COMMANDS] == [1, 1, 1, 1, 1, 1, 1, 2, 1, 1]
 
 
 @pytest.mark.parametrize("commands", COMMANDS, ids=lambda commands: commands[-1].split("main ")[1])

@@ -1,4 +1,4 @@
-"""The cache of decoded images: one file for each split of each prepared data set; of labels too.
+"""The cache of decoded images: files for each split of each data set; of labels of TFDS too.
 
 It lies in `$XDG_CACHE_HOME/sere_jax` (`~/.cache/sere_jax`) and may be deleted at any time.
 """
@@ -9,15 +9,20 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from experiments.system.files import open_atomically
+from experiments.data.stored import Images, StoredImages, pieces
+from experiments.system.files import open_atomically, write_json_atomically
 from experiments.system.paths import local_path
 
 _CACHE_FORMAT = 1
+
+Notes = list[Any]  # JSON values
+Pieces = Iterator[tuple[np.ndarray, Notes]]
 
 
 def cached(builder: Any, split: str, feature: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
@@ -35,10 +40,14 @@ def cached(builder: Any, split: str, feature: str, decode: Callable[[], np.ndarr
 
 
 def _cache_file(builder: Any, split: str) -> pathlib.Path:
+    return _file(f"{builder.info.full_name}-{split}", builder.data_path, "npz")
+
+
+def _file(name: str, source: str | os.PathLike[str], suffix: str) -> pathlib.Path:
     cache_home = local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
-    source = hashlib.sha256(os.fsencode(builder.data_path)).hexdigest()[:16]
-    full_name = re.sub(r"[^\w.]+", "-", f"{builder.info.full_name}-{split}")
-    return cache_home / "sere_jax" / f"{full_name}-{source}.npz"
+    source = hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
+    full_name = re.sub(r"[^\w.]+", "-", name)
+    return cache_home / "sere_jax" / f"{full_name}-{source}.{suffix}"
 
 
 def _identity(builder: Any, split: str, feature: str) -> str:
@@ -68,3 +77,55 @@ def _write(cache_file: pathlib.Path, identity: str, images: np.ndarray) -> None:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         with open_atomically(cache_file) as file:
             np.savez(file, identity=np.array(identity), images=images)
+
+
+def cached_pieces(
+    name: str, source: pathlib.Path, identity: Any, decode: Callable[[], Pieces]
+) -> tuple[Images, Notes]:
+    """Images that are decoded a piece at a time, all of them in a file of the cache, and the notes.
+
+    Where the cache cannot be written they are in memory.
+
+    Args:
+        name: of the images, and `source`, where they come from.
+        source: see there.
+        identity: a JSON value on which the images depend.
+        decode: () -> pieces uint8 [num, height, width, channels], each with its notes.
+    """
+    values = _file(name, source, "raw")
+    digest = hashlib.sha256(json.dumps([_CACHE_FORMAT, identity]).encode()).hexdigest()
+    found = _read_pieces(values, digest)
+    if found is not None:
+        return found
+    try:
+        return _write_pieces(values, digest, decode())
+    except OSError:
+        decoded, notes = zip(*decode(), strict=True)
+        return np.concatenate(decoded), [note for of_piece in notes for note in of_piece]
+
+
+def _read_pieces(values: pathlib.Path, digest: str) -> tuple[Images, Notes] | None:
+    try:
+        record = json.loads(values.with_suffix(".json").read_text())
+        images = StoredImages(values, 0, tuple(record["shape"]))
+        checksum = 0
+        for piece in pieces(images):
+            checksum = zlib.crc32(piece.data, checksum)
+        is_same = (record["identity"], record["crc32"]) == (digest, checksum)
+        return (images, record["notes"]) if is_same else None
+    except Exception:  # Whatever is wrong with a cache file, it is rebuilt.
+        return None
+
+
+def _write_pieces(values: pathlib.Path, digest: str, decoded: Pieces) -> tuple[Images, Notes]:
+    num, checksum, notes = 0, 0, []
+    values.parent.mkdir(parents=True, exist_ok=True)
+    with open_atomically(values) as file:
+        for piece, of_piece in decoded:
+            file.write(piece.data)
+            num, checksum = num + len(piece), zlib.crc32(piece.data, checksum)
+            notes += of_piece
+            shape = (num, *piece.shape[1:])
+    record = {"identity": digest, "shape": shape, "crc32": checksum, "notes": notes}
+    write_json_atomically(values.with_suffix(".json"), record)
+    return StoredImages(values, 0, shape), notes

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
+from typing import TypeVar
 
 import ml_collections
 import numpy as np
 
+from experiments.data.stored import Images, StoredImages, pieces
 from experiments.system.errors import UserError
 
 
@@ -27,7 +29,8 @@ class Dataset:
 
     Attributes:
       name: The name it was loaded by.
-      train: uint8 [num, height, width, channels], values 0..max_value.
+      train: uint8 [num, height, width, channels], values 0..max_value; an array, or images that
+        stay in their file.
       validation: The same for the held-out training examples; num is 0 if none was held out.
       test: The same for the test examples.
       max_value: The brightest value: 255, 16 for `digits`, 1 for binary images.
@@ -35,9 +38,9 @@ class Dataset:
     """
 
     name: str
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+    train: Images
+    validation: Images
+    test: Images
     max_value: int
     labels: Labels | None = None
 
@@ -54,9 +57,12 @@ class Dataset:
         for part in (self, self.labels):
             for values in () if part is None else (part.train, part.validation, part.test):
                 digest.update(str(values.shape).encode())
-                digest.update(np.ascontiguousarray(values).data)
+                for piece in pieces(values):
+                    digest.update(np.ascontiguousarray(piece).data)
         return digest.hexdigest()[:16]
 
+
+Values = TypeVar("Values", np.ndarray, StoredImages, Images)
 
 # Loaders by the names of their data sets; a file of yours may enter another one.
 DATASETS: dict[str, Callable[[ml_collections.ConfigDict], Dataset]] = {}
@@ -68,8 +74,8 @@ def needs_labels(dataset_config: ml_collections.ConfigDict) -> bool:
 
 
 def split_validation(
-    train: np.ndarray, dataset_config: ml_collections.ConfigDict
-) -> tuple[np.ndarray, np.ndarray]:
+    train: Values, dataset_config: ml_collections.ConfigDict
+) -> tuple[Values, Values]:
     """Returns (the first, the last) training examples, as `config.dataset.validation_size` says.
 
     Raises:
@@ -100,6 +106,6 @@ def num_validation_examples(dataset_config: ml_collections.ConfigDict, num_train
     return int(validation_size)
 
 
-def describe(array: np.ndarray) -> str:
+def describe(array: Images) -> str:
     """Type and shape, for messages."""
     return f"{array.dtype}, shape {list(array.shape)}"

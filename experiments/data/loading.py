@@ -1,6 +1,6 @@
 """Data sets by their names.
 
-A data set is read once and kept in memory as a whole; the input pipeline moves it to the device. To
+A data set is an array in memory, or images in a file of which parts are read (`stored`). To
 add one, write its loader and enter it in `DATASETS`, from whatever file.
 """
 
@@ -11,27 +11,35 @@ import numpy as np
 
 from experiments.data.dataset import DATASETS, Dataset, describe, needs_labels
 from experiments.data.embedded import load_digits, load_photos
+from experiments.data.folder import load_folder
 from experiments.data.npz import load_npz
+from experiments.data.stored import exceeds, pieces
 from experiments.data.tfds import load_tfds
 from experiments.system.errors import UserError
 
-DATASETS.update(digits=load_digits, photos=load_photos, npz=load_npz)
+DATASETS.update(digits=load_digits, photos=load_photos, npz=load_npz, folder=load_folder)
 
 
-def load_dataset(dataset_config: ml_collections.ConfigDict) -> Dataset:
+def load_dataset(
+    dataset_config: ml_collections.ConfigDict, data_shape: tuple[int, ...] = ()
+) -> Dataset:
     """Loads a data set and holds out its validation examples.
 
     Args:
       dataset_config: `config.dataset`; those of its fields that are missing have their defaults.
-        Its name is one in `DATASETS` (`digits` and `photos`, embedded; `npz`, the user's arrays),
-        or an image data set of TensorFlow Datasets (TFDS), `name[/config][:version]`.
+        Its name is one in `DATASETS` (`digits` and `photos`, embedded; `npz`, the user's arrays;
+        `folder`, the user's pictures), or an image data set of TensorFlow Datasets (TFDS),
+        `name[/config][:version]`.
+      data_shape: (height, width, channels) of the model; a loader finds it beside the fields, as
+        `dataset_config.data_shape`.
 
     Raises:
       UserError: If the data set does not exist, is not prepared and cannot be, or is not one of
         images of one shape; if a field of the configuration has an impossible value.
     """
     _check_name_and_path(dataset_config)
-    dataset = DATASETS.get(dataset_config.name, load_tfds)(dataset_config)
+    with_shape = ml_collections.ConfigDict(dataset_config.to_dict() | {"data_shape": data_shape})
+    dataset = DATASETS.get(dataset_config.name, load_tfds)(with_shape)
     _check_arrays(dataset)
     dataset = _with_labels_if_needed(dataset, dataset_config)
     num_train_examples = dataset_config.get("num_train_examples", 0)
@@ -89,7 +97,7 @@ def _check_name_and_path(dataset_config: ml_collections.ConfigDict) -> None:
     if path and (name in ("digits", "photos") or name not in DATASETS):
         raise UserError(
             f"config.dataset.path={path!r} means nothing to {name!r}; set it to '', or choose "
-            "config.dataset.name=npz"
+            "config.dataset.name=npz or folder"
         )
 
 
@@ -102,9 +110,8 @@ def _check_arrays(dataset: Dataset) -> None:
                 f"the images of the data set {dataset.name!r} must be uint8 [num, height, width, "
                 f"channels], but those of {split!r} are {describe(images)}"
             )
-        largest = images.max(initial=0)
-        if largest > dataset.max_value:
+        if dataset.max_value < 255 and exceeds(images, dataset.max_value):
             raise UserError(
                 f"the data set {dataset.name!r} says that max_value={dataset.max_value} is white, "
-                f"but {split!r} holds the value {largest}"
+                f"but {split!r} holds the value {max(piece.max() for piece in pieces(images))}"
             )

@@ -1,6 +1,9 @@
-"""Images of the user, in one file written by `numpy.savez`."""
+"""Images of the user: arrays in one file written by `numpy.savez`, or in files by `numpy.save`."""
 
+import pathlib
 import zipfile
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -8,10 +11,12 @@ import numpy as np
 from experiments.data.dataset import (
     Dataset,
     Labels,
+    Values,
     describe,
     needs_labels,
     split_validation,
 )
+from experiments.data.stored import Images, StoredImages, exceeds
 from experiments.system.errors import UserError
 from experiments.system.paths import local_path
 
@@ -26,11 +31,14 @@ def load_npz(dataset_config: ml_collections.ConfigDict) -> Dataset:
     Each is [num, height, width] or [num, height, width, channels]: integers 0..255, or binary
     images as booleans, as floats 0.0 and 1.0, or as integers 0 and 1 throughout. Where labels are
     needed, `train_labels` and so on hold them, integers [num] from 0.
+
+    `config.dataset.path` is an .npz file, a folder with `train.npy` and so on, or a .npy file that
+    is `train`. uint8 images of .npy files stay there, and are read when they are needed.
     """
     path = dataset_config.get("path", "")
-    arrays = _read_npz(path, SPLITS)
+    arrays = _read_arrays(path, SPLITS)
     images = {split: _validated_images(split, array) for split, array in arrays.items()}
-    is_binary = all(array.max() <= 1 for array in images.values())
+    is_binary = not any(exceeds(array, 1) for array in images.values())
     for split, array in arrays.items():
         if not is_binary and array.dtype.kind in "bf":
             raise UserError(
@@ -48,32 +56,32 @@ def load_npz(dataset_config: ml_collections.ConfigDict) -> Dataset:
     if needs_labels(dataset_config):
         labels = _read_labels(path, images)
         num_classes = 1 + max(int(array.max(initial=0)) for array in labels.values())
-        of_images = Labels(*_parts(labels, dataset_config), num_classes)
+        of_images = Labels(*parts(labels, dataset_config), num_classes)
     max_value = 1 if is_binary else 255
-    return Dataset("npz", *_parts(images, dataset_config), max_value, of_images)
+    return Dataset("npz", *parts(images, dataset_config), max_value, of_images)
 
 
-def _parts(
-    arrays: dict[str, np.ndarray], dataset_config: ml_collections.ConfigDict
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def parts(
+    arrays: Mapping[str, Values], dataset_config: ml_collections.ConfigDict
+) -> tuple[Values, Values, Values]:
     """What is to train, to validate and to test, the latter two held out if need be."""
     train, test, validation = arrays["train"], arrays.get("test"), arrays.get("validation")
     if test is None:
         num_test = max(1, round(_TEST_FRACTION * len(train)))
         if num_test >= len(train):
             raise UserError(
-                f"the array 'train' ({describe(train)}) is too small to hold out a test set; "
-                "save an array 'test', or more examples"
+                f"'train' ({describe(train)}) is too small to hold out a test set; save images of "
+                "'test' as well, or more of them"
             )
-        train, test = np.split(train, [len(train) - num_test])
+        train, test = train[:-num_test], train[-num_test:]
     if validation is None:
         train, validation = split_validation(train, dataset_config)
     return train, validation, test
 
 
-def _read_labels(path: str, images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _read_labels(path: str, images: Mapping[str, Images]) -> dict[str, np.ndarray]:
     """The arrays `train_labels` and so on of the splits of `images`."""
-    found = _read_npz(path, ("train", *(f"{split}_labels" for split in images)))
+    found = _read_arrays(path, ("train", *(f"{split}_labels" for split in images)))
     labels = {}
     for split, of_split in images.items():
         array = found.get(f"{split}_labels")
@@ -89,17 +97,44 @@ def _read_labels(path: str, images: dict[str, np.ndarray]) -> dict[str, np.ndarr
     return labels
 
 
-def _read_npz(path: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _read_arrays(path: str, names: tuple[str, ...]) -> dict[str, Any]:
     """Returns `train`, which must exist, and those of the other arrays that do."""
     try:
-        npz_file = local_path(path, "config.dataset.path")
-        is_file = npz_file.is_file()
+        source = local_path(path, "config.dataset.path")
+        is_file = source.is_file()
+        is_folder = (source / "train.npy").is_file()
     except (OSError, ValueError):  # Too long a name, a null byte.
-        is_file = False
-    if not path or not is_file:
+        is_file = is_folder = False
+    if not path or not (is_file or is_folder):
         raise UserError(
-            f"config.dataset.path={path!r} is not a file; name one written by {_WAY_OUT}"
+            f"config.dataset.path={path!r} is not a file, and no folder with train.npy; name a "
+            f"file written by {_WAY_OUT}; for a folder of pictures set config.dataset.name=folder"
         )
+    if is_folder:
+        files = {name: source / f"{name}.npy" for name in names}
+        return {name: _read_npy(file) for name, file in files.items() if file.is_file()}
+    if source.suffix == ".npy":
+        return {"train": _read_npy(source)}
+    return _read_npz(source, names)
+
+
+def _read_npy(file: pathlib.Path) -> Any:
+    """An array of `numpy.save`; images of uint8 stay in the file."""
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.memmap):
+            raise ValueError("it is no .npy file")
+    except Exception as error:  # Pickled objects, less data than the header says...
+        raise UserError(
+            f"{file} is not a readable .npy file of a plain array ({error}); "
+            "write it by numpy.save(path, images)"
+        ) from error
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or not array.flags.c_contiguous:
+        return np.array(array)
+    return StoredImages(file, array.offset, (*array.shape, 1)[:4])
+
+
+def _read_npz(npz_file: pathlib.Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
         if not zipfile.is_zipfile(npz_file):  # numpy.load would read other formats too
             raise ValueError("it is no zip archive, or not all of one")
@@ -122,8 +157,10 @@ def _read_npz(path: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _validated_images(split: str, array: np.ndarray) -> np.ndarray:
+def _validated_images(split: str, array: Any) -> Images:
     """Returns the array as uint8 [num, height, width, channels]."""
+    if isinstance(array, StoredImages) and array.size:
+        return array
     problem = _problem_of(array)
     if problem:
         raise UserError(
@@ -135,7 +172,7 @@ def _validated_images(split: str, array: np.ndarray) -> np.ndarray:
     return images if images.ndim == 4 else images[..., np.newaxis]
 
 
-def _problem_of(array: np.ndarray) -> str:
+def _problem_of(array: Any) -> str:
     """Why the array is not one of images, or ''."""
     if array.ndim not in (3, 4):
         return f"has {array.ndim} dimensions"

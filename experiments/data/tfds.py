@@ -142,7 +142,8 @@ def _decode_split(builder: Any, split: str, feature: str) -> np.ndarray:
     except MemoryError as error:
         raise UserError(
             f"the split {split!r} of the data set {builder.name!r} does not fit into memory; "
-            "choose a smaller data set, or save part of it and use --config.dataset.name=npz"
+            "choose a smaller data set, or save its images as files and use "
+            "--config.dataset.name=npz (.npy) or folder, which stay on the disk"
         ) from error
     except Exception as error:  # Damaged files raise whatever the C++ reader or Pillow does.
         raise UserError(

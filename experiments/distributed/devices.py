@@ -15,7 +15,13 @@ from sere_jax import compilation
 DEVICES = "devices"
 
 
-def parallelize(function: Callable, *, donate: Sequence[int] = (), num_arguments: int) -> Callable:
+def parallelize(
+    function: Callable,
+    *,
+    donate: Sequence[int] = (),
+    split: Sequence[int] = (),
+    num_arguments: int,
+) -> Callable:
     """Compiles `function` for all devices of all hosts.
 
     Inside, `jax.lax.axis_index(DEVICES)` is the device's number and `jax.lax.pmean(.., DEVICES)`
@@ -28,6 +34,8 @@ def parallelize(function: Callable, *, donate: Sequence[int] = (), num_arguments
     Args:
         function: a pure function of `num_arguments` positional arguments.
         donate: arguments whose memory the outputs may reuse.
+        split: arguments of which each device of this process sees its own part, the one of its
+            number along the first axis.
         num_arguments: how many arguments `function` takes.
 
     Raises:
@@ -46,7 +54,7 @@ def parallelize(function: Callable, *, donate: Sequence[int] = (), num_arguments
     mapped = jax.pmap(
         with_marker,
         axis_name=DEVICES,
-        in_axes=(0, *[None] * num_arguments),
+        in_axes=(0, *(0 if i in split else None for i in range(num_arguments))),
         out_axes=None,
         donate_argnums=tuple(i + 1 for i in donate),
     )
@@ -79,6 +87,17 @@ def _ask(count):
         raise UserError(
             f"JAX finds no devices ({error}); set JAX_PLATFORMS=cpu, or leave it unset"
         ) from error
+
+
+def memory_of_device() -> int | None:
+    """Bytes that a device of this process has for arrays; None of CPUs, which do not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit")
+
+
+def part_of_process(values: np.ndarray) -> np.ndarray:
+    """Of values [num_devices() * n], in the order of devices, those of this process's devices."""
+    return values.reshape(num_processes(), -1)[jax.process_index()]
 
 
 def mean_over_devices(tree: Any) -> Any:

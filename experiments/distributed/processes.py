@@ -224,6 +224,11 @@ def any_signal(signal_number: int | None) -> int | None:
     return devices.maximum(signal_number or 0) or None
 
 
+def any_process(value: bool) -> bool:
+    """Whether it is true in one of the processes, in all of them."""
+    return value if devices.num_processes() == 1 else bool(devices.maximum(int(value)))
+
+
 def exit_at_once(error: BaseException) -> NoReturn:
     """Ends this process of several after an error that the others do not know of.
 

@@ -48,11 +48,28 @@ class General:
 class Dataset:
     """Images and what is done to them."""
 
-    name: str = setting("digits", "`digits`, `photos`, `npz`, or an image data set of TFDS.", TEXT)
+    name: str = setting(
+        "digits", "`digits`, `photos`, `npz`, `folder`, or an image data set of TFDS.", TEXT
+    )
     data_dir: str = setting(
         "", "Where TFDS data sets are; else TFDS_DATA_DIR, else TFDS' default.", TEXT
     )
-    path: str = setting("", "File of the data set `npz`.", TEXT)
+    path: str = setting(
+        "", "Arrays of `npz` (a file, or a folder of `.npy`), or the folder of `folder`.", TEXT
+    )
+    bad_files: str = setting(
+        "refuse",
+        "What `folder` does with a file that is no image it can read: stop, or leave it out and "
+        "name it.",
+        one_of("refuse", "skip"),
+    )
+    placement: str = setting(
+        "auto",
+        "Where training images are: all on each device, or streamed, the images of a dispatch at a "
+        "time; `auto` streams what exceeds half of a device's memory, on CPUs 1 GB. It changes no "
+        "bit of a run.",
+        one_of("auto", "device", "stream"),
+    )
     download: bool = setting(True, "Prepare a TFDS data set that is not there yet.", BOOLEAN)
     validation_size: float = setting(
         0.1, "How many of the last training examples are held out.", VALIDATION_SIZE

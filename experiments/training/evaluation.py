@@ -11,14 +11,22 @@ import numpy as np
 
 import sere_jax
 from experiments.data.condition import condition_rows
-from experiments.distributed.devices import DEVICES, num_devices, parallelize
+from experiments.data.stored import StoredImages
+from experiments.distributed.devices import (
+    DEVICES,
+    num_devices,
+    num_processes,
+    parallelize,
+    part_of_process,
+)
+from experiments.system.ahead import ahead
 from experiments.training.keys import key_for
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import data_space_of
 from sere_jax.functions import SAMPLES_AT_ONCE, likelihood_and_elbo
 
 Array = jax.Array
-Images = jax.Array | np.ndarray
+Images = jax.Array | np.ndarray | StoredImages
 Labels = jax.Array | np.ndarray
 Progress = Callable[[int, float], None]
 
@@ -53,6 +61,9 @@ class Elbo:
 class Evaluator:
     """Compiled evaluation of one model on images of one kind.
 
+    Images that are on the devices stay there; of others the batches are read, each while the one
+    before is computed.
+
     Every example's binarization and noise are keyed by its split ("train", "validation" or "test")
     and its index there, so that results depend neither on the batch size nor on the number of
     devices, and every run is measured on the same binarized images, whatever its seed.
@@ -81,20 +92,20 @@ class Evaluator:
         def all_devices(local):
             return jax.lax.all_gather(local, DEVICES, tiled=True)
 
-        def elbo_terms(params, images, labels, indices, split_key):
-            x, keys, given = self._batch(images, labels, indices, split_key)
+        def elbo_terms(params, images, rows, labels, indices, split_key):
+            x, keys, given = self._batch(images, rows, labels, indices, split_key)
             inference = sere_jax.infer(model, params, x, keys, **given)
             return all_devices((inference.log_likelihood, inference.kl))
 
-        def log_likelihood(params, images, labels, indices, split_key):
-            x, keys, given = self._batch(images, labels, indices, split_key)
+        def log_likelihood(params, images, rows, labels, indices, split_key):
+            x, keys, given = self._batch(images, rows, labels, indices, split_key)
             given["samples_at_once"] = samples_at_once
             return all_devices(
                 likelihood_and_elbo(model, params, x, keys, num_importance_samples, **given)
             )
 
-        self._elbo_terms = parallelize(elbo_terms, num_arguments=5)
-        self._log_likelihood = parallelize(log_likelihood, num_arguments=5)
+        self._elbo_terms = parallelize(elbo_terms, num_arguments=6)
+        self._log_likelihood = parallelize(log_likelihood, num_arguments=6)
 
     def to_data_space(
         self, images: Images, indices: Array | np.ndarray, split: str = "test"
@@ -109,38 +120,39 @@ class Evaluator:
         Returns:
             x [B, h, w, c] in data space, and [B] keys for the model's noise.
         """
-        return self._to_data_space(images, indices, key_for(split))
+        return self._to_data_space(images[indices], indices, key_for(split))
 
     def _to_data_space(self, images, indices, split_key):
         keys = jax.vmap(lambda i: jax.random.fold_in(split_key, i))(indices)
         data_keys, model_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        x = sere_jax.to_data_space(self._model, images[indices], data_keys, self._max_value)
+        x = sere_jax.to_data_space(self._model, images, data_keys, self._max_value)
         return x, model_keys
 
-    def _batch(self, images, labels, indices, split_key):
+    def _batch(self, images, rows, labels, indices, split_key):
         device = jax.lax.axis_index(DEVICES)
-        indices = indices.reshape(num_devices(), -1)[device]
+        rows, indices = (each.reshape(num_devices(), -1)[device] for each in (rows, indices))
         labels = None if labels is None else labels[indices]
         condition = condition_rows(labels, len(indices), self._model.config.condition_size)
-        return *self._to_data_space(images, indices, split_key), {"condition": condition}
+        x, keys = self._to_data_space(images[rows], indices, split_key)
+        return x, keys, {"condition": condition}
 
     def elbo(
-        self, params: Any, images: Array, split: str = "test", labels: Labels | None = None
+        self, params: Any, images: Images, split: str = "test", labels: Labels | None = None
     ) -> Elbo:
         """Both parts of the ELBO of each of the images.
 
         Args:
             params: parameters (averaged ones, as a rule).
-            images: [num, h, w, c] uint8, on the devices.
+            images: [num, h, w, c] uint8.
             split: the one that they are.
             labels: [num], those of the images, if the model is conditional on them.
         """
         batch_size = min(ELBO_IMAGES_PER_IMAGE * self._batch_size, -(-len(images) // num_devices()))
         parts = [
             jax.tree.map(
-                np.float64, self._elbo_terms(params, images, labels, indices, key_for(split))
+                np.float64, self._elbo_terms(params, batch, rows, labels, indices, key_for(split))
             )
-            for indices in _batches(len(images), batch_size * num_devices())
+            for batch, rows, indices in _batches(images, batch_size * num_devices())
         ]
         log_likelihood, kl = (
             np.concatenate(part)[: len(images)] for part in zip(*parts, strict=True)
@@ -162,19 +174,22 @@ class Evaluator:
             return 0.0
 
         @jax.jit
-        def of_batch(images, indices):
-            x, _ = self.to_data_space(images, indices, split)
+        def of_batch(images, rows, indices):
+            x, _ = self._to_data_space(images[rows], indices, key_for(split))
             return jnp.sum(log_det(x), axis=(1, 2, 3))
 
-        images = jnp.asarray(images)
-        batches = _batches(len(images), min(VOLUME_BATCH_SIZE, len(images)))
-        volumes = [np.float64(of_batch(images, indices)) for indices in batches]
+        batch_size = min(VOLUME_BATCH_SIZE, len(images))
+        # Each process reads all of them, and comes to the same mean.
+        volumes = [
+            np.float64(of_batch(images[indices], np.arange(batch_size), indices))
+            for indices in _indices(len(images), batch_size)
+        ]
         return float(np.concatenate(volumes)[: len(images)].mean())
 
     def log_likelihood(
         self,
         params: Any,
-        images: Array,
+        images: Images,
         progress: Progress | None = None,
         *,
         split: str = "test",
@@ -184,7 +199,7 @@ class Evaluator:
 
         Args:
             params: parameters (averaged ones, as a rule).
-            images: [num, h, w, c] uint8, on the devices.
+            images: [num, h, w, c] uint8.
             progress: called after each batch with the number of its images and the mean so far.
             split: the one that the images are.
             labels: [num], those of the images, if the model is conditional on them.
@@ -196,9 +211,9 @@ class Evaluator:
         done = 0
         total = 0.0
         batch_size = min(self._batch_size, -(-len(images) // num_devices()))
-        for indices in _batches(len(images), batch_size * num_devices()):
-            batch = self._log_likelihood(params, images, labels, indices, key_for(split))
-            part = np.asarray(batch, np.float64)[:, : len(images) - done]
+        for batch, rows, indices in _batches(images, batch_size * num_devices()):
+            bounds = self._log_likelihood(params, batch, rows, labels, indices, key_for(split))
+            part = np.asarray(bounds, np.float64)[:, : len(images) - done]
             done += part.shape[1]
             total += float(part[0].sum())
             parts.append(part)
@@ -233,7 +248,20 @@ def standard_error(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def _batches(num_examples: int, batch_size: int) -> Iterator[np.ndarray]:
+def _batches(images: Images, batch_size: int) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    """Images, of which this process needs the rows [batch_size], those of `_indices`; and these."""
+    all_indices = _indices(len(images), batch_size)
+    if isinstance(images, jax.Array):
+        return ((images, indices, indices) for indices in all_indices)
+
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        own = part_of_process(indices)
+        return images[own], np.tile(np.arange(len(own)), num_processes()), indices
+
+    return ahead(read, all_indices)
+
+
+def _indices(num_examples: int, batch_size: int) -> Iterator[np.ndarray]:
     """Indices [batch_size] that cover 0 .. num_examples - 1; the last batch repeats the last."""
     for start in range(0, num_examples, batch_size):
         yield np.minimum(np.arange(start, start + batch_size), num_examples - 1)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,11 +15,15 @@ import optax
 import sere_jax
 from experiments.data import DATASETS, Dataset, input_pipeline, load_dataset
 from experiments.data.condition import check_condition
-from experiments.distributed.devices import num_devices
+from experiments.data.stored import Images
+from experiments.distributed.devices import num_devices, replicate
+from experiments.distributed.processes import any_process
 from experiments.settings import durations, schedules
 from experiments.settings.checks import check_configuration
+from experiments.system.ahead import ahead
 from experiments.system.errors import UserError
 from experiments.system.git import git_commit
+from experiments.training import stream
 from experiments.training.evaluation import Evaluator, bits_per_dim
 from experiments.training.state import TrainState, count_parameters, init_state, state_template
 from experiments.training.step import StepSettings, create_train_dispatch
@@ -71,7 +75,7 @@ class Experiment:
             num_images = self.config.training.batch_size
             if self.model.config.flow_direct_connections:
                 num_images = max(num_images, NUM_WHITENED_IMAGES)
-            images = jnp.asarray(self.dataset.train[:num_images])
+            images = jnp.asarray(np.asarray(self.dataset.train[:num_images]))
             x, _ = self.evaluator.to_data_space(images, jnp.arange(len(images)), "train")
         create = functools.partial(init_state, self.model, self.optimizer, self.config.seed)
         return jit(create, optimize=False)(x)
@@ -80,9 +84,10 @@ class Experiment:
         """See `training.state.state_template`."""
         return state_template(self.model, self.optimizer, self.config.seed)
 
-    def create_train_dispatch(self) -> Callable:
-        """See `training.step.create_train_dispatch`."""
-        settings = StepSettings(
+    @functools.cached_property
+    def step_settings(self) -> StepSettings:
+        """What an update depends on."""
+        return StepSettings(
             model=self.model,
             optimizer=self.optimizer,
             training=self.config.training,
@@ -92,8 +97,56 @@ class Experiment:
             max_value=self.dataset.max_value,
             importance_weighted_from=self.duration_in_steps("training", "importance_weighted_from"),
             has_labels=self.dataset.labels is not None,
+            is_streamed=self.is_streamed,
         )
-        return create_train_dispatch(settings)
+
+    def create_train_dispatch(self) -> Callable:
+        """See `training.step.create_train_dispatch`."""
+        return create_train_dispatch(self.step_settings)
+
+    @functools.cached_property
+    def is_streamed(self) -> bool:
+        """Whether images stay where they are and are read as they are needed, not all on devices.
+
+        The same in all processes, which have to ask at the same time.
+        """
+        if self.config.dataset.placement != "auto":
+            return self.config.dataset.placement == "stream"
+        return any_process(self._bytes_trained_with > stream.most_bytes_resident())
+
+    @property
+    def _bytes_trained_with(self) -> int:
+        parts = [self.dataset.train, self.dataset.validation]
+        if self.config.evaluation.test_elbo_every:
+            parts.append(self.test_images())
+        return sum(images.nbytes for images in parts)
+
+    def place(self, images: Images) -> Images | jax.Array:
+        """The images of a split for `evaluator`: on the devices, or as they are."""
+        return images if self.is_streamed else replicate(np.asarray(images))
+
+    def intervals(self) -> list[int]:
+        """Numbers of steps at whose multiples a dispatch ends."""
+        names = [("training", "evaluate_every"), ("training", "checkpoint_every")]
+        if self.config.evaluation.test_elbo_every:
+            names.append(("evaluation", "test_elbo_every"))
+        return [
+            self.steps_per_epoch,
+            self.config.training.steps_per_dispatch,
+            *(self.interval_in_steps(*name) for name in names),
+            self.total_steps,
+        ]
+
+    def examples(self, step: int, key: Any) -> Iterator[tuple[int, tuple]]:
+        """For each dispatch from `step` on its number of steps, and images and labels for it.
+
+        `key` is that of the state.
+        """
+        steps = stream.spans(step, self.total_steps, self.intervals())
+        if not self.is_streamed:
+            return stream.resident_examples(self.dataset, steps)
+        most = min(self.intervals())
+        return ahead(stream.TrainingStream(self.step_settings, self.dataset, key, most).read, steps)
 
     def augmentation(self) -> Callable:
         """See `input_pipeline.augmentation`."""
@@ -141,11 +194,12 @@ class Experiment:
     def summary(self) -> list[str]:
         """What a training is about to do, in three lines."""
         dataset, training = self.dataset, self.config.training
-        parts = [dataset.train, dataset.validation]
-        if self.config.evaluation.test_elbo_every:
-            parts.append(self.test_images())
         params = count_parameters(self.state_template().params)
-        images, state = (size / 1e6 for size in (sum(p.nbytes for p in parts), 20 * params))
+        images = f"{self._bytes_trained_with / 1e6:.3g} MB of images"
+        if self.is_streamed:
+            num = min(self.intervals()) * training.batch_size // num_devices()
+            of_dispatch = num * math.prod(dataset.image_shape) / 1e6
+            images = f"two dispatches of {of_dispatch:.3g} MB, streamed from {images}"
         shape = "x".join(map(str, dataset.image_shape))
         epochs = self.total_steps / self.steps_per_epoch
         return [
@@ -153,12 +207,12 @@ class Experiment:
             f"{len(dataset.validation)} to validate, {len(self.test_images())} to test, {shape}",
             f"model: {self.model.config.system}, {params:,} parameters; {self.total_steps} steps "
             f"of {training.batch_size} images, {epochs:.4g} epochs",
-            f"devices: {num_devices()} ({jax.default_backend()}); memory of each: {images:.3g} MB "
-            f"of images, {state:.3g} MB of weights, averages, gradients and optimizer, plus "
+            f"devices: {num_devices()} ({jax.default_backend()}); memory of each: {images}, "
+            f"{20e-6 * params:.3g} MB of weights, averages, gradients and optimizer, plus "
             "the activations of one step",
         ]
 
-    def test_images(self) -> np.ndarray:
+    def test_images(self) -> Images:
         """The part of the test set that is evaluated, [num, h, w, c] uint8."""
         return self.dataset.test[: self.config.evaluation.num_examples or None]
 
@@ -205,7 +259,7 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
     model = sere_jax.create_model(config)
     _check_size(model)
     _check_weight_decay(config.training, model)
-    dataset = load_dataset(config.dataset)
+    dataset = load_dataset(config.dataset, tuple(config.model.data_shape))
     _check_images(config, model, dataset)
     check_condition(config, dataset)
     steps_per_epoch = len(dataset.train) // batch_size

@@ -79,24 +79,16 @@ class _Training:
         self._experiment, self._folder = experiment, folder
         self._dispatch = experiment.create_train_dispatch()
         self._state, self._train_seconds = replicate(state), train_seconds
-        self._images, self._validation = replicate(dataset.train), replicate(dataset.validation)
+        self._examples = experiment.examples(self.step, state.key)
+        self._validation = experiment.place(dataset.validation)
         labels = dataset.labels
-        self._labels = () if labels is None else (replicate(labels.train),)
         self._validation_labels = None if labels is None else replicate(labels.validation)
         self._evaluate_every = experiment.interval_in_steps("training", "evaluate_every")
         self._save_every = experiment.interval_in_steps("training", "checkpoint_every")
-        self._intervals = [
-            experiment.steps_per_epoch,
-            config.training.steps_per_dispatch,
-            self._evaluate_every,
-            self._save_every,
-            experiment.total_steps,
-        ]
         self._test_every = None
         if config.evaluation.test_elbo_every:
             self._test_every = experiment.interval_in_steps("evaluation", "test_elbo_every")
-            self._intervals.append(self._test_every)
-            self._test_images = replicate(experiment.test_images())
+            self._test_images = experiment.place(experiment.test_images())
             self._test_labels = None if labels is None else replicate(experiment.test_labels())
         self._origin = {
             "dataset_fingerprint": dataset.fingerprint,
@@ -108,8 +100,8 @@ class _Training:
     def dispatch(self) -> int:
         """Makes the updates until something is due, and logs them; returns their number."""
         started = time.perf_counter()
-        num_steps = min(interval - self.step % interval for interval in self._intervals)
-        self._state, metrics = self._dispatch(self._state, self._images, num_steps, *self._labels)
+        num_steps, (images, *labels) = next(self._examples)
+        self._state, metrics = self._dispatch(self._state, images, num_steps, *labels)
         metrics = jax.tree.map(float, metrics)
         self._folder.raise_save_errors()
         seconds = time.perf_counter() - started

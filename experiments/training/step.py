@@ -19,7 +19,15 @@ from sere_jax.arrays import as_key
 
 Array = jax.Array
 MAX_PARTS = 16  # of an array, that `global_norm` adds place by place
-Examples = tuple[Array, Array | None]  # images [num, h, w, c] uint8, labels [num]
+
+
+class Examples(NamedTuple):
+    """What the batches of a dispatch are taken from, see `rows_of`."""
+
+    images: Array  # [num, h, w, c] uint8
+    labels: Array | None  # [num]
+    order: Array | None  # [num], the permutation of this epoch; None where images are streamed
+    first_step: Array  # [], of the dispatch
 
 
 class Batch(NamedTuple):
@@ -44,6 +52,7 @@ class StepSettings:
     # Step from which `training.num_train_samples` are drawn; one is drawn before it, for the ELBO.
     importance_weighted_from: int = 0
     has_labels: bool = False  # whether `dispatch` is given them
+    is_streamed: bool = False  # whether it is given the images of its own batches alone
 
     @property
     def steps_per_epoch(self) -> int:
@@ -77,7 +86,8 @@ def create_train_dispatch(
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Compiles `dispatch` for all devices: (state, images, num_steps) -> (state, metrics).
 
-    With `settings.has_labels` the labels are a fourth argument.
+    With `settings.has_labels` the labels are a fourth argument. With `settings.is_streamed` images
+    and labels are those of the dispatch, [local devices, num, ...], as `stream` reads them.
 
     `num_steps` is an argument of the compiled program, not a constant of it: one compilation
     serves every length, and the updates do not depend on how they are cut into dispatches. The
@@ -85,7 +95,10 @@ def create_train_dispatch(
     """
     num_arguments = 4 if settings.has_labels else 3
     return parallelize(
-        functools.partial(dispatch, settings), donate=(0,), num_arguments=num_arguments
+        functools.partial(dispatch, settings),
+        donate=(0,),
+        split=(1, 3) if settings.is_streamed else (),
+        num_arguments=num_arguments,
     )
 
 
@@ -98,34 +111,36 @@ def dispatch(
 ) -> tuple[TrainState, StepMetrics]:
     """Makes `num_steps` updates; they must not cross the end of an epoch.
 
-    `images` [num, h, w, c] uint8 are the whole training set, `labels` [num] theirs, if the model
-    is conditional on them.
+    `images` [num, h, w, c] uint8 are the whole training set, or this device's parts of the batches
+    one after another; `labels` [num] are theirs, if the model is conditional on them.
     """
-    order_key = jax.random.fold_in(as_key(state.key), 2**32 - 1)
-    epoch = state.step // settings.steps_per_epoch
-    order = input_pipeline.epoch_order(order_key, epoch, settings.num_examples)
+    order = None if settings.is_streamed else order_of_epoch(settings, state.key, state.step)
+    examples = Examples(images, labels, order, state.step)
 
     def body(_, carry):
         state, metrics = carry
-        return update(settings, state, metrics, (images, labels), order)
+        return update(settings, state, metrics, examples)
 
     state, metrics = jax.lax.fori_loop(0, num_steps, body, (state, StepMetrics.zeros()))
     return state, metrics.replace(parameter_norm=optax.tree.norm(state.params))
 
 
+def order_of_epoch(settings: StepSettings, key: Array, step: Array) -> Array:
+    """The order [num] of the epoch of `step`, of the run whose state has the raw key `key`."""
+    order_key = jax.random.fold_in(as_key(key), 2**32 - 1)
+    epoch = step // settings.steps_per_epoch
+    return input_pipeline.epoch_order(order_key, epoch, settings.num_examples)
+
+
 def update(
-    settings: StepSettings,
-    state: TrainState,
-    metrics: StepMetrics,
-    examples: Examples,
-    order: Array,
+    settings: StepSettings, state: TrainState, metrics: StepMetrics, examples: Examples
 ) -> tuple[TrainState, StepMetrics]:
     """One update, or none if the objective or its gradient is not finite.
 
-    `metrics` are those of this dispatch so far; `order` [num] is the permutation of this epoch.
+    `metrics` are those of this dispatch so far.
     """
     training = settings.training
-    batch = make_batch(settings, state, examples, order)
+    batch = make_batch(settings, state, examples)
     gradients, means = mean_over_devices(
         gradient(settings, state.step, state.params, batch, settings.kl_weight(state.step))
     )
@@ -161,9 +176,7 @@ def update(
     return state, _accumulate(metrics, means, norm, clip < 1.0, proceed)
 
 
-def make_batch(
-    settings: StepSettings, state: TrainState, examples: Examples, order: Array
-) -> Batch:
+def make_batch(settings: StepSettings, state: TrainState, examples: Examples) -> Batch:
     """This device's part of the batch.
 
     All that is random is keyed by the run, the step and the place in the global batch.
@@ -171,17 +184,23 @@ def make_batch(
     batch_size = settings.training.batch_size
     device_batch = batch_size // num_devices()
     places = jax.lax.axis_index(DEVICES) * device_batch + jnp.arange(device_batch)
-    start = state.step % settings.steps_per_epoch * batch_size
-    images, labels = examples
-    indices = order[start + places]
+    rows = rows_of(settings, examples, state.step, places)
     step_key = jax.random.fold_in(as_key(state.key), state.step)
     keys = jax.vmap(lambda place: jax.random.split(jax.random.fold_in(step_key, place), 3))(places)
-    chosen, condition = settings.augment(images[indices], keys[:, 0], state.step)
-    if labels is not None:
+    chosen, condition = settings.augment(examples.images[rows], keys[:, 0], state.step)
+    if examples.labels is not None:
         size = settings.model.config.condition_size
-        condition = condition_rows(labels[indices], device_batch, size)
+        condition = condition_rows(examples.labels[rows], device_batch, size)
     x = sere_jax.to_data_space(settings.model, chosen, keys[:, 1], settings.max_value)
     return Batch(x, keys[:, 2], condition)
+
+
+def rows_of(settings: StepSettings, examples: Examples, step: Array, places: Array) -> Array:
+    """Where the images of these places [B] in the batch of `step` are in `examples.images`."""
+    if examples.order is None:
+        return (step - examples.first_step) * len(places) + jnp.arange(len(places))
+    start = step % settings.steps_per_epoch * settings.training.batch_size
+    return examples.order[start + places]
 
 
 def gradient(

@@ -22,7 +22,7 @@ def _of_pixels(experiment: Experiment) -> Iterator[str]:
     if data_space_of(experiment.model.config).from_images is not binarize:
         return
     dataset = experiment.dataset
-    images = dataset.train[:NUM_VOLUME_IMAGES] / dataset.max_value
+    images = np.asarray(dataset.train[:NUM_VOLUME_IMAGES]) / dataset.max_value
     share = float(np.mean((images > 0.1) & (images < 0.9)))
     if share >= MANY_GREY_PIXELS:
         yield (

@@ -191,7 +191,7 @@ def test_a_run_recognizes_the_shapes(entered):
 def test_the_names_of_new_data_sets_are_suggested(entered, tmp_path):
     with pytest.raises(UserError, match="no data set is called 'shape'.* shapes"):
         load(name="shape", data_dir=str(tmp_path))
-    with pytest.raises(UserError, match="allowed are digits, photos, npz, shapes and"):
+    with pytest.raises(UserError, match="allowed are digits, photos, npz, folder, shapes and"):
         load(name="")
 
 

@@ -19,6 +19,7 @@ from tensorflow_datasets.image_classification import mnist
 
 from experiments.data import DATASETS, Dataset, Labels, load_dataset, preparing
 from experiments.data import tfds as tfds_loader
+from experiments.data.stored import StoredImages
 from experiments.system.errors import UserError
 
 
@@ -380,8 +381,62 @@ def test_npz_invalid_files_are_refused(tmp_path):
     assert "not a readable .npz" in _refusal(name="npz", path=str(tmp_path / "text.npz"))
     (tmp_path / "empty.npz").write_bytes(b"")
     assert "not a readable .npz" in _refusal(name="npz", path=str(tmp_path / "empty.npz"))
-    np.save(tmp_path / "single.npy", np.zeros((4, 2, 2), np.uint8))
-    assert "not a readable .npz" in _refusal(name="npz", path=str(tmp_path / "single.npy"))
+    (tmp_path / "text.npy").write_text("no array")
+    assert "not a readable .npy" in _refusal(name="npz", path=str(tmp_path / "text.npy"))
+    np.save(tmp_path / "objects.npy", np.array([None] * 4))
+    assert "not a readable .npy" in _refusal(name="npz", path=str(tmp_path / "objects.npy"))
+    np.save(tmp_path / "cut.npy", np.zeros((4, 2, 2), np.uint8))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-1])
+    assert "not a readable .npy" in _refusal(name="npz", path=str(tmp_path / "cut.npy"))
+    np.save(tmp_path / "train.npy", np.zeros((0, 2, 2), np.uint8))
+    assert "'train'" in _refusal(name="npz", path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "is_stored"),
+    [
+        (np.uint8, (40, 4, 5), True),
+        (np.uint8, (40, 4, 5, 3), True),
+        (np.int64, (40, 4, 5), False),
+        (bool, (40, 4, 5), False),
+    ],
+)
+def test_npy_files_are_what_an_npz_of_them_is(dtype, shape, is_stored, save, tmp_path):
+    arrays = {
+        split: _rng().integers(0, 2 if dtype is bool else 256, (num, *shape[1:])).astype(dtype)
+        for split, num in (("train", 40), ("validation", 7), ("test", 9))
+    }
+    labels = {f"{split}_labels": np.arange(len(array)) % 3 for split, array in arrays.items()}
+    for names in ({"train"}, {"train", "test"}, set(arrays)):
+        (tmp_path / "arrays").mkdir(exist_ok=True)
+        some = {name: array for name, array in arrays.items() if name in names}
+        some |= {f"{name}_labels": labels[f"{name}_labels"] for name in names}
+        for name, array in some.items():
+            np.save(tmp_path / "arrays" / name, array)
+        expected = _load(name="npz", path=save(**some), validation_size=5, condition="label")
+        path = str(tmp_path / "arrays")
+        found = _load(name="npz", path=path, validation_size=5, condition="label")
+        assert found.fingerprint == expected.fingerprint
+        assert found.max_value == expected.max_value
+        for split in arrays:
+            images = getattr(found, split)
+            assert isinstance(images, StoredImages) == is_stored
+            np.testing.assert_array_equal(images, getattr(expected, split))
+            of_split = getattr(found.labels, split)
+            np.testing.assert_array_equal(of_split, getattr(expected.labels, split))
+    np.save(tmp_path / "one.npy", arrays["train"])
+    expected = _load(name="npz", path=save(train=arrays["train"]), num_train_examples=20)
+    found = _load(name="npz", path=str(tmp_path / "one.npy"), num_train_examples=20)
+    assert found.fingerprint == expected.fingerprint and len(found.train) == 20
+
+
+def test_binary_npy_files_are_binary(tmp_path):
+    bits = _rng().integers(0, 2, (20, 3, 3), np.uint8)
+    np.save(tmp_path / "bits.npy", bits)
+    assert _load(name="npz", path=str(tmp_path / "bits.npy")).max_value == 1
+    bits[-1, -1, -1] = 2
+    np.save(tmp_path / "grey.npy", bits)
+    assert _load(name="npz", path=str(tmp_path / "grey.npy")).max_value == 255
 
 
 # ------------------------------------------------------------------------- TensorFlow Datasets

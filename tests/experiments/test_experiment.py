@@ -104,6 +104,30 @@ def test_a_training_is_told_in_three_lines():
     assert f"{images / 1e6:.3g} MB of images, {arrays / 1e6:.3g} MB of weights" in memory
 
 
+@pytest.mark.parametrize(
+    ("placement", "memory", "is_streamed"),
+    [
+        ("device", 1, False),
+        ("stream", None, True),
+        ("auto", None, False),  # 91 kB, far below a gigabyte
+        ("auto", 2 * 64 * 1415, False),
+        ("auto", 2 * 64 * 1415 - 2, True),
+    ],
+)
+def test_images_are_streamed_where_they_take_more_than_half_of_a_device(
+    placement, memory, is_streamed, monkeypatch
+):
+    monkeypatch.setattr("experiments.training.stream.memory_of_device", lambda: memory)
+    config = digits.get_config()
+    config.dataset.placement = placement
+    config.training.update(batch_size=100, steps_per_dispatch=4)
+    experiment = create_experiment(config)
+    assert experiment.is_streamed == is_streamed
+    where = "two dispatches of 0.0256 MB, streamed from 0.0906 MB of images, "  # 400 of 64 bytes
+    assert (where in experiment.summary()[2]) == is_streamed
+    assert isinstance(experiment.place(experiment.dataset.validation), np.ndarray) == is_streamed
+
+
 def test_a_decay_that_would_shrink_what_is_not_trained_is_refused():
     config = digits.get_config()
     config.model.update(data_layer="masked_autoregressive_flow", flow_direct_connections=True)

@@ -190,6 +190,18 @@ def _phase(workdir, num_launches):
     return f"training (step {last_step(workdir)})"
 
 
+def test_a_run_that_is_killed_while_it_streams_ends_as_if_its_images_were_resident(
+    uninterrupted, tmp_path
+):
+    workdir, stream = tmp_path / "streamed", "--config.dataset.placement=stream"
+    for step, arguments in ((17, [stream]), (33, []), (41, [stream])):
+        with start(workdir, *arguments) as process:
+            wait_until(lambda step=step: last_step(workdir) >= step, process)
+    finished = train(workdir, stream)
+    assert ", streamed from " in finished.stderr
+    assert_ended_as_if_nothing_had_happened(workdir, uninterrupted)
+
+
 # ------------------------------------------------------------------------------------ a full disk
 
 

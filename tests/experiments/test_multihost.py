@@ -9,7 +9,16 @@ import sys
 
 import numpy as np
 import pytest
-from command_line import ROOT, command, environment, last_step, logged, saved_arrays, wait_until
+from command_line import (
+    ROOT,
+    assert_same_bits,
+    command,
+    environment,
+    last_step,
+    logged,
+    saved_arrays,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +148,12 @@ def test_two_processes_compute_the_run_of_one_even_if_one_is_killed(finished_by_
     assert second[2] == ""
     assert not other_workdir(workdir).exists()
     assert_same_run(workdir, finished_by_one)
+
+    streamed = tmp_path / "streamed"
+    first, second = finish(*start_two(streamed, "--config.dataset.placement=stream"))
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert_same_bits(saved_arrays(streamed, NUM_STEPS), saved_arrays(workdir, NUM_STEPS))
+    assert results_of(streamed)["nll"] == results_of(workdir)["nll"]
 
 
 def test_a_signal_to_one_process_stops_both_and_one_process_resumes(finished_by_one, tmp_path):

@@ -125,7 +125,7 @@ DATASET = {
     ],
     "name=lost data_dir={files}": ["{files}/lost/1.0.0 is damaged", "again in another directory"],
     "name={files}": ["'{files}' is a path", "numpy.savez", "examples/dataset.py"],
-    "name=./photos": ["'./photos' is a path", "config.dataset.name=npz"],
+    "name=./photos": ["'./photos' is a path", "dataset.name=npz", "dataset.name=folder"],
     "name=~/photos": ["'~/photos' is a path"],
     "name=configs": ["'configs' is a path"],
     "name=gs://bucket/mnist": ["'gs://bucket/mnist' is a path"],
@@ -140,6 +140,16 @@ DATASET = {
     "validation_size=1415": ["validation_size=1415.0 leaves nothing of the 1415"],
     "validation_size=0.9999": ["validation_size=0.9999 leaves nothing of the 1415"],
     "validation_size=nan": ["validation_size=nan must be a number"],
+    "name=folder": ["config.dataset.path='' is not a folder"],
+    "name=folder path={files}/good.npz": ["{files}/good.npz' is not a folder", ".png, .jpg"],
+    "name=folder path={files}/lost": ["lost holds no pictures"],
+    "name=folder path={files}/pictures": [
+        "damaged.png is no PNG, JPEG or WebP picture",
+        "dataset.bad_files=skip",
+    ],
+    "name=folder path={files}/pictures bad_files=skip": ["no picture of 'train' can be read"],
+    "bad_files=ignore": ["bad_files='ignore' must be one of refuse, skip"],
+    "placement=disk": ["placement='disk' must be one of auto, device, stream"],
     "num_train_examples=1": ["batch_size=128 exceeds the 1 training examples"],
 }
 NPZ = {
@@ -153,7 +163,9 @@ NPZ = {
     "empty.npz": ["empty.npz is not a readable .npz file", "no zip archive"],
     "truncated.npz": ["truncated.npz is not a readable .npz file", "no zip archive"],
     "bit.npz": ["bit.npz is not a readable .npz file", "CRC"],
-    "bare.npy": ["bare.npy is not a readable .npz file", "no zip archive"],
+    "bare.npy": ["data_shape=(8, 8, 1) does not fit the images of 'npz'", "(4, 4, 1)"],
+    "cut.npy": ["cut.npy is not a readable .npy file", "numpy.save("],
+    "bare_objects.npy": ["bare_objects.npy is not a readable .npy file", "numpy.save("],
     "entries.npz": ["entries.npz is not a readable .npz file", "'train' is not an array"],
     "objects.npz": ["objects.npz is not a readable .npz file", "Object arrays"],
     "no_train.npz": ["has no array 'train', it has images", "numpy.savez"],
@@ -295,6 +307,10 @@ def write_arrays(directory):
     (directory / "text.npz").write_text("hello\n")
     (directory / "empty.npz").write_bytes(b"")
     np.save(directory / "bare.npy", grey)
+    (directory / "cut.npy").write_bytes((directory / "bare.npy").read_bytes()[:-1])
+    np.save(directory / "bare_objects.npy", np.array([None] * 8))
+    (directory / "pictures").mkdir()
+    (directory / "pictures" / "damaged.png").write_bytes(b"")
     with zipfile.ZipFile(directory / "entries.npz", "w") as archive:
         archive.writestr("train", "hello")
     save("objects", train=np.array([None] * 8).reshape(2, 2, 2))

@@ -1,5 +1,6 @@
 """The training step: updates, averages, skips, and the independence of dispatches and devices."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -13,13 +14,16 @@ import pytest
 
 import sere_jax
 from configs import base
-from experiments.data import input_pipeline
+from experiments.data import Dataset, Labels, input_pipeline
 from experiments.data.input_pipeline import epoch_order
+from experiments.data.stored import StoredImages
 from experiments.distributed.devices import replicate
 from experiments.run_folder.checkpoints import Checkpoints
 from experiments.settings import schedules
+from experiments.system.ahead import ahead
 from experiments.training.state import init_state, state_template
 from experiments.training.step import StepSettings, create_train_dispatch, global_norm
+from experiments.training.stream import TrainingStream, spans
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NUM_EXAMPLES, BATCH = 24, 8
@@ -38,14 +42,18 @@ def tiny_experiment(
     config.model.update(data_shape=(2, 3, 1), num_layers=3, latent_shape=(2,), hidden_size=8)
     config.model.update(dict(model))
     config.training.update(batch_size=BATCH, num_train_samples=num_train_samples, **training_fields)
-    images = np.random.default_rng(0).integers(0, 256, (NUM_EXAMPLES, 2, 3, 1)).astype(np.uint8)
-    return config, sere_jax.create_model(config), images
+    return config, sere_jax.create_model(config), tiny_images()
 
 
-def create(optimizer=None, kl_weight=lambda step: 1.0, importance_weighted_from=0, **fields):
-    config, model, images = tiny_experiment(**fields)
+def tiny_images():
+    pixels = np.random.default_rng(0).integers(0, 256, (NUM_EXAMPLES, 2, 3, 1))
+    return pixels.astype(np.uint8)
+
+
+def settings_of(optimizer=None, kl_weight=lambda step: 1.0, importance_weighted_from=0, **fields):
+    config, model, _ = tiny_experiment(**fields)
     optimizer = optimizer or optax.adam(1e-2)
-    settings = StepSettings(
+    return StepSettings(
         model=model,
         optimizer=optimizer,
         training=config.training,
@@ -56,6 +64,12 @@ def create(optimizer=None, kl_weight=lambda step: 1.0, importance_weighted_from=
         importance_weighted_from=importance_weighted_from,
         has_labels=fields.get("condition") == "label",
     )
+
+
+def create(**fields):
+    settings = settings_of(**fields)
+    model, optimizer = settings.model, settings.optimizer
+    images = tiny_images()
     dispatch = create_train_dispatch(settings)
     if settings.has_labels:
         labels, with_labels = replicate(LABELS), dispatch
@@ -126,6 +140,30 @@ def test_how_updates_are_cut_into_dispatches_changes_no_bit():
     one, _ = run(dispatch, state, images, [3, 3])
     other, _ = run(dispatch, other, images, [1, 2, 2, 1])
     assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize("condition", CONDITION_SIZES)
+def test_images_that_are_streamed_change_no_bit(condition, tmp_path):
+    fields = {"condition": condition, "random_affine": 0.5 if condition == "affine" else 0.0}
+    _, dispatch, state, images = create(**fields)
+    expected, sums = run(dispatch, state, images, [3, 1, 2, 3])
+
+    (tmp_path / "images").write_bytes(tiny_images().tobytes())
+    stored = StoredImages(tmp_path / "images", 0, (NUM_EXAMPLES, 2, 3, 1))
+    labels = Labels(LABELS, LABELS[:0], LABELS[:0], 3) if condition == "label" else None
+    dataset = Dataset("tiny", stored, stored[:0], stored[:0], 255, labels)
+    settings = dataclasses.replace(settings_of(**fields), is_streamed=True)
+    dispatch = create_train_dispatch(settings)
+    state = init_state(settings.model, settings.optimizer, seed=3)
+    stream = TrainingStream(settings, dataset, np.asarray(state.key), most_steps=3)
+    state = replicate(state)
+    lengths = []
+    for num_steps, (part, *labels) in ahead(stream.read, spans(0, 9, [3, 4, 9])):
+        state, metrics = dispatch(state, part, num_steps, *labels)
+        lengths.append(num_steps)
+    assert lengths == [3, 1, 2, 2, 1]
+    assert_same_bits(state, expected)
+    assert float(sums.count) == 3 and float(metrics.count) == 1
 
 
 IN_PIECES = {

@@ -116,7 +116,8 @@ def _is_a_path(name: str) -> UserError:
     return UserError(
         f"the data set {name!r} is a path, and data sets are chosen by name; save images of your "
         "own in one file by numpy.savez('FILE.npz', train=images) and give "
-        "--config.dataset.name=npz --config.dataset.path=FILE.npz, or load them as "
+        "--config.dataset.name=npz --config.dataset.path=FILE.npz, give a folder of pictures by "
+        "--config.dataset.name=folder --config.dataset.path=FOLDER, or load them as "
         "examples/dataset.py does"
     )
 
