@@ -51,6 +51,11 @@ _MODE = flags.DEFINE_enum(
     "train: train (or resume), then evaluate; evaluate: the test set anew; sample: draw images; "
     "report: write report.html anew; export: write the weights to one file.",
 )
+_EXTEND = flags.DEFINE_boolean(
+    "extend",
+    False,
+    "Train the run in the workdir for longer: up to the config.training.num_epochs that is given.",
+)
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed",
     False,
@@ -94,7 +99,7 @@ def main(_: list[str]) -> None:
 
         arguments = (_CONFIG.value, workdir, command)
         if _MODE.value == "train":
-            modes.train(*arguments, config_argument=_config_argument())
+            modes.train(*arguments, config_argument=_config_argument(), extend=_EXTEND.value)
         else:
             getattr(modes, _MODE.value)(*arguments)
     except (UserError, ConfigError) as error:
@@ -138,6 +143,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         if _MODE.value != "train":
             way_out = "give it, or the --workdir of a run"
         _fail(f"--config is missing; {way_out}", USER_ERROR)
+    if _EXTEND.value and _MODE.value != "train":
+        _fail(f"--extend trains, and --mode={_MODE.value} does not; leave out one", USER_ERROR)
     if _WORKDIR.value is not None and not _WORKDIR.value.strip():
         _fail(
             f"--workdir={_WORKDIR.value!r} has no name; name a folder, or leave it out for "

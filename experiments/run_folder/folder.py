@@ -18,6 +18,7 @@ from experiments.distributed.processes import (
 from experiments.run_folder import RESULTS_FILE, exported_weights
 from experiments.run_folder.checkpoints import CHECKPOINTS, Checkpoints
 from experiments.run_folder.configuration import CONFIG_FILE
+from experiments.run_folder.continuations import read_continuations, record_continuation
 from experiments.run_folder.extension import record_extension
 from experiments.run_folder.lock import lock
 from experiments.run_folder.metrics import MetricsLogger, read_metrics
@@ -86,10 +87,10 @@ class RunFolder(contextlib.ExitStack):
     # ------------------------------------------------------------------------- what run it holds
 
     @done_by_first_process
-    def check_can_train(self, config: Any) -> None:
+    def check_can_train(self, config: Any, *, extend: bool = False) -> None:
         """Checks, without touching the folder, that `config` may be trained there."""
         check_name(self.path)
-        check_can_train(self.path, config)
+        check_can_train(self.path, config, extend=extend)
 
     @done_by_first_process
     def check_trained(self, config: Any) -> None:
@@ -102,18 +103,31 @@ class RunFolder(contextlib.ExitStack):
         self.enter_context(lock(self.path))
 
     @done_by_first_process
-    def open_for_training(self, config: Any, extension: str | None) -> None:
+    def open_for_training(
+        self, config: Any, extension: str | None, *, extend_by: tuple[int, str] | None = None
+    ) -> None:
         """Holds the lock, records what is trained and opens the checkpoints.
 
         `extension`, see `record_extension`, is None where there is none or it is not known.
+        `extend_by`, steps an epoch and the command, is given where the run may become longer.
+
+        Raises:
+            UserError: the folder belongs to a different run, or `config` is no longer than it.
         """
         self.enter_context(lock(self.path))
-        check_can_train(self.path, config)
+        check_can_train(self.path, config, extend=extend_by is not None)
+        if extend_by is not None:
+            record_continuation(self.path, config, *extend_by)
         write_json_atomically(self.path / CONFIG_FILE, config.to_dict())
         if extension is not None:
             record_extension(self.path, extension)
         keep = config.training.keep_checkpoints
         self._checkpoints = self.enter_context(Checkpoints(self.path, keep=keep))
+
+    @done_by_first_process
+    def continuations(self) -> list[dict[str, Any]]:
+        """See `read_continuations`."""
+        return read_continuations(self.path)
 
     # ------------------------------------------------------------------------- state and weights
 
@@ -186,6 +200,17 @@ class RunFolder(contextlib.ExitStack):
             self._logger = logger
             yield
 
+    @done_by_first_process
+    def log_continuations(self, step: int, steps_per_epoch: int) -> None:
+        """Logs, at `step`, those continuations that are not in the log, as split "continuation"."""
+        known = ("from_epochs", "to_epochs", "from_steps", "to_steps", "schedule", "command")
+        logged = [r for r in read_metrics(self.path) if r.get("split") == "continuation"]
+        in_log = {record.get("to_steps") for record in logged}
+        for entry in read_continuations(self.path):
+            if entry["to_steps"] not in in_log:
+                record = {name: entry[name] for name in known}
+                self.log(step, step / steps_per_epoch, "continuation", record)
+
     @skipped_by_others
     def log(self, step: int, epoch: float, split: str, metrics: Mapping[str, Any]) -> None:
         """Logs metrics of one split; see `MetricsLogger.write`."""
@@ -212,6 +237,8 @@ class RunFolder(contextlib.ExitStack):
         try:
             results = json.loads(path.read_bytes())
             step = self._checkpoints.choose(evaluation.checkpoint)
-            return results["evaluation"] == evaluation.to_dict() and results["step"] == step
+            is_of_this_length = results.get("continuations", []) == read_continuations(self.path)
+            is_same = results["evaluation"] == evaluation.to_dict() and results["step"] == step
+            return is_same and is_of_this_length
         except (ValueError, TypeError, KeyError):  # damaged: evaluated anew
             return False

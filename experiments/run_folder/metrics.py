@@ -97,7 +97,11 @@ class MetricsLogger(AbstractContextManager):
             raise
 
     def write(
-        self, step: int, epoch: float, split: str, metrics: Mapping[str, float | Sequence[float]]
+        self,
+        step: int,
+        epoch: float,
+        split: str,
+        metrics: Mapping[str, float | Sequence[float] | str],
     ) -> None:
         """Logs `metrics` of one split, such as "train" or "validation".
 
@@ -107,7 +111,8 @@ class MetricsLogger(AbstractContextManager):
             split: Part of the data which the metrics are about.
             metrics: Numbers, or flat sequences of numbers such as the KL of each layer, by name.
                 NumPy and JAX arrays of shape [] and [n] count as such. In TensorBoard a number
-                is `split/name` and the i-th number of a sequence, from 1, is `split_name/i`.
+                is `split/name` and the i-th number of a sequence, from 1, is `split_name/i`. A
+                text is in `metrics.jsonl` alone.
 
         Raises:
             ValueError: A metric has more than one dimension, or is named like one of the keys
@@ -140,9 +145,11 @@ def _drop_records_after(step: int, workdir: Path) -> None:
         file.writelines(json.dumps(record).encode() + b"\n" for record in kept)
 
 
-def _to_scalars(split: str, values: Mapping[str, float | list[float]]) -> dict[str, float]:
+def _to_scalars(split: str, values: Mapping[str, float | list[float] | str]) -> dict[str, float]:
     scalars = {}
     for name, value in values.items():
+        if isinstance(value, str):
+            continue
         if isinstance(value, float):
             scalars[f"{split}/{name}"] = value
             continue
@@ -152,9 +159,11 @@ def _to_scalars(split: str, values: Mapping[str, float | list[float]]) -> dict[s
     return scalars
 
 
-def _numbers(name: str, value: float | Sequence[float]) -> float | list[float]:
+def _numbers(name: str, value: float | Sequence[float] | str) -> float | list[float] | str:
     if name in _RECORD_KEYS:
         raise ValueError(f"a metric cannot be named {name!r}: it is a key of every record")
+    if isinstance(value, str):
+        return value
     array = np.asarray(value, dtype=np.float64)
     if array.ndim > 1:
         raise ValueError(

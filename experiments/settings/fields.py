@@ -100,6 +100,18 @@ class Training:
     )
     num_epochs: int = setting(30, "Length of the training.", POSITIVE_INT)
     num_steps: int = setting(0, "Its length in updates; 0: `num_epochs` says it.", NATURAL)
+    schedule_horizon: str = setting(
+        "100%",
+        "What the schedules, and all durations in percent, take for the whole training: a share of "
+        "it, or a length of its own.",
+        INTERVAL,
+    )
+    schedule_when_extended: str = setting(
+        "hold",
+        "The learning rate of what `--extend` adds: where the schedule ended; or the schedule anew "
+        "over the added steps, warm-up and fall.",
+        one_of("hold", "restart"),
+    )
     num_train_samples: int = setting(
         1, "Samples of the codes per image; above 1: the importance-weighted bound.", POSITIVE_INT
     )

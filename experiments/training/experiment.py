@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ class Experiment:
     model: sere_jax.LatentVariableModel
     steps_per_epoch: int
     total_steps: int
+    horizon_steps: int  # what schedules and percentages take for the whole training
     learning_rate: optax.Schedule
     kl_weight: optax.Schedule
     git_commit: str  # of the code
@@ -131,7 +132,7 @@ class Experiment:
             f"config.{section}.{field}",
             self.config[section][field],
             steps_per_epoch=self.steps_per_epoch,
-            total_steps=self.total_steps,
+            total_steps=self.horizon_steps,
         )
 
     def interval_in_steps(self, section: str, field: str) -> int:
@@ -182,6 +183,33 @@ class Experiment:
         return not packages <= {"sere_jax", "experiments"}
 
 
+def planned(
+    training: Any, steps_per_epoch: int, first_total: int, restarts: Sequence[tuple[int, int]]
+) -> dict[str, Any]:
+    """The horizon and the schedules of a training, by the names of their fields.
+
+    Args:
+        training: `config.training`.
+        steps_per_epoch: optimizer steps an epoch.
+        first_total: optimizer steps of the training as it was begun.
+        restarts: step at which the learning rate begins anew, and for how many steps.
+    """
+    steps = {"steps_per_epoch": steps_per_epoch, "total_steps": first_total}
+    horizon = durations.horizon_steps(training, **steps)
+    steps["total_steps"] = horizon
+    rate = schedules.learning_rate_schedule(training, **steps)
+    for start, length in restarts:
+        again = schedules.learning_rate_schedule(
+            training, steps_per_epoch=steps_per_epoch, total_steps=length
+        )
+        rate = schedules.followed_by(rate, start, again)
+    return {
+        "horizon_steps": horizon,
+        "learning_rate": jax.jit(rate),
+        "kl_weight": jax.jit(schedules.kl_weight_schedule(training, **steps)),
+    }
+
+
 def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
     """Checks the configuration, loads the data and creates the model.
 
@@ -210,15 +238,14 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
     check_condition(config, dataset)
     steps_per_epoch = len(dataset.train) // batch_size
     total_steps = durations.total_training_steps(config.training, steps_per_epoch)
-    steps = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
     return Experiment(
         config=config,
         dataset=dataset,
         model=model,
-        learning_rate=jax.jit(schedules.learning_rate_schedule(config.training, **steps)),
-        kl_weight=jax.jit(schedules.kl_weight_schedule(config.training, **steps)),
-        **steps,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
         git_commit=commit,
+        **planned(config.training, steps_per_epoch, total_steps, ()),
     )
 
 
