@@ -10,19 +10,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.run_folder.configuration import get_config, read, with_later_fields
+from experiments.run_folder.configuration import (
+    EXTENDABLE_FIELDS,
+    get_config,
+    read,
+    with_later_fields,
+)
 from experiments.settings.checks import as_json
 from experiments.settings.durations import total_training_steps
 from experiments.system.errors import UserError
 from experiments.system.files import write_json_atomically
 
 CONTINUATIONS_FILE = "continuations.json"
-# What `--extend` may change.
-EXTENDABLE_FIELDS = (
-    "training.num_epochs",
-    "training.num_steps",
-    "training.schedule_when_extended",
-)
 _REPLACED = "replaced_config"
 _OWN = tuple(path.rpartition(".")[2] for path in EXTENDABLE_FIELDS)
 

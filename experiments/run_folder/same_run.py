@@ -4,22 +4,16 @@ import pathlib
 from typing import Any
 
 from experiments.run_folder.checkpoints import CHECKPOINTS
-from experiments.run_folder.configuration import CONFIG_FILE, read, with_later_fields
-from experiments.run_folder.continuations import EXTENDABLE_FIELDS, read_continuations
+from experiments.run_folder.configuration import (
+    CONFIG_FILE,
+    EXTENDABLE_FIELDS,
+    FREE_FIELDS,
+    read,
+    with_later_fields,
+)
+from experiments.run_folder.continuations import read_continuations
 from experiments.settings.checks import as_json, differences
 from experiments.system.errors import UserError
-
-# Fields that do not change what was trained; --mode=evaluate and relaunches may set them anew.
-# The place of the images is among them: a hash of their pixels says which they are.
-FREE_FIELDS = (
-    "dataset.data_dir",
-    "dataset.download",
-    "dataset.path",
-    "evaluation",
-    "sampling",
-    "paper",
-    "training.keep_checkpoints",
-)
 
 
 def check_can_train(workdir: pathlib.Path, config: Any, *, extend: bool = False) -> None:
