@@ -37,6 +37,7 @@ def evaluate_and_report(experiment: Experiment, folder: RunFolder, command: str)
         results["continuations"] = continuations
     folder.save_arrays("test_images", elbo=elbos, log_likelihood=log_likelihood)
     folder.save_results(results)
+    folder.show_in_tensorboard(experiment.config, results)
     _report(folder, results)
 
 

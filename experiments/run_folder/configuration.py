@@ -25,6 +25,7 @@ FREE_FIELDS = (
     "sampling",
     "paper",
     "training.keep_checkpoints",
+    "training.sinks",
 )
 # What `--extend` may change.
 EXTENDABLE_FIELDS = (

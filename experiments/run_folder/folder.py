@@ -21,18 +21,23 @@ from experiments.run_folder.configuration import CONFIG_FILE
 from experiments.run_folder.continuations import read_continuations, record_continuation
 from experiments.run_folder.extension import record_extension
 from experiments.run_folder.lock import lock
-from experiments.run_folder.metrics import MetricsLogger, read_metrics
+from experiments.run_folder.metrics import TENSORBOARD_DIRECTORY, MetricsLogger, read_metrics
 from experiments.run_folder.same_run import (
     check_can_train,
     check_checkpoint,
     check_configuration_of,
 )
+from experiments.run_folder.sinks import check_sinks
+from experiments.run_folder.tensorboard import write_outcome
+from experiments.settings.checks import flat
 from experiments.system.errors import UserError
 from experiments.system.files import open_atomically, write_json_atomically
 from experiments.system.paths import check_name
 
 # What is known of weights; earlier versions did not record the command and its commit.
 _ABOUT_WEIGHTS = ("train_seconds", "command", "git_commit", "dataset_fingerprint")
+
+_FIGURES = ("nll", "elbo", "bits_per_dim", "elbo_bits_per_dim")  # of `results.json`
 
 
 def load_weights(workdir: pathlib.Path, template: Any, which: str) -> tuple[Any, dict[str, Any]]:
@@ -79,6 +84,7 @@ class RunFolder(contextlib.ExitStack):
 
     _checkpoints: Checkpoints  # once opened, in the first process
     _logger: MetricsLogger | None = None
+    _config: Any = None  # of the training
 
     def __init__(self, path: pathlib.Path):
         super().__init__()
@@ -91,6 +97,7 @@ class RunFolder(contextlib.ExitStack):
         """Checks, without touching the folder, that `config` may be trained there."""
         check_name(self.path)
         check_can_train(self.path, config, extend=extend)
+        check_sinks(config)
 
     @done_by_first_process
     def check_trained(self, config: Any) -> None:
@@ -121,6 +128,7 @@ class RunFolder(contextlib.ExitStack):
         write_json_atomically(self.path / CONFIG_FILE, config.to_dict())
         if extension is not None:
             record_extension(self.path, extension)
+        self._config = config
         keep = config.training.keep_checkpoints
         self._checkpoints = self.enter_context(Checkpoints(self.path, keep=keep))
 
@@ -195,7 +203,7 @@ class RunFolder(contextlib.ExitStack):
     @contextlib.contextmanager
     def logging_from(self, resume_step: int) -> Iterator[None]:
         """Opens the logs of a training that goes on from `resume_step`, for `log`."""
-        logger = on_first_process(lambda: MetricsLogger(self.path, resume_step=resume_step))
+        logger = on_first_process(lambda: self._new_logger(resume_step))
         with logger or contextlib.nullcontext():
             self._logger = logger
             yield
@@ -210,6 +218,9 @@ class RunFolder(contextlib.ExitStack):
             if entry["to_steps"] not in in_log:
                 record = {name: entry[name] for name in known}
                 self.log(step, step / steps_per_epoch, "continuation", record)
+
+    def _new_logger(self, resume_step):
+        return MetricsLogger(self.path, resume_step=resume_step, config=self._config)
 
     @skipped_by_others
     def log(self, step: int, epoch: float, split: str, metrics: Mapping[str, Any]) -> None:
@@ -227,6 +238,15 @@ class RunFolder(contextlib.ExitStack):
     def save_results(self, results: dict[str, Any]) -> None:
         """Writes `results.json`."""
         write_json_atomically(self.path / RESULTS_FILE, results)
+
+    @done_by_first_process
+    def show_in_tensorboard(self, config: Any, results: dict[str, Any]) -> None:
+        """Adds hyperparameters, figures of the test set and the samples to TensorBoard's log."""
+        samples = self.path / "samples.png"
+        pictures = {"samples": samples.read_bytes()} if samples.exists() else {}
+        figures = {name: results[name] for name in _FIGURES}
+        fields, directory = flat(config.to_dict()), self.path / TENSORBOARD_DIRECTORY
+        write_outcome(directory, results["step"], fields, figures, pictures)
 
     @done_by_first_process
     def is_evaluated(self, evaluation: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.run_folder.sinks import Sinks
 from experiments.run_folder.tensorboard import TensorBoardFile
 from experiments.system.errors import UserError
 from experiments.system.files import open_atomically, to_json
@@ -78,13 +79,16 @@ class MetricsLogger(AbstractContextManager):
     TensorBoard gets the value itself, and marks it on the curve.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int) -> None:
+    def __init__(
+        self, workdir: str | os.PathLike[str], *, resume_step: int, config: Any = None
+    ) -> None:
         """Drops the records that a resumed run will log again, and opens both logs.
 
         Args:
             workdir: Directory of the run; created if missing.
             resume_step: Step from which training goes on, 0 for a new run. Records of later
                 steps are dropped.
+            config: Of the experiment, which names further places for the records; None: nowhere.
         """
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -92,6 +96,7 @@ class MetricsLogger(AbstractContextManager):
         self._file = (workdir / METRICS_FILE).open("ab")
         try:
             self._tensorboard = TensorBoardFile(workdir / TENSORBOARD_DIRECTORY, resume_step)
+            self._sinks = None if config is None else Sinks(workdir, config, resume_step)
         except OSError:
             self._file.close()
             raise
@@ -126,14 +131,19 @@ class MetricsLogger(AbstractContextManager):
         self._file.write(line.encode() + b"\n")
         self._file.flush()
 
-        self._tensorboard.write(int(step), _to_scalars(split, values))
+        scalars = _to_scalars(split, values)
+        self._tensorboard.write(int(step), scalars)
+        if self._sinks is not None:
+            self._sinks.write(int(step), float(epoch), split, scalars)
 
     def close(self) -> None:
-        """Flushes and closes both logs; closing again does nothing."""
+        """Flushes and closes all logs; closing again does nothing."""
         try:
             self._file.close()
         finally:
             self._tensorboard.close()
+            if self._sinks is not None:
+                self._sinks.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()

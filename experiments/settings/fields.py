@@ -31,6 +31,13 @@ FRACTION = Rule("a number from 0 to 1", lambda v: is_number(v) and 0 <= v <= 1)
 CONDITIONS = ("affine", "label")
 CONDITION = Rule("'' (none), affine or label", lambda v: v in ("", *CONDITIONS), CONDITIONS)
 NUMBER_OR_NONE = Rule("a number or None", lambda v: v is None or is_number(v))
+SINK_NAMES = ("csv", "wandb", "mlflow")
+SINKS = Rule(
+    f"'' (none), or any of {', '.join(SINK_NAMES)}, with commas between",
+    lambda v: (
+        isinstance(v, str) and (not v or set(SINK_NAMES) >= {n.strip() for n in v.split(",")})
+    ),
+)
 VALIDATION_SIZE = Rule(
     "a number of examples above 0, or a fraction between 0 and 1",
     lambda v: is_number(v) and v > 0 and (v < 1 or float(v).is_integer()),
@@ -159,6 +166,9 @@ class Training:
     checkpoint_every: str = setting("1 epochs", "How often a checkpoint is saved.", INTERVAL)
     keep_checkpoints: int = setting(
         2, "How many of the latest checkpoints stay; so does the best one.", POSITIVE_INT
+    )
+    sinks: str = setting(
+        "", "Where records also go: any of csv, wandb and mlflow, with commas between.", SINKS
     )
 
 
