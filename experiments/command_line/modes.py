@@ -49,8 +49,8 @@ def train(
     with RunFolder(workdir) as folder:
         check = functools.partial(folder.check_can_train, extend=extend)
         experiment = create_same_experiment(config, "train", check)
-        tell(*(f"note: {sentence}" for sentence in unusual_settings(experiment)))
         check_initial_weights(experiment, workdir)
+        tell(*(f"note: {sentence}" for sentence in unusual_settings(experiment)))
         extension = config_argument if experiment.uses_extension() else None
         extend_by = (experiment.steps_per_epoch, command) if extend else None
         folder.open_for_training(config, extension, extend_by=extend_by)
