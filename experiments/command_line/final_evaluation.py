@@ -36,8 +36,8 @@ def evaluate_and_report(experiment: Experiment, folder: RunFolder, command: str)
     if continuations := folder.continuations():
         results["continuations"] = continuations
     folder.save_arrays("test_images", elbo=elbos, log_likelihood=log_likelihood)
-    folder.save_results(results)
     folder.show_in_tensorboard(experiment.config, results)
+    folder.save_results(results)  # after which a relaunch does nothing of this again
     _report(folder, results)
 
 
