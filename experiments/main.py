@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.command_line.flags import CommandLineError, check_processes, configurations, parse
+from experiments.command_line.workdir_name import default_workdir
 from experiments.system import console, host_memory
 from experiments.system.errors import (
     DIVERGED,
@@ -42,7 +43,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "other than train it can be left out: --workdir then names the run.",
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; runs/NAME or runs/NAME_VARIANT by default."
+    "workdir",
+    None,
+    "Folder of the run; by default runs/NAME or runs/NAME_VARIANT, and the fields that are set.",
 )
 _MODE = flags.DEFINE_enum(
     "mode",
@@ -50,6 +53,11 @@ _MODE = flags.DEFINE_enum(
     _MODES,
     "train: train (or resume), then evaluate; evaluate: the test set anew; sample: draw images; "
     "report: write report.html anew; export: write the weights to one file.",
+)
+_EXTEND = flags.DEFINE_boolean(
+    "extend",
+    False,
+    "Train the run in the workdir for longer: up to the config.training.num_epochs that is given.",
 )
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed",
@@ -66,13 +74,6 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processe
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Number of this process, from 0; process 0 writes the workdir."
 )
-
-
-def default_workdir(config_argument: str) -> pathlib.Path:
-    """runs/NAME for configs/NAME.py, runs/NAME_VARIANT for configs/NAME.py:VARIANT."""
-    path, _, variant = config_argument.partition(":")
-    name = pathlib.Path(path).stem
-    return pathlib.Path("runs") / (f"{name}_{variant}" if variant else name)
 
 
 def main(_: list[str]) -> None:
@@ -94,7 +95,7 @@ def main(_: list[str]) -> None:
 
         arguments = (_CONFIG.value, workdir, command)
         if _MODE.value == "train":
-            modes.train(*arguments, config_argument=_config_argument())
+            modes.train(*arguments, config_argument=_config_argument(), extend=_EXTEND.value)
         else:
             getattr(modes, _MODE.value)(*arguments)
     except (UserError, ConfigError) as error:
@@ -138,10 +139,12 @@ def parse_flags(argv: list[str]) -> list[str]:
         if _MODE.value != "train":
             way_out = "give it, or the --workdir of a run"
         _fail(f"--config is missing; {way_out}", USER_ERROR)
+    if _EXTEND.value and _MODE.value != "train":
+        _fail(f"--extend trains, and --mode={_MODE.value} does not; leave out one", USER_ERROR)
     if _WORKDIR.value is not None and not _WORKDIR.value.strip():
         _fail(
             f"--workdir={_WORKDIR.value!r} has no name; name a folder, or leave it out for "
-            f"{default_workdir(_config_argument())}",
+            f"{_default_workdir()}",
             USER_ERROR,
         )
     try:
@@ -153,8 +156,13 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def _workdir() -> pathlib.Path:
     if _WORKDIR.value is None:
-        return default_workdir(_config_argument())
+        return _default_workdir()
     return local_path(_WORKDIR.value, "--workdir")
+
+
+def _default_workdir() -> pathlib.Path:
+    overridden = config_flags.get_override_values(flags.FLAGS["config"])
+    return default_workdir(_config_argument(), overridden, sys.argv)
 
 
 def _process_flags() -> tuple[str | None, int | None, int | None]:

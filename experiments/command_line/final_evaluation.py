@@ -33,8 +33,11 @@ def evaluate_and_report(experiment: Experiment, folder: RunFolder, command: str)
         "num_examples": len(log_likelihood),
         **_origin(experiment, about, count_parameters(averages), command),
     }
+    if continuations := folder.continuations():
+        results["continuations"] = continuations
     folder.save_arrays("test_images", elbo=elbos, log_likelihood=log_likelihood)
-    folder.save_results(results)
+    folder.show_in_tensorboard(experiment.config, results)
+    folder.save_results(results)  # after which a relaunch does nothing of this again
     _report(folder, results)
 
 

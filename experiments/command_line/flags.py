@@ -12,6 +12,7 @@ import shlex
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -74,7 +75,7 @@ def _with_configuration(argv):
             expanded = f"--config={local_path(config, '--config')}" if config[0] == "~" else None
             return [expanded or a if a in written else a for a in argv]
         if not (workdir or "").strip() or mode in (None, "train"):
-            for path, value in _overrides(argv):
+            for path, value in overrides(argv):
                 raise CommandLineError(
                     f"--config is missing, and --config.{path} sets a field of it; give both: "
                     f"{_config_of(workdir)} --config.{path}={value}"
@@ -116,7 +117,7 @@ def _check_loaded(argv):
             f"--config={argument}: get_config() returned {type(config).__name__}; it must return "
             "an ml_collections.ConfigDict, as that of configs/base.py does"
         )
-    for path, count in Counter(path for path, _ in _overrides(argv)).items():
+    for path, count in Counter(path for path, _ in overrides(argv)).items():
         if count > 1 and isinstance(_find_field(config, path), tuple):
             # ml_collections would concatenate the tuples.
             raise CommandLineError(f"--config.{path} is given {count} times; give it once")
@@ -211,7 +212,7 @@ def check_processes(
 def _explanation(error, argv):
     argument = _flag("config", argv)
     config = ConfigDict() if argument is None else load(argument)
-    for path, value in _overrides(argv):
+    for path, value in overrides(argv):
         current = _find_field(config, path)
         if str(error).startswith(f"flag --config.{path}="):
             return _wrong_type(path, value, current)
@@ -290,7 +291,7 @@ def _flag(name, argv):
     return only[name].value
 
 
-def _overrides(argv):
+def overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Paths and values of the arguments --config.PATH=VALUE."""
     for argument in argv[1:]:
         name, _, value = argument.lstrip("-").partition("=")

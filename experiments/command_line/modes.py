@@ -1,5 +1,6 @@
 """What the command does in each mode: train, evaluate, sample, report, export."""
 
+import functools
 import pathlib
 from typing import Any
 
@@ -16,6 +17,7 @@ from experiments.run_folder.same_run import check_configuration_of
 from experiments.settings.checks import check_configuration
 from experiments.system.files import open_atomically
 from experiments.training.agreement import create_same_experiment
+from experiments.training.continuation import continued, described
 from experiments.training.loop import train_to_last_step
 from experiments.training.resume import check_initial_weights
 from experiments.training.trained_model import load_model
@@ -23,7 +25,12 @@ from experiments.training.unusual_settings import unusual_settings
 
 
 def train(
-    config: Any, workdir: pathlib.Path, command: str, config_argument: str | None = None
+    config: Any,
+    workdir: pathlib.Path,
+    command: str,
+    config_argument: str | None = None,
+    *,
+    extend: bool = False,
 ) -> None:
     """Trains from the last checkpoint or from the start, then evaluates and reports.
 
@@ -33,17 +40,23 @@ def train(
         command: as the user typed it, for `results.json`.
         config_argument: the file that `config` is from, or FILE:VARIANT. It is recorded where the
             run uses an extension, so that later commands find it.
+        extend: whether the run in `workdir` may become longer, to the length of `config`.
 
     Raises:
         UserError: bad input.
         TrainingDivergedError: too many updates in a row were not finite.
     """
     with RunFolder(workdir) as folder:
-        experiment = create_same_experiment(config, "train", folder.check_can_train)
-        tell(*(f"note: {sentence}" for sentence in unusual_settings(experiment)))
+        check = functools.partial(folder.check_can_train, extend=extend)
+        experiment = create_same_experiment(config, "train", check)
         check_initial_weights(experiment, workdir)
+        tell(*(f"note: {sentence}" for sentence in unusual_settings(experiment)))
         extension = config_argument if experiment.uses_extension() else None
-        folder.open_for_training(config, extension)
+        extend_by = (experiment.steps_per_epoch, command) if extend else None
+        folder.open_for_training(config, extension, extend_by=extend_by)
+        continuations = folder.continuations()
+        tell(*described(continuations))
+        experiment = continued(experiment, continuations)
         if not train_to_last_step(experiment, folder, command):
             return
         if folder.is_evaluated(config.evaluation):

@@ -69,6 +69,80 @@ def save_learning_curves_of_runs(
     return save(figure, path)
 
 
+def save_labelled_curves(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike[str]
+) -> Path | None:
+    """Draws the ELBO of runs against epochs, each curve labelled where it ends.
+
+    It is that of the validation images if all runs have one, else that of the training. Runs that
+    have logged none are left out; of none at all there is no picture, and None is returned.
+    """
+    for split in ("validation", "train"):
+        curves = {name: _points(records, split, "elbo") for name, records in runs.items()}
+        if all(map(len, curves.values())):
+            break
+    curves = {name: points for name, points in curves.items() if len(points)}
+    if not curves:
+        return None
+    figure = new_chart(10.0, max(5.4, 1.5 + 0.22 * len(curves)))
+    axes = figure.subplots()
+    colors, dashes = _layer_colors(len(curves)), itertools.cycle(["-", "--"])
+    for points, color, dash in zip(curves.values(), colors, dashes, strict=False):
+        style = {"color": color, "linestyle": dash, "linewidth": 1.5}
+        axes.plot(*points.T, marker=_marker_for(points), **style)
+    _limit_to_later_epochs(axes, curves.values())
+    axes.set_xlabel("epochs")
+    axes.set_ylabel(f"{'training' if split == 'train' else split} ELBO (nats)")
+    style_axes(axes)
+    _label_ends(axes, curves, colors)
+    return save(figure, path)
+
+
+def _label_ends(axes: Axes, curves: Mapping[str, np.ndarray], colors: Sequence[Any]) -> None:
+    lowest, highest = axes.get_ylim()
+    ends = np.array([points[-1, 1] for points in curves.values()])
+    heights = np.clip((ends - lowest) / (highest - lowest), 0.0, 1.0)
+    places = spread(heights, min(0.055, 1 / len(heights)))
+    for (name, points), color, place in zip(curves.items(), colors, places, strict=True):
+        axes.annotate(
+            f"{name}, {points[-1, 1]:.2f}",
+            xy=(points[-1, 0], np.clip(points[-1, 1], lowest, highest)),
+            xytext=(1.03, place),
+            textcoords="axes fraction",
+            annotation_clip=False,
+            color=color,
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": (0, 0.5)},
+        )
+
+
+def spread(heights: npt.ArrayLike, gap: float) -> np.ndarray:
+    """Places from 0 to 1 in the order of `heights`, near them, and at least `gap` apart.
+
+    `gap` times their number is at most 1.
+    """
+    places = np.array(heights, dtype=np.float64)
+    order = np.argsort(places, kind="stable")
+    lower = 0.0
+    for index in order:
+        places[index] = lower = max(places[index], lower)
+        lower += gap
+    upper = 1.0
+    for index in order[::-1]:
+        places[index] = upper = min(places[index], upper)
+        upper -= gap
+    return places
+
+
+def _limit_to_later_epochs(axes: Axes, curves: Iterable[np.ndarray]) -> None:
+    """What the first epochs look like would squeeze the rest."""
+    values = list(curves)
+    highest = max(curve[:, 1].max() for curve in values)
+    lowest = min(curve[len(curve) // 10 :, 1].min() for curve in values)
+    axes.set_ylim(lowest, highest + 0.05 * (highest - lowest or 1.0))
+
+
 def _draw_elbo_of_runs(axes: Axes, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     curves = {name: _points(records, "validation", "elbo") for name, records in runs.items()}
     names = sorted(curves, key=lambda name: -curves[name][:, 1].max())
@@ -78,10 +152,7 @@ def _draw_elbo_of_runs(axes: Axes, runs: Mapping[str, Sequence[Mapping[str, Any]
         label = f"{name}, {curves[name][:, 1].max():.2f}"
         style = {"color": color, "marker": _marker_for(curves[name]), "label": label}
         axes.plot(*curves[name].T, linestyle=dashes, linewidth=1.4, **style)
-    # What the first epochs look like would squeeze the rest.
-    highest = max(curve[:, 1].max() for curve in curves.values())
-    lowest = min(curve[len(curve) // 10 :, 1].min() for curve in curves.values())
-    axes.set_ylim(lowest, highest + 0.05 * (highest - lowest or 1.0))
+    _limit_to_later_epochs(axes, curves.values())
     axes.set_xlabel("epochs")
     axes.set_ylabel("validation ELBO (nats)")
     style_axes(axes)

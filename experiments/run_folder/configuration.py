@@ -15,6 +15,24 @@ from ml_collections import ConfigDict
 from experiments.settings.fields import defaults
 
 CONFIG_FILE = "config.json"
+# Fields that do not change what was trained; --mode=evaluate and relaunches may set them anew.
+# The place of the images is among them: a hash of their pixels says which they are.
+FREE_FIELDS = (
+    "dataset.data_dir",
+    "dataset.download",
+    "dataset.path",
+    "evaluation",
+    "sampling",
+    "paper",
+    "training.keep_checkpoints",
+    "training.sinks",
+)
+# What `--extend` may change.
+EXTENDABLE_FIELDS = (
+    "training.num_epochs",
+    "training.num_steps",
+    "training.schedule_when_extended",
+)
 
 
 def get_config(workdir: str) -> ConfigDict:

@@ -18,20 +18,26 @@ from experiments.distributed.processes import (
 from experiments.run_folder import RESULTS_FILE, exported_weights
 from experiments.run_folder.checkpoints import CHECKPOINTS, Checkpoints
 from experiments.run_folder.configuration import CONFIG_FILE
+from experiments.run_folder.continuations import read_continuations, record_continuation
 from experiments.run_folder.extension import record_extension
 from experiments.run_folder.lock import lock
-from experiments.run_folder.metrics import MetricsLogger, read_metrics
+from experiments.run_folder.metrics import TENSORBOARD_DIRECTORY, MetricsLogger, read_metrics
 from experiments.run_folder.same_run import (
     check_can_train,
     check_checkpoint,
     check_configuration_of,
 )
+from experiments.run_folder.sinks import check_sinks
+from experiments.run_folder.tensorboard import write_outcome
+from experiments.settings.checks import flat
 from experiments.system.errors import UserError
 from experiments.system.files import open_atomically, write_json_atomically
 from experiments.system.paths import check_name
 
 # What is known of weights; earlier versions did not record the command and its commit.
 _ABOUT_WEIGHTS = ("train_seconds", "command", "git_commit", "dataset_fingerprint")
+
+_FIGURES = ("nll", "elbo", "bits_per_dim", "elbo_bits_per_dim")  # of `results.json`
 
 
 def load_weights(workdir: pathlib.Path, template: Any, which: str) -> tuple[Any, dict[str, Any]]:
@@ -78,6 +84,7 @@ class RunFolder(contextlib.ExitStack):
 
     _checkpoints: Checkpoints  # once opened, in the first process
     _logger: MetricsLogger | None = None
+    _config: Any = None  # of the training
 
     def __init__(self, path: pathlib.Path):
         super().__init__()
@@ -86,10 +93,11 @@ class RunFolder(contextlib.ExitStack):
     # ------------------------------------------------------------------------- what run it holds
 
     @done_by_first_process
-    def check_can_train(self, config: Any) -> None:
+    def check_can_train(self, config: Any, *, extend: bool = False) -> None:
         """Checks, without touching the folder, that `config` may be trained there."""
         check_name(self.path)
-        check_can_train(self.path, config)
+        check_can_train(self.path, config, extend=extend)
+        check_sinks(config)
 
     @done_by_first_process
     def check_trained(self, config: Any) -> None:
@@ -102,18 +110,32 @@ class RunFolder(contextlib.ExitStack):
         self.enter_context(lock(self.path))
 
     @done_by_first_process
-    def open_for_training(self, config: Any, extension: str | None) -> None:
+    def open_for_training(
+        self, config: Any, extension: str | None, *, extend_by: tuple[int, str] | None = None
+    ) -> None:
         """Holds the lock, records what is trained and opens the checkpoints.
 
         `extension`, see `record_extension`, is None where there is none or it is not known.
+        `extend_by`, steps an epoch and the command, is given where the run may become longer.
+
+        Raises:
+            UserError: the folder belongs to a different run, or `config` is no longer than it.
         """
         self.enter_context(lock(self.path))
-        check_can_train(self.path, config)
+        check_can_train(self.path, config, extend=extend_by is not None)
+        if extend_by is not None:
+            record_continuation(self.path, config, *extend_by)
         write_json_atomically(self.path / CONFIG_FILE, config.to_dict())
         if extension is not None:
             record_extension(self.path, extension)
+        self._config = config
         keep = config.training.keep_checkpoints
         self._checkpoints = self.enter_context(Checkpoints(self.path, keep=keep))
+
+    @done_by_first_process
+    def continuations(self) -> list[dict[str, Any]]:
+        """See `read_continuations`."""
+        return read_continuations(self.path)
 
     # ------------------------------------------------------------------------- state and weights
 
@@ -181,10 +203,24 @@ class RunFolder(contextlib.ExitStack):
     @contextlib.contextmanager
     def logging_from(self, resume_step: int) -> Iterator[None]:
         """Opens the logs of a training that goes on from `resume_step`, for `log`."""
-        logger = on_first_process(lambda: MetricsLogger(self.path, resume_step=resume_step))
+        logger = on_first_process(lambda: self._new_logger(resume_step))
         with logger or contextlib.nullcontext():
             self._logger = logger
             yield
+
+    @done_by_first_process
+    def log_continuations(self, step: int, steps_per_epoch: int) -> None:
+        """Logs, at `step`, those continuations that are not in the log, as split "continuation"."""
+        known = ("from_epochs", "to_epochs", "from_steps", "to_steps", "schedule", "command")
+        logged = [r for r in read_metrics(self.path) if r.get("split") == "continuation"]
+        in_log = {record.get("to_steps") for record in logged}
+        for entry in read_continuations(self.path):
+            if entry["to_steps"] not in in_log:
+                record = {name: entry[name] for name in known}
+                self.log(step, step / steps_per_epoch, "continuation", record)
+
+    def _new_logger(self, resume_step):
+        return MetricsLogger(self.path, resume_step=resume_step, config=self._config)
 
     @skipped_by_others
     def log(self, step: int, epoch: float, split: str, metrics: Mapping[str, Any]) -> None:
@@ -204,6 +240,15 @@ class RunFolder(contextlib.ExitStack):
         write_json_atomically(self.path / RESULTS_FILE, results)
 
     @done_by_first_process
+    def show_in_tensorboard(self, config: Any, results: dict[str, Any]) -> None:
+        """Adds hyperparameters, figures of the test set and the samples to TensorBoard's log."""
+        samples = self.path / "samples.png"
+        pictures = {"samples": samples.read_bytes()} if samples.exists() else {}
+        figures = {name: results[name] for name in _FIGURES}
+        fields, directory = flat(config.to_dict()), self.path / TENSORBOARD_DIRECTORY
+        write_outcome(directory, results["step"], fields, figures, pictures)
+
+    @done_by_first_process
     def is_evaluated(self, evaluation: Any) -> bool:
         """Whether `results.json` is of the weights and of the settings `config.evaluation`."""
         path = self.path / RESULTS_FILE
@@ -212,6 +257,8 @@ class RunFolder(contextlib.ExitStack):
         try:
             results = json.loads(path.read_bytes())
             step = self._checkpoints.choose(evaluation.checkpoint)
-            return results["evaluation"] == evaluation.to_dict() and results["step"] == step
+            is_of_this_length = results.get("continuations", []) == read_continuations(self.path)
+            is_same = results["evaluation"] == evaluation.to_dict() and results["step"] == step
+            return is_same and is_of_this_length
         except (ValueError, TypeError, KeyError):  # damaged: evaluated anew
             return False

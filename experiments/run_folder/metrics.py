@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.run_folder.sinks import Sinks
 from experiments.run_folder.tensorboard import TensorBoardFile
 from experiments.system.errors import UserError
 from experiments.system.files import open_atomically, to_json
@@ -78,13 +79,16 @@ class MetricsLogger(AbstractContextManager):
     TensorBoard gets the value itself, and marks it on the curve.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int) -> None:
+    def __init__(
+        self, workdir: str | os.PathLike[str], *, resume_step: int, config: Any = None
+    ) -> None:
         """Drops the records that a resumed run will log again, and opens both logs.
 
         Args:
             workdir: Directory of the run; created if missing.
             resume_step: Step from which training goes on, 0 for a new run. Records of later
                 steps are dropped.
+            config: Of the experiment, which names further places for the records; None: nowhere.
         """
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -92,12 +96,17 @@ class MetricsLogger(AbstractContextManager):
         self._file = (workdir / METRICS_FILE).open("ab")
         try:
             self._tensorboard = TensorBoardFile(workdir / TENSORBOARD_DIRECTORY, resume_step)
+            self._sinks = None if config is None else Sinks(workdir, config, resume_step)
         except OSError:
             self._file.close()
             raise
 
     def write(
-        self, step: int, epoch: float, split: str, metrics: Mapping[str, float | Sequence[float]]
+        self,
+        step: int,
+        epoch: float,
+        split: str,
+        metrics: Mapping[str, float | Sequence[float] | str],
     ) -> None:
         """Logs `metrics` of one split, such as "train" or "validation".
 
@@ -107,7 +116,8 @@ class MetricsLogger(AbstractContextManager):
             split: Part of the data which the metrics are about.
             metrics: Numbers, or flat sequences of numbers such as the KL of each layer, by name.
                 NumPy and JAX arrays of shape [] and [n] count as such. In TensorBoard a number
-                is `split/name` and the i-th number of a sequence, from 1, is `split_name/i`.
+                is `split/name` and the i-th number of a sequence, from 1, is `split_name/i`. A
+                text is in `metrics.jsonl` alone.
 
         Raises:
             ValueError: A metric has more than one dimension, or is named like one of the keys
@@ -121,14 +131,19 @@ class MetricsLogger(AbstractContextManager):
         self._file.write(line.encode() + b"\n")
         self._file.flush()
 
-        self._tensorboard.write(int(step), _to_scalars(split, values))
+        scalars = _to_scalars(split, values)
+        self._tensorboard.write(int(step), scalars)
+        if self._sinks is not None:
+            self._sinks.write(int(step), float(epoch), split, scalars)
 
     def close(self) -> None:
-        """Flushes and closes both logs; closing again does nothing."""
+        """Flushes and closes all logs; closing again does nothing."""
         try:
             self._file.close()
         finally:
             self._tensorboard.close()
+            if self._sinks is not None:
+                self._sinks.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -140,9 +155,11 @@ def _drop_records_after(step: int, workdir: Path) -> None:
         file.writelines(json.dumps(record).encode() + b"\n" for record in kept)
 
 
-def _to_scalars(split: str, values: Mapping[str, float | list[float]]) -> dict[str, float]:
+def _to_scalars(split: str, values: Mapping[str, float | list[float] | str]) -> dict[str, float]:
     scalars = {}
     for name, value in values.items():
+        if isinstance(value, str):
+            continue
         if isinstance(value, float):
             scalars[f"{split}/{name}"] = value
             continue
@@ -152,9 +169,11 @@ def _to_scalars(split: str, values: Mapping[str, float | list[float]]) -> dict[s
     return scalars
 
 
-def _numbers(name: str, value: float | Sequence[float]) -> float | list[float]:
+def _numbers(name: str, value: float | Sequence[float] | str) -> float | list[float] | str:
     if name in _RECORD_KEYS:
         raise ValueError(f"a metric cannot be named {name!r}: it is a key of every record")
+    if isinstance(value, str):
+        return value
     array = np.asarray(value, dtype=np.float64)
     if array.ndim > 1:
         raise ValueError(

@@ -4,37 +4,39 @@ import pathlib
 from typing import Any
 
 from experiments.run_folder.checkpoints import CHECKPOINTS
-from experiments.run_folder.configuration import CONFIG_FILE, read, with_later_fields
+from experiments.run_folder.configuration import (
+    CONFIG_FILE,
+    EXTENDABLE_FIELDS,
+    FREE_FIELDS,
+    read,
+    with_later_fields,
+)
+from experiments.run_folder.continuations import read_continuations
 from experiments.settings.checks import as_json, differences
 from experiments.system.errors import UserError
 
-# Fields that do not change what was trained; --mode=evaluate and relaunches may set them anew.
-# The place of the images is among them: a hash of their pixels says which they are.
-FREE_FIELDS = (
-    "dataset.bad_files",
-    "dataset.data_dir",
-    "dataset.download",
-    "dataset.path",
-    "dataset.placement",
-    "evaluation",
-    "sampling",
-    "paper",
-    "training.keep_checkpoints",
-)
 
-
-def check_can_train(workdir: pathlib.Path, config: Any) -> None:
+def check_can_train(workdir: pathlib.Path, config: Any, *, extend: bool = False) -> None:
     """Checks, without touching the workdir, that a run with `config` may start or go on there.
 
     Raises:
-        UserError: the workdir belongs to a different run.
+        UserError: the workdir belongs to a different run; with `extend`, a run that differs in
+            more than its length, or none.
     """
     try:
         is_run = (workdir / CONFIG_FILE).exists()
     except OSError:  # an impossible name; `lock` says so
         return
-    if is_run:
+    if is_run and extend:
+        _check(workdir, config, also_free=EXTENDABLE_FIELDS)
+        read_continuations(workdir)
+    elif is_run:
         check_configuration_of(workdir, config)
+    elif extend:
+        raise UserError(
+            f"--extend: there is no run in --workdir={workdir} to train for longer; name its "
+            "--workdir, or leave out --extend"
+        )
     elif (workdir / CHECKPOINTS).is_dir() and any((workdir / CHECKPOINTS).iterdir()):
         raise UserError(
             f"--workdir={workdir} has checkpoints but no {CONFIG_FILE}; choose another one"
@@ -47,11 +49,15 @@ def check_configuration_of(workdir: pathlib.Path, config: Any) -> None:
     Raises:
         UserError: it was not, or there is none; the message names the fields that differ.
     """
+    _check(workdir, config)
+
+
+def _check(workdir, config, also_free=()):
     try:
         recorded = read(workdir)
     except ValueError as error:
         raise UserError(str(error)) from error
-    _check_same_configuration(f"--workdir={workdir} holds a run", recorded, config)
+    _check_same_configuration(f"--workdir={workdir} holds a run", recorded, config, also_free)
 
 
 def check_checkpoint(
@@ -70,14 +76,23 @@ def check_checkpoint(
         )
     if "config" in progress:  # earlier versions did not record it
         subject = f"checkpoint {(workdir / CHECKPOINTS).absolute() / str(step)} is of a run"
-        _check_same_configuration(subject, progress["config"], config)
+        # One of a run that was made longer may be older than that.
+        also_free = EXTENDABLE_FIELDS if read_continuations(workdir) else ()
+        _check_same_configuration(subject, progress["config"], config, also_free)
 
 
-def _check_same_configuration(subject, recorded, config):
-    changed = differences(as_json(config), with_later_fields(recorded), FREE_FIELDS)
-    if changed:
-        shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
-        raise UserError(
-            f"{subject} with another configuration ({shown}); "
-            "choose another --workdir, or use the configuration it was started with"
-        )
+def _check_same_configuration(subject, recorded, config, also_free):
+    ours, theirs = as_json(config), with_later_fields(recorded)
+    changed = differences(ours, theirs, (*FREE_FIELDS, *also_free))
+    if not changed:
+        return
+    shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
+    way_out = ""
+    if not differences(ours, theirs, (*FREE_FIELDS, *EXTENDABLE_FIELDS)):
+        way_out = "add --extend to train it for longer, "
+    elif also_free:
+        way_out = "--extend changes its length alone: "
+    raise UserError(
+        f"{subject} with another configuration ({shown}); {way_out}"
+        "choose another --workdir, or use the configuration it was started with"
+    )

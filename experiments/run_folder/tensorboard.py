@@ -1,4 +1,4 @@
-"""Scalars of a run for TensorBoard."""
+"""A run for TensorBoard: scalars, and what came out of it."""
 
 import contextlib
 import socket
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 FLUSH_SECONDS = 10
+_OUTCOME = "outcome.tfevents."  # start of a file's name; TensorBoard reads what has `tfevents`
 
 
 class TensorBoardFile:
@@ -59,6 +60,54 @@ class TensorBoardFile:
         from tensorboardX.proto.event_pb2 import Event
 
         self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+
+def write_outcome(
+    directory: Path,
+    step: int,
+    fields: Mapping[str, Any],
+    figures: Mapping[str, float],
+    pictures: Mapping[str, bytes],
+) -> None:
+    """Writes one event file of a finished run, in place of the one that was there.
+
+    Args:
+        directory: of all event files of the run.
+        step: of the weights that were evaluated.
+        fields: of the configuration, by their paths: the hyperparameters.
+        figures: of the test set, by their names; `test/NAME` there.
+        pictures: PNG files by their names.
+    """
+    with _without_torch():
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.summary import hparams
+
+    scalars = {f"test/{name}": value for name, value in figures.items()}
+    texts = {name: v if isinstance(v, int | float) else str(v) for name, v in fields.items()}
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+    for name, content in pictures.items():
+        width, height = (int.from_bytes(content[start : start + 4]) for start in (16, 20))
+        image = Summary.Image(
+            encoded_image_string=content, width=width, height=height, colorspace=3
+        )
+        values.append(Summary.Value(tag=name, image=image))
+    directory.mkdir(parents=True, exist_ok=True)
+    for former in directory.glob(f"{_OUTCOME}*"):
+        former.unlink()
+    name = f"{_OUTCOME}{int(time.time())}.{socket.gethostname()}"
+    records = RecordWriter(str((directory / name).absolute()))
+    try:
+        for event in (
+            Event(file_version="brain.Event:2"),
+            *(Event(summary=part) for part in hparams(texts, scalars)),
+            Event(step=step, summary=Summary(value=values)),
+        ):
+            event.wall_time = time.time()
+            records.write(event.SerializeToString())
+    finally:
+        records.close()
 
 
 @contextlib.contextmanager

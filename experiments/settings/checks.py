@@ -38,7 +38,7 @@ def check_configuration(config: Any) -> None:
             "config.dataset.condition='affine' tells how images were turned, and "
             "config.dataset.random_affine=0.0 turns none; choose a share above 0, or condition=''"
         )
-    for path in _flat(fields):
+    for path in flat(fields):
         if path not in FIELDS and path.partition(".")[0] != "model":
             raise UserError(f"config.{path} is not a field{nearest(path, FIELDS)}")
 
@@ -56,7 +56,7 @@ def differences(ours: Mapping, theirs: Mapping, ignored: tuple[str, ...] = ()) -
         theirs: the same.
         ignored: paths (with all below them) that do not count.
     """
-    ours, theirs = _flat(ours), _flat(theirs)
+    ours, theirs = flat(ours), flat(theirs)
     missing = "(missing)"
     return [
         f"{path}: {theirs.get(path, missing)!r} -> {ours.get(path, missing)!r}"
@@ -66,14 +66,15 @@ def differences(ours: Mapping, theirs: Mapping, ignored: tuple[str, ...] = ()) -
     ]
 
 
-def _flat(tree, prefix=""):
-    flat = {}
+def flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Values of nested mappings by their paths, 'section.field'."""
+    values = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
+            values.update(flat(value, f"{prefix}{name}."))
         else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+            values[f"{prefix}{name}"] = value
+    return values
 
 
 def _get(config, path):

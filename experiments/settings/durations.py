@@ -56,6 +56,17 @@ def total_training_steps(training: Any, steps_per_epoch: int) -> int:
     return total_steps
 
 
+def horizon_steps(training: Any, *, steps_per_epoch: int, total_steps: int) -> int:
+    """Optimizer steps that schedules and percentages take for the whole training, at least 1."""
+    steps = duration_in_steps(
+        "config.training.schedule_horizon",
+        training.schedule_horizon,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+    return max(steps, 1)
+
+
 def _is_duration(value: Any) -> bool:
     try:
         duration_in_steps("duration", value, steps_per_epoch=1, total_steps=1)

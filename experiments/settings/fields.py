@@ -31,6 +31,13 @@ FRACTION = Rule("a number from 0 to 1", lambda v: is_number(v) and 0 <= v <= 1)
 CONDITIONS = ("affine", "label")
 CONDITION = Rule("'' (none), affine or label", lambda v: v in ("", *CONDITIONS), CONDITIONS)
 NUMBER_OR_NONE = Rule("a number or None", lambda v: v is None or is_number(v))
+SINK_NAMES = ("csv", "wandb", "mlflow")
+SINKS = Rule(
+    f"'' (none), or any of {', '.join(SINK_NAMES)}, with commas between",
+    lambda v: (
+        isinstance(v, str) and (not v or set(SINK_NAMES) >= {n.strip() for n in v.split(",")})
+    ),
+)
 VALIDATION_SIZE = Rule(
     "a number of examples above 0, or a fraction between 0 and 1",
     lambda v: is_number(v) and v > 0 and (v < 1 or float(v).is_integer()),
@@ -117,6 +124,18 @@ class Training:
     )
     num_epochs: int = setting(30, "Length of the training.", POSITIVE_INT)
     num_steps: int = setting(0, "Its length in updates; 0: `num_epochs` says it.", NATURAL)
+    schedule_horizon: str = setting(
+        "100%",
+        "What the schedules, and all durations in percent, take for the whole training: a share of "
+        "it, or a length of its own.",
+        INTERVAL,
+    )
+    schedule_when_extended: str = setting(
+        "hold",
+        "The learning rate of what `--extend` adds: where the schedule ended; or the schedule anew "
+        "over the added steps, warm-up and fall.",
+        one_of("hold", "restart"),
+    )
     num_train_samples: int = setting(
         1, "Samples of the codes per image; above 1: the importance-weighted bound.", POSITIVE_INT
     )
@@ -164,6 +183,9 @@ class Training:
     checkpoint_every: str = setting("1 epochs", "How often a checkpoint is saved.", INTERVAL)
     keep_checkpoints: int = setting(
         2, "How many of the latest checkpoints stay; so does the best one.", POSITIVE_INT
+    )
+    sinks: str = setting(
+        "", "Where records also go: any of csv, wandb and mlflow, with commas between.", SINKS
     )
 
 

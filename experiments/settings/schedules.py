@@ -39,6 +39,11 @@ def learning_rate_schedule(
     return optax.join_schedules([before, after], [warmup])
 
 
+def followed_by(first: optax.Schedule, start: int, second: optax.Schedule) -> optax.Schedule:
+    """`first` until step `start`, and from there `second` from its own step 0."""
+    return lambda step: jnp.where(step < start, first(step), second(jnp.maximum(step - start, 0)))
+
+
 def kl_weight_schedule(training: Any, *, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
     """The weight of the KL: from `kl_weight_start` to 1, linearly over `kl_warmup`."""
     steps = duration_in_steps(

@@ -3,8 +3,7 @@
 import dataclasses
 import functools
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,15 +24,20 @@ from experiments.system.errors import UserError
 from experiments.system.git import git_commit
 from experiments.training import stream
 from experiments.training.evaluation import Evaluator, bits_per_dim
+from experiments.training.requirements import (
+    check_images,
+    check_pieces,
+    check_size,
+    check_weight_decay,
+)
 from experiments.training.state import TrainState, count_parameters, init_state, state_template
 from experiments.training.step import StepSettings, create_train_dispatch
 from sere_jax.bijector import BIJECTORS
 from sere_jax.compilation import jit
-from sere_jax.data_layer import DATA_LAYERS, data_space_of
+from sere_jax.data_layer import DATA_LAYERS
 from sere_jax.functions import SYSTEMS
 from sere_jax.networks.family import NETWORKS
 from sere_jax.partition import PARTITIONS
-from sere_jax.sere_vae import SeReVAE
 
 NUM_VOLUME_IMAGES = 5000
 NUM_WHITENED_IMAGES = 50_000  # at most, that flows with direct connections start from
@@ -48,6 +52,7 @@ class Experiment:
     model: sere_jax.LatentVariableModel
     steps_per_epoch: int
     total_steps: int
+    horizon_steps: int  # what schedules and percentages take for the whole training
     learning_rate: optax.Schedule
     kl_weight: optax.Schedule
     git_commit: str  # of the code
@@ -184,7 +189,7 @@ class Experiment:
             f"config.{section}.{field}",
             self.config[section][field],
             steps_per_epoch=self.steps_per_epoch,
-            total_steps=self.total_steps,
+            total_steps=self.horizon_steps,
         )
 
     def interval_in_steps(self, section: str, field: str) -> int:
@@ -236,6 +241,33 @@ class Experiment:
         return not packages <= {"sere_jax", "experiments"}
 
 
+def planned(
+    training: Any, steps_per_epoch: int, first_total: int, restarts: Sequence[tuple[int, int]]
+) -> dict[str, Any]:
+    """The horizon and the schedules of a training, by the names of their fields.
+
+    Args:
+        training: `config.training`.
+        steps_per_epoch: optimizer steps an epoch.
+        first_total: optimizer steps of the training as it was begun.
+        restarts: step at which the learning rate begins anew, and for how many steps.
+    """
+    steps = {"steps_per_epoch": steps_per_epoch, "total_steps": first_total}
+    horizon = durations.horizon_steps(training, **steps)
+    steps["total_steps"] = horizon
+    rate = schedules.learning_rate_schedule(training, **steps)
+    for start, length in restarts:
+        again = schedules.learning_rate_schedule(
+            training, steps_per_epoch=steps_per_epoch, total_steps=length
+        )
+        rate = schedules.followed_by(rate, start, again)
+    return {
+        "horizon_steps": horizon,
+        "learning_rate": jax.jit(rate),
+        "kl_weight": jax.jit(schedules.kl_weight_schedule(training, **steps)),
+    }
+
+
 def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
     """Checks the configuration, loads the data and creates the model.
 
@@ -255,91 +287,21 @@ def create_experiment(config: Any, *, to_train: bool = True) -> Experiment:
             f"{num_devices()} devices; choose {max(1, batch_size // num_devices()) * num_devices()}"
         )
     if to_train:
-        _check_pieces(config.training)
+        check_pieces(config.training)
     model = sere_jax.create_model(config)
-    _check_size(model)
-    _check_weight_decay(config.training, model)
+    check_size(model)
+    check_weight_decay(config.training, model)
     dataset = load_dataset(config.dataset, tuple(config.model.data_shape))
-    _check_images(config, model, dataset)
+    check_images(config, model, dataset)
     check_condition(config, dataset)
     steps_per_epoch = len(dataset.train) // batch_size
     total_steps = durations.total_training_steps(config.training, steps_per_epoch)
-    steps = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
     return Experiment(
         config=config,
         dataset=dataset,
         model=model,
-        learning_rate=jax.jit(schedules.learning_rate_schedule(config.training, **steps)),
-        kl_weight=jax.jit(schedules.kl_weight_schedule(config.training, **steps)),
-        **steps,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
         git_commit=commit,
+        **planned(config.training, steps_per_epoch, total_steps, ()),
     )
-
-
-def _check_pieces(training: Any) -> None:
-    device_batch = training.batch_size // num_devices()
-    if device_batch % training.accumulate_steps:
-        small = {n for n in range(1, math.isqrt(device_batch) + 1) if device_batch % n == 0}
-        allowed = sorted(small | {device_batch // n for n in small})
-        raise UserError(
-            f"config.training.accumulate_steps={training.accumulate_steps} does not divide the "
-            f"{device_batch} images of a device's part of the batch; choose one of "
-            f"{', '.join(map(str, allowed))}"
-        )
-
-
-def _check_weight_decay(training: Any, model: sere_jax.LatentVariableModel) -> None:
-    if training.weight_decay and model.config.flow_direct_connections:
-        raise UserError(
-            f"config.training.weight_decay={training.weight_decay} would shrink the linear "
-            "autoregression that flow_direct_connections=True starts from, which is not trained; "
-            "set it to 0, or config.model.flow_direct_connections to False"
-        )
-    if training.weight_decay_on == "generative" and not isinstance(model, SeReVAE):
-        raise UserError(
-            "config.training.weight_decay_on='generative' means nothing to "
-            f"config.model.system={model.config.system!r}; choose 'all' or 'kernels', or "
-            "system='sere_vae'"
-        )
-
-
-def _check_images(config: Any, model: sere_jax.LatentVariableModel, dataset: Dataset) -> None:
-    name, batch_size = config.dataset.name, config.training.batch_size
-    if dataset.image_shape != tuple(config.model.data_shape):
-        raise UserError(
-            f"config.model.data_shape={tuple(config.model.data_shape)} does not fit the images of "
-            f"{name!r}, which have the shape {dataset.image_shape}"
-        )
-    max_value = data_space_of(model.config).max_value
-    if max_value not in (None, dataset.max_value):
-        raise UserError(
-            f"config.model.data_layer={config.model.data_layer!r} models the values 0 to "
-            f"{max_value}, the images of {name!r} have 0 to {dataset.max_value}; "
-            "choose 'bernoulli' or 'gaussian'"
-        )
-    num_examples = config.evaluation.num_examples
-    if num_examples > len(dataset.test):
-        raise UserError(
-            f"config.evaluation.num_examples={num_examples} exceeds the {len(dataset.test)} test "
-            f"images of {name!r}; choose at most {len(dataset.test)}, or 0 for all"
-        )
-    if batch_size > len(dataset.train):
-        raise UserError(
-            f"config.training.batch_size={batch_size} exceeds the {len(dataset.train)} training "
-            f"examples of {name!r}; choose at most {len(dataset.train)}"
-        )
-
-
-def _check_size(model: sere_jax.LatentVariableModel) -> None:
-    """Refuses a model whose training state exceeds the memory of the machine."""
-    shapes = jax.eval_shape(functools.partial(sere_jax.init, model), jax.random.key(0))
-    # Parameters, their averages and the optimizer's two moments, float32.
-    needed = 16 * count_parameters(shapes)
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > present:
-        raise UserError(
-            f"config.model with num_layers={model.config.num_layers}, latent_shape="
-            f"{model.config.latent_shape} and hidden_size={model.config.hidden_size} takes "
-            f"{needed / 1e9:.3g} GB of memory to train, this machine has {present / 1e9:.3g} GB; "
-            "lower one of them"
-        )

@@ -41,6 +41,7 @@ def train_to_last_step(experiment: Experiment, folder: RunFolder, command: str) 
         Interruption() as interruption,
         progress_bar(total, step, folder.path.name, disable=not is_first_process()) as bar,
     ):
+        folder.log_continuations(step, experiment.steps_per_epoch)
         bar.set_postfix_str("compiling")
         while training.step < total:
             num_steps = training.dispatch()

@@ -15,7 +15,12 @@ MANY_GREY_PIXELS = 0.5  # photographs have 0.8, digits of 8 x 8 pixels 0.35
 
 def unusual_settings(experiment: Experiment) -> list[str]:
     """What to tell the user of a training, a sentence each."""
-    return [*_of_pixels(experiment), *_of_durations(experiment), *_of_the_best(experiment)]
+    return [
+        *_of_pixels(experiment),
+        *_of_durations(experiment),
+        *_of_initial_weights(experiment),
+        *_of_the_best(experiment),
+    ]
 
 
 def _of_pixels(experiment: Experiment) -> Iterator[str]:
@@ -44,6 +49,17 @@ def _of_durations(experiment: Experiment) -> Iterator[str]:
                 f"config.training.{field}={experiment.config.training[field]!r} is no shorter than "
                 f"the training of {experiment.total_steps} steps: {outcome}"
             )
+
+
+def _of_initial_weights(experiment: Experiment) -> Iterator[str]:
+    training = experiment.config.training
+    warms_up = experiment.duration_in_steps("training", "kl_warmup") > 0
+    if training.initial_weights and warms_up and training.kl_weight_start < 1:
+        yield (
+            f"config.training.initial_weights={training.initial_weights!r} are trained, and "
+            f"config.training.kl_warmup={training.kl_warmup!r} begins again with a weight of "
+            f"{training.kl_weight_start:g} of the KL; kl_warmup='0 steps' keeps it at 1"
+        )
 
 
 def _of_the_best(experiment: Experiment) -> Iterator[str]:

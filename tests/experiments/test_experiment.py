@@ -158,3 +158,16 @@ def test_figures_of_a_run_in_bfloat16_are_those_of_its_weights_in_float32():
     (elbo, bounds), (elbo_in_bfloat16, bounds_in_bfloat16) = figures
     np.testing.assert_array_equal(elbo.per_image, elbo_in_bfloat16.per_image)
     np.testing.assert_array_equal(bounds, bounds_in_bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("kl_warmup", "start", "num"), [("50%", 0.2, 1), ("0%", 0.2, 0), ("5%", 1, 0)]
+)
+def test_a_kl_warmup_that_begins_again_from_other_weights_is_told(kl_warmup, start, num):
+    config = digits.get_config()
+    config.training.update(
+        initial_weights="runs/a", kl_warmup=kl_warmup, kl_weight_start=float(start)
+    )
+    told = [s for s in unusual_settings(create_experiment(config)) if "initial_weights" in s]
+    assert len(told) == num
+    assert all(words in told[0] for words in ("'runs/a'", "'50%'", "0.2", "'0 steps'")[: 4 * num])

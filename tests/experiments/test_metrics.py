@@ -15,9 +15,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
+from PIL import Image
+from tensorboardX.proto import event_pb2, plugin_hparams_pb2
 
 from experiments.run_folder.metrics import MetricsLogger, read_metrics
+from experiments.run_folder.tensorboard import write_outcome
 from experiments.system.errors import UserError
 from experiments.system.files import open_atomically, write_json_atomically
 from experiments.system.progress import progress_bar
@@ -45,6 +47,36 @@ def tensorboard_scalars(workdir):
         for value in event.summary.value:
             scalars[value.tag, event.step] = value.simple_value
     return scalars
+
+
+def test_tensorboard_has_hyperparameters_test_figures_and_samples(uninterrupted):
+    (path,) = (uninterrupted / "tensorboard").glob("outcome.tfevents.*")
+    results = json.loads((uninterrupted / "results.json").read_text())
+    values, steps = {}, {}
+    for event in read_event_file(path):
+        values |= {value.tag: value for value in event.summary.value}
+        steps |= {value.tag: event.step for value in event.summary.value}
+    for name in ("nll", "elbo", "bits_per_dim"):
+        assert values[f"test/{name}"].simple_value == np.float32(results[name])
+        assert steps[f"test/{name}"] == results["step"]
+    shown = values["samples"].image
+    assert shown.encoded_image_string == (uninterrupted / "samples.png").read_bytes()
+    with Image.open(uninterrupted / "samples.png") as samples:
+        assert (shown.width, shown.height) == samples.size
+    content = values["_hparams_/session_start_info"].metadata.plugin_data.content
+    start = plugin_hparams_pb2.HParamsPluginData.FromString(content).session_start_info
+    config = json.loads((uninterrupted / "config.json").read_text())
+    assert start.hparams["training.num_steps"].number_value == 60
+    assert start.hparams["training.optimizer"].string_value == config["training"]["optimizer"]
+    assert start.hparams["model.latent_shape"].string_value == "(2,)"
+
+
+def test_an_outcome_takes_the_place_of_the_former_one(tmp_path):
+    for nll in (3.0, 2.0):
+        write_outcome(tmp_path, 7, {"seed": 0}, {"nll": nll}, {})
+    (path,) = tmp_path.iterdir()
+    values = [value for event in read_event_file(path) for value in event.summary.value]
+    assert [v.simple_value for v in values if v.tag == "test/nll"] == [2.0]
 
 
 def test_lines_are_json_objects_with_step_epoch_and_split_first(tmp_path):

@@ -1,0 +1,57 @@
+"""Prints what differs between runs and what came out, and draws their learning curves.
+
+    python -m experiments.compare runs/digits runs/digits-learning_rate=3e-3
+
+Runs may be under way, finished, or kept in results/; their folders are only read.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from experiments.reporting.charts import save_labelled_curves
+from experiments.reporting.comparison import aligned, read_runs, rows
+from experiments.system import console
+from experiments.system.errors import USER_ERROR, UserError
+from experiments.system.paths import local_path
+
+
+def compare(folders: list[pathlib.Path], picture: pathlib.Path) -> str:
+    """Draws the picture and returns the table and a line about the picture.
+
+    Raises:
+        UserError: a folder holds no run.
+    """
+    runs = read_runs(folders)
+    text = "\n".join(aligned(*rows(runs)))
+    if not picture.parent.is_dir():
+        raise UserError(f"--picture={picture}: there is no folder {picture.parent}; create it")
+    if not save_labelled_curves({run.name: run.metrics for run in runs}, picture):
+        return f"{text}\nno picture: none of them has logged an ELBO yet"
+    return f"{text}\nlearning curves in {picture}"
+
+
+def main() -> None:
+    """Reads the arguments; what is wrong with them is one line on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", nargs="+", help="folder of a run")
+    parser.add_argument("--picture", default="compare.png", help="PNG file of the curves")
+    arguments = parser.parse_args()
+    try:
+        folders = [local_path(run, "RUN") for run in dict.fromkeys(arguments.run)]
+        print(compare(folders, local_path(arguments.picture, "--picture")))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+
+
+if __name__ == "__main__":
+    console.make_robust()
+    main()

@@ -1,0 +1,127 @@
+"""Several runs beside each other: `python -m experiments.compare`."""
+
+import gzip
+import itertools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import digits
+from experiments.reporting.charts import spread
+from experiments.reporting.comparison import read_runs, rows
+from experiments.settings.checks import as_json
+
+RESULTS = {
+    "nll": 80.0,
+    "nll_stderr": 0.25,
+    "elbo": -81.5,
+    "bits_per_dim": 0.15,
+    "train_seconds": 90,
+    "epoch": 30.0,
+}
+
+
+def _write(folder, epochs, results=None, packed=False, **training):
+    config = digits.get_config()
+    config.training.update(training)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(as_json(config)))
+    records = [
+        {"step": 7 * e, "epoch": float(e), "split": split, "elbo": -100 + (e if e < 20 else -e)}
+        for e in range(1, epochs + 1)
+        for split in ("train", "validation")
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    if packed:
+        (folder / "metrics.jsonl.gz").write_bytes(gzip.compress(lines))
+    elif epochs:
+        (folder / "metrics.jsonl").write_bytes(lines)
+    if results:
+        (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A finished run, one that is kept, one under way and one that has only begun."""
+    return [
+        _write(tmp_path / "finished", 30, RESULTS, num_epochs=30),
+        _write(tmp_path / "kept", 30, RESULTS, packed=True, num_epochs=30, learning_rate=3e-3),
+        _write(tmp_path / "under_way", 4, num_epochs=30, optimizer="adamax"),
+        _write(tmp_path / "begun", 0, num_epochs=30),
+    ]
+
+
+def test_the_table_has_what_differs_and_what_came_out(folders):
+    columns, cells = rows(read_runs(folders))
+    assert columns[:3] == ["run", "optimizer", "learning_rate"]
+    assert columns[3] == "epochs"  # nothing else differs
+    done = ["30", "-81.00 (epoch 19)", "80.00 ± 0.25", "-81.50", "0.1500", "1.5"]
+    own = str(digits.get_config().training.learning_rate)
+    assert cells == [
+        ["finished", "adam", own, *done],
+        ["kept", "adam", "0.003", *done],
+        ["under_way", "adamax", own, "4 of 30", "-96.00 (epoch 4)", "-", "-", "-", "-"],
+        ["begun", "adam", own, "0", "-", "-", "-", "-", "-"],
+    ]
+
+
+def test_runs_of_one_name_have_their_paths(tmp_path):
+    folders = [_write(tmp_path / side / "run", 1) for side in "ab"]
+    assert [run.name for run in read_runs(folders)] == [str(folder) for folder in folders]
+
+
+def test_an_earlier_configuration_has_the_defaults_of_later_fields(folders):
+    path = folders[0] / "config.json"
+    recorded = json.loads(path.read_text())
+    del recorded["training"]["schedule_horizon"]
+    path.write_text(json.dumps(recorded))
+    columns, _ = rows(read_runs(folders))
+    assert columns[:4] == ["run", "optimizer", "learning_rate", "epochs"]
+
+
+def _compare(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.compare", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_prints_and_draws_and_leaves_the_runs_alone(folders, tmp_path):
+    before = {path: path.read_bytes() for f in folders for path in f.iterdir()}
+    picture = tmp_path / "curves.png"
+    finished = _compare(*folders, f"--picture={picture}")
+    assert finished.returncode == 0, finished.stderr
+    assert [line.split("|")[1].strip() for line in finished.stdout.splitlines()[2:-1]] == [
+        folder.name for folder in folders
+    ]
+    with Image.open(picture) as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    # One colour for each run that has a curve: their hues are far from the axes' greys.
+    coloured = pixels[np.ptp(pixels.astype(int), axis=1) > 60]
+    assert len(np.unique(coloured // 64, axis=0)) >= 3
+    assert {path: path.read_bytes() for f in folders for path in f.iterdir()} == before
+
+
+def test_a_folder_that_is_no_run_is_one_line(folders, tmp_path):
+    finished = _compare(folders[0], tmp_path, f"--picture={tmp_path / 'curves.png'}")
+    assert finished.returncode == 2
+    assert finished.stderr.startswith(f"error: {tmp_path} is no run")
+    assert finished.stderr.count("\n") == 1 and not (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("heights", [[0.5] * 4, [0.0, 0.01, 1.0, 0.99], [0.9, 0.2, 0.1, 0.9]])
+def test_labels_keep_their_order_and_a_distance(heights):
+    places = spread(heights, 0.1)
+    assert np.all((places >= 0) & (places <= 1))
+    for one, other in itertools.combinations(range(4), 2):
+        assert abs(places[one] - places[other]) >= 0.1 - 1e-9
+        assert heights[one] == heights[other] or (
+            (places[one] < places[other]) == (heights[one] < heights[other])
+        )
