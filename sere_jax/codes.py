@@ -48,6 +48,8 @@ def encode(
     were found so, and z_l = f_l(ε_l). Of `iaf_vae` and `relaxed_bernoulli_vae`, whose q is a
     transformation of noise, z is what noise 0 gives.
 
+    To describe images it is better than a sample of z: docs/model.md has figures.
+
     Args:
         x: [B, *data_shape] in data space.
         condition: [B, C].
