@@ -30,7 +30,7 @@ def loss_by_rounding(
     """
     size = model.config.condition_size
     labels = np.arange(NUM_IMAGES) % size if config.dataset.condition == "label" else None
-    given = {"condition": condition_rows(labels, NUM_IMAGES, size)}
+    given: dict[str, Any] = {"condition": condition_rows(labels, NUM_IMAGES, size)}
     x = sere_jax.sample(model, params, jax.random.key(0), NUM_IMAGES, **given)
     of_both = [
         sere_jax.log_likelihood(model, weights, x, jax.random.key(1), NUM_SAMPLES, **given)

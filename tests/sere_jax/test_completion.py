@@ -26,7 +26,7 @@ MODELS = {
     "iaf": {"system": "iaf_vae", "num_flows": 2, **ONE},
     "relaxed bernoulli": {"system": "relaxed_bernoulli_vae", **ONE},
 }
-NUM_CHAINS, NUM_STEPS = 2500, 40
+NUM_CHAINS, NUM_STEPS = 4000, 60
 
 
 def with_wide_posteriors(params):
