@@ -102,9 +102,11 @@ def complete(
     return _complete(model, as_parameters(params), x, known, keys, num_steps, condition)
 
 
-class _State(NamedTuple):
-    x: Array
-    coordinates: Any  # of the codes
+class State(NamedTuple):
+    """Of B chains."""
+
+    x: Array  # the current completions
+    coordinates: Any  # of the codes, see `LatentVariableModel.coordinates`
 
 
 @jit(static_argnums=(0,))
@@ -121,33 +123,48 @@ def _complete(
     noise = sample_noise(model, keys, 0)
     start = call(noise, block_keys(model, keys), method="generate")[0]
     x = jnp.where(observed, x, start.astype(x.dtype))
-    state = _State(x, call(x, noise, method="coordinates"))
+    state = State(x, call(x, noise, method="coordinates"))
+    state = advance(model, params, state, observed, keys, num_steps, condition)
+    return state.x.astype(start.dtype)
 
-    def step(number: Array, state: _State) -> _State:
+
+def advance(
+    model: LatentVariableModel,
+    params: Params,
+    state: State,
+    observed: Array,
+    keys: Array,
+    num_steps: Array | int,
+    condition: Array | None,
+) -> State:
+    """The state after so many steps of `complete`."""
+    call = functools.partial(apply, model, params, condition=condition)
+
+    def step(number: Array, state: State) -> State:
         step_keys = _folded(keys, number + 1)
         state = _move_codes(model, call, state, step_keys)
         return _move_pixels(model, call, state, step_keys, ~observed)
 
-    return jax.lax.fori_loop(0, num_steps, step, state).x.astype(start.dtype)
+    return jax.lax.fori_loop(0, num_steps, step, state)
 
 
 def _move_codes(
-    model: LatentVariableModel, call: Callable[..., Any], state: _State, keys: Array
-) -> _State:
+    model: LatentVariableModel, call: Callable[..., Any], state: State, keys: Array
+) -> State:
     """(2) of `complete`."""
     x, codes = state
     proposed = call(x, sample_noise(model, keys, 0), method="coordinates")
     log_ratio = call(x, proposed, method="log_weight") - call(x, codes, method="log_weight")
-    return _State(x, _chosen(_is_accepted(keys, log_ratio), proposed, codes))
+    return State(x, _chosen(_is_accepted(keys, log_ratio), proposed, codes))
 
 
 def _move_pixels(
     model: LatentVariableModel,
     call: Callable[..., Any],
-    state: _State,
+    state: State,
     keys: Array,
     missing: Array,
-) -> _State:
+) -> State:
     """(3) of `complete`."""
     group_of_pixel, num_groups = _groups(model)
 
@@ -171,7 +188,7 @@ def _move_pixels(
 
     start = (state.x, redraw(state.x, 0))
     (x, _), _ = jax.lax.scan(move, start, jnp.arange(num_groups))
-    return _State(x, state.coordinates)
+    return State(x, state.coordinates)
 
 
 def _groups(model: LatentVariableModel) -> tuple[np.ndarray, int]:

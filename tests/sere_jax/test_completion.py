@@ -1,5 +1,7 @@
 """Completion: the limit of the chain is the exact conditional, which is enumerated."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from enumeration import all_images, mean_and_standard_error, replicated, rows
 from scipy import stats
 
 import sere_jax
+from sere_jax.completion import State, advance
 from sere_jax.inputs import block_keys, example_keys, sample_noise
 from sere_jax.model import apply
 
@@ -26,7 +29,9 @@ MODELS = {
     "iaf": {"system": "iaf_vae", "num_flows": 2, **ONE},
     "relaxed bernoulli": {"system": "relaxed_bernoulli_vae", **ONE},
 }
-NUM_CHAINS, NUM_STEPS = 4000, 60
+# Those whose chains forget their start within as many steps as a test can take.
+WELL_MIXED = ["paper", "everything coupled", "all blocks", "ladder", "iaf", "relaxed bernoulli"]
+NUM_CHAINS, NUM_STEPS, NUM_DRAWS = 3000, 40, 20_000
 
 
 def with_wide_posteriors(params):
@@ -70,7 +75,71 @@ def frequencies(completed, images):
     return matches.mean(axis=0)
 
 
+def draw_from_the_joint(model, params, num, key, given):
+    """Images and coordinates of their codes, exactly from p(z, x), as `sample` draws them."""
+    keys = example_keys(key, num)
+    noise = sample_noise(model, keys, 0)
+    x = apply(model, params, noise, block_keys(model, keys), method="generate", **given)[0]
+    system = model.config.system
+    if system == "ladder_vae":
+        return x, apply(model, params, noise, None, method="_top_down")[0]
+    if system == "iaf_vae":
+        return x, noise[0]
+    if system == "relaxed_bernoulli_vae":
+        uniform = stats.norm.cdf(np.float64(noise[0]))
+        return x, np.float32(np.log(uniform / (1 - uniform)) / model.config.prior_temperature)
+    # A posterior with δμ = 0 and δσ = 1 is the prior given the blocks of x.
+    layers = params["hierarchy"]["layers"]
+    network = layers["posterior"]["network"]
+    head = network[max(network)]
+    bias = np.zeros(head["bias"].shape, np.float32)
+    bias[..., bias.shape[-1] // 2 :] = 50.0
+    constant = {"kernel": np.zeros_like(head["kernel"]), "bias": bias}
+    posterior = {"network": {**network, max(network): constant}}
+    as_prior = {"hierarchy": {**params["hierarchy"], "layers": {**layers, "posterior": posterior}}}
+    return x, apply(model, as_prior, x, noise, method="coordinates", **given)
+
+
+def counts(x):
+    """How often each binary image [2^D] is in x [B, ...]."""
+    flat = np.asarray(x, int).reshape(len(x), -1)
+    return np.bincount(flat @ (1 << np.arange(flat.shape[1])), minlength=1 << flat.shape[1])
+
+
+def p_value_of_two_samples(first, second):
+    """χ² test that two arrays of counts are of one distribution."""
+    table = np.stack([first, second])
+    return stats.chi2_contingency(table[:, table.sum(axis=0) > 0]).pvalue
+
+
 @pytest.mark.parametrize("name", MODELS)
+def test_what_is_drawn_from_the_model_stays_so(random_model, name):
+    """Stationarity, whatever q is: p(z, x), and with it every p(z, m | o), is left as it is."""
+    model, params = random_model(**MODELS[name])
+    given = {"condition": None}
+    if model.config.condition_size:
+        given["condition"] = rows((1.0, -0.5), NUM_DRAWS)
+
+    def draw(key):
+        return draw_from_the_joint(model, params, NUM_DRAWS, key, given)
+
+    key = jax.random.key(3)
+    reference = counts(draw(jax.random.key(4))[0])
+    for observed in masks(model.config):
+        x, codes = draw(key)
+        keys = example_keys(jax.random.fold_in(key, 1), NUM_DRAWS)
+        state = run(model, params, State(x, codes), observed, keys, given["condition"])
+        np.testing.assert_array_equal(np.asarray(state.x)[:, observed], np.asarray(x)[:, observed])
+        assert (np.asarray(state.x) != np.asarray(x)).mean() > 0.02  # the chain moves
+        assert p_value_of_two_samples(counts(state.x), reference) > 1e-4
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(model, params, state, observed, keys, condition):
+    return advance(model, params, state, observed, keys, 4, condition)
+
+
+@pytest.mark.parametrize("name", WELL_MIXED)
 def test_completions_are_as_frequent_as_the_exact_conditional_says(random_model, name):
     is_sere_vae = "system" not in MODELS[name]
     wide = {"residual_scale_start": 0.9} if is_sere_vae else {}
