@@ -32,6 +32,7 @@ from experiments.system.errors import (
 )
 from experiments.system.paths import local_path
 from sere_jax.config import ConfigError
+from sere_jax.rules import STORED_AS
 
 _MODES = ("train", "evaluate", "sample", "report", "export")
 
@@ -52,7 +53,10 @@ _MODE = flags.DEFINE_enum(
     "train",
     _MODES,
     "train: train (or resume), then evaluate; evaluate: the test set anew; sample: draw images; "
-    "report: write report.html anew; export: write the weights to one file.",
+    "report: write report.html anew; export: write the weights to one file, and a model card.",
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float16", STORED_AS, "Type of the exported weights; --mode=export says the loss."
 )
 _EXTEND = flags.DEFINE_boolean(
     "extend",
@@ -96,6 +100,8 @@ def main(_: list[str]) -> None:
         arguments = (_CONFIG.value, workdir, command)
         if _MODE.value == "train":
             modes.train(*arguments, config_argument=_config_argument(), extend=_EXTEND.value)
+        elif _MODE.value == "export":
+            modes.export(*arguments, dtype=_DTYPE.value)
         else:
             getattr(modes, _MODE.value)(*arguments)
     except (UserError, ConfigError) as error:
@@ -141,6 +147,11 @@ def parse_flags(argv: list[str]) -> list[str]:
         _fail(f"--config is missing; {way_out}", USER_ERROR)
     if _EXTEND.value and _MODE.value != "train":
         _fail(f"--extend trains, and --mode={_MODE.value} does not; leave out one", USER_ERROR)
+    if flags.FLAGS["dtype"].present and _MODE.value != "export":
+        _fail(
+            f"--dtype={_DTYPE.value} means nothing to --mode={_MODE.value}; leave it out",
+            USER_ERROR,
+        )
     if _WORKDIR.value is not None and not _WORKDIR.value.strip():
         _fail(
             f"--workdir={_WORKDIR.value!r} has no name; name a folder, or leave it out for "
