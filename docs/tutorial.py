@@ -136,6 +136,8 @@ sheets.save_comparison(rows, folder / "codes.png")
 values = np.linspace(-2, 2, 10)
 ways = [sere_jax.traverse(model, params, x[0], 0, i, values, key, expected=True) for i in range(4)]
 sheets.save_image_grid(np.concatenate(ways), folder / "traversals.png", num_columns=10)
+show("codes.png")
+show("traversals.png")
 
 # %% [markdown]
 # ## Change the model, and load a trained one

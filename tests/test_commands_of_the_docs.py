@@ -22,12 +22,13 @@ NOT_HERE = ("[", "--distributed", "results/")  # a synopsis; a cluster; kept wei
 
 
 def launches():
-    """The commands in their order; those that end with & go together with the next one."""
-    together = []
+    """The commands in their order, each once; those that end with & go with the next one."""
+    together, seen = [], set()
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for line in "\n".join(page.read_text() for page in pages).splitlines():
         found = LAUNCH.match(line)
-        if found and not any(part in found[1] for part in NOT_HERE):
+        if found and found[1] not in seen and not any(part in found[1] for part in NOT_HERE):
+            seen.add(found[1])
             together.append(found[1])
             if not line.endswith("&"):
                 yield together
@@ -68,7 +69,8 @@ def test_it_runs(clone, commands):
     for command in commands:
         own = command.removesuffix("&").rstrip().replace("localhost:12345", f"localhost:{port}")
         own = own.replace("python", shlex.quote(sys.executable), 1)
-        script += own if "--mode=" in own else f"{own} {SHORT}"
+        length = "--config.training.num_steps=4" if "--extend" in own else ""
+        script += own if "--mode=" in own else f"{own} {SHORT} {length}"
         script += " & " if command.endswith("&") else ""
     before = set(clone.glob("runs/*/*"))
 
@@ -83,5 +85,36 @@ def test_it_runs(clone, commands):
 
     assert finished.returncode == 0, finished.stderr
     written = {path.name for path in set(clone.glob("runs/*/*")) - before}
-    expected = {"samples.npz"} if "--mode=sample" in script else {"report.html", "results.json"}
-    assert expected <= written
+    assert written_by(script) <= written
+
+
+def written_by(script):
+    """Names of files that the script adds to a run."""
+    if "--mode=sample" in script:
+        return {"samples.npz"}
+    if "--mode=export" in script:
+        return {"model.safetensors"}
+    return {"continuations.json"} if "--extend" in script else {"report.html", "results.json"}
+
+
+def test_the_python_of_the_recipes_runs(clone):
+    """After the commands, which have trained the models that it loads."""
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    checks = """
+assert completed.shape == (10, 8, 8, 1) and (completed[:, :4] == x[:10, :4]).all()
+assert features.shape == (len(x), 4 * 5), features.shape
+assert (np.diff(surprise[np.argsort(-surprise)]) <= 0).all()
+assert images.shape == (16, 8, 8, 1)
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks) + checks],
+        cwd=clone,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+    assert finished.returncode == 0, finished.stderr
+    assert {"completed.png", "traversal.png"} <= {path.name for path in clone.iterdir()}

@@ -47,7 +47,7 @@ def test_the_notebook_is_the_script_with_its_outputs():
     assert sources(notebook["cells"]) == sources(script["cells"])
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     assert not any(output["output_type"] == "error" for output in outputs)
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
     assert "-ELBO of the loaded model" in "".join(printed(notebook))
 
 
