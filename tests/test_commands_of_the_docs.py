@@ -57,7 +57,7 @@ def clone(tmp_path_factory):
 
 
 def test_there_are_as_many_as_the_pages_have():
-    assert [len(together) for together in COMMANDS] == [1, 1, 1, 1, 1, 1, 1, 2, 1, 1]
+    assert [len(together) for together in COMMANDS] == [1, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("commands", COMMANDS, ids=lambda commands: commands[-1].split("main ")[1])
@@ -69,6 +69,8 @@ def test_it_runs(clone, commands):
     for command in commands:
         own = command.removesuffix("&").rstrip().replace("localhost:12345", f"localhost:{port}")
         own = own.replace("python", shlex.quote(sys.executable), 1)
+        if "--workdir" not in own:  # it would be named after what makes the run short
+            own += f" --workdir=runs/{re.search(r'/([a-z]+)[.]py', own)[1]}"
         length = "--config.training.num_steps=4" if "--extend" in own else ""
         script += own if "--mode=" in own else f"{own} {SHORT} {length}"
         script += " & " if command.endswith("&") else ""
@@ -103,7 +105,7 @@ def test_the_python_of_the_recipes_runs(clone):
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     checks = """
 assert completed.shape == (10, 8, 8, 1) and (completed[:, :4] == x[:10, :4]).all()
-assert features.shape == (len(x), 4 * 5), features.shape
+assert features.shape == (len(x), 4 * 8), features.shape
 assert (np.diff(surprise[np.argsort(-surprise)]) <= 0).all()
 assert images.shape == (16, 8, 8, 1)
 """
