@@ -52,4 +52,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.hidden_size = 128
     config.update_from_flattened_dict(overrides)
     config.paper.nll = PAPER_NLL.get(variant)
+    config.paper.expected_nll = None
     return config

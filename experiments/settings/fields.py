@@ -182,9 +182,12 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Paper:
-    """What the paper reports."""
+    """What the report compares -log p(x) with: the paper's figure, and what was measured here."""
 
-    nll: float | None = setting(None, "Its -log p(x) in nats, if any.", NUMBER_OR_NONE)
+    nll: float | None = setting(None, "The paper's -log p(x) in nats, if any.", NUMBER_OR_NONE)
+    expected_nll: float | None = setting(
+        None, "What the configuration as it is gave here, in nats, if known.", NUMBER_OR_NONE
+    )
 
 
 SECTIONS: dict[str, Any] = {

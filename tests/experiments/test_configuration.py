@@ -114,6 +114,7 @@ DEFAULTS = {
         "seed": 0,
     },
     "paper": {
+        "expected_nll": None,
         "nll": None,
     },
 }
@@ -164,6 +165,7 @@ INVALID = {
     "sampling.num_images": [0],
     "sampling.seed": [-1],
     "paper.nll": ["low", float("nan")],
+    "paper.expected_nll": ["low", float("nan")],
 }
 
 
@@ -179,7 +181,7 @@ def test_the_fields_and_their_defaults_are_those_of_the_runs_that_are_kept():
     config = base.get_config()
     assert config.is_locked
     assert config.to_dict() == DEFAULTS
-    assert config.paper.get_type("nll") is float
+    assert config.paper.get_type("nll") is config.paper.get_type("expected_nll") is float
     required = {
         name: DEFAULTS["model"][name] for name in ("data_shape", "num_layers", "latent_shape")
     }
@@ -258,6 +260,8 @@ def test_configurations_of_the_project_are_valid_and_locked(module, variant):
     assert config.is_locked
     with pytest.raises(AttributeError):
         config.model.hiden_size = 3
+    expected = config.paper.expected_nll
+    assert expected is None or f" {expected:g} " in module.__doc__.replace("\n", " ")
 
 
 @pytest.mark.parametrize("module", MODULES)
