@@ -22,19 +22,16 @@ MOST_COLUMNS = 20  # of the sheet of samples, that classes have to themselves
 def save_pictures(
     experiment: Experiment, params: Any, kl: np.ndarray, workdir: pathlib.Path
 ) -> None:
-    """Draws samples, and for a model with codes reconstructions, interpolations and KLs.
+    """Draws samples and real images; of a model with codes also what its codes do, and KLs.
 
     `kl` [num, L], in nats, is that of the test images.
     """
     model = experiment.model
     save_samples(model, params, experiment.config, workdir)
+    _save_real_images(experiment, workdir)
     if not model.config.has_latents:
         return
-    history = [
-        (record["epoch"], record["kl_per_layer"])
-        for record in read_metrics(workdir)
-        if record["split"] == "validation"
-    ]
+    history = charts.kl_history(read_metrics(workdir))
     charts.save_kl_per_layer(kl.mean(axis=0), workdir / "kl_per_layer.png", history=history)
     images = experiment.test_images()[:16]
     x, keys = experiment.evaluator.to_data_space(images, np.arange(len(images)))
@@ -71,8 +68,25 @@ def save_samples(
     sheets.save_image_grid(pictures, workdir / "samples.png", num_columns=num_columns)
     if model.generates_blocks:
         layer_of_pixel = create_partition(model.config).layer_of_pixel
-        sheets.save_build_up(pictures[:8], layer_of_pixel, workdir / "build_up.png")
+        num = min(8, max(3, model.config.num_layers))
+        sheets.save_build_up(pictures[:num], layer_of_pixel, workdir / "build_up.png")
     return images, expected
+
+
+def _save_real_images(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Test images as they are in the data set, in the places of the samples of their classes."""
+    images, labels = experiment.test_images(), experiment.test_labels()
+    num, size = experiment.config.sampling.num_images, experiment.model.config.condition_size
+    chosen, num_columns = np.arange(min(num, len(images))), None
+    if labels is not None and size <= MOST_COLUMNS:
+        of_classes = [np.flatnonzero(labels == label) for label in range(size)]
+        num_rows = min(-(-num // size), *map(len, of_classes))
+        if num_rows:
+            chosen = np.stack([places[:num_rows] for places in of_classes], axis=1).ravel()
+            num_columns = size
+    pictures = images[chosen].astype(np.float32) / experiment.dataset.max_value
+    path = workdir / "real_images.png"
+    sheets.save_image_grid(_three_or_one(pictures), path, num_columns=num_columns)
 
 
 def save_curves(workdir: pathlib.Path) -> None:
@@ -129,5 +143,8 @@ def _save_interpolation(
 
 def _pixels(model: sere_jax.LatentVariableModel, x: Any) -> np.ndarray:
     """For pictures: of other numbers of channels than 1 and 3 the first three, or the first."""
-    pixels = np.asarray(sere_jax.to_pixels(model, jnp.asarray(x, np.float32)))
+    return _three_or_one(np.asarray(sere_jax.to_pixels(model, jnp.asarray(x, np.float32))))
+
+
+def _three_or_one(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., : 3 if pixels.shape[-1] >= 3 else 1]
