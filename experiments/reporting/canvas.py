@@ -88,7 +88,7 @@ def _without_what_the_page_says(svg: str) -> str:
     svg = re.sub(r"font-family:[^;\"]*;?|font: (\d+)px [^;\"]*", _font_size, svg)
     named = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in named else "", svg)
-    svg = re.sub(r"(\d+\.\d\d)\d+", r"\1", svg)
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
     svg = re.sub(r"#[0-9a-f]{6}\b", _color, svg)
     return re.sub(r"\s*\n\s*", "\n", svg).strip()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.reporting.text import bits, decimal, is_number, nats, plain
+from experiments.reporting.text import bits, is_number, nats, plain
 
 LEAST_KL = 0.1  # nats of a layer whose codes say something of the image
 # In the order of the page; the first two stand side by side above all else.
@@ -50,8 +50,9 @@ def of_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     if validation:
         best = max(validation, key=lambda record: record["elbo"])
-        place = f"after {decimal(best.get('epoch'))} epochs" + _bits(best)
-        parts.append(f"The ELBO of validation images is best {place}, {nats(best['elbo'])}.")
+        epoch = best.get("epoch")
+        place = f" after {epoch:.4g} epochs" if is_number(epoch) else ""
+        parts.append(f"The ELBO of validation images is best{place}: {nats(best['elbo'])}{_bits(best)}.")
     if train:
         parts.append(f"That of training images ends at {nats(train[-1]['elbo'])}.")
     return " ".join(parts) or "No ELBO has been logged."
@@ -59,7 +60,7 @@ def of_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
 
 def _bits(record: Mapping[str, Any]) -> str:
     value = record.get("bits_per_dim")
-    return f" with {bits(value)} bits/dim" if is_number(value) else ""
+    return f", {bits(value)} bits/dim" if is_number(value) else ""
 
 
 def subtitle(config: Mapping[str, Any] | None, results: Mapping[str, Any] | None) -> str:

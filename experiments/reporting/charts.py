@@ -171,7 +171,7 @@ def _draw_schedule(axes: Axes, name: str, points: np.ndarray) -> None:
     axes.plot(*points.T, color=BLUE, linewidth=1.1, marker=_marker_for(points), markersize=4)
     match name:
         case "gradient_norm":
-            axes.set_title("gradient norm", loc="left", fontsize=10)
+            axes.set_title("gradient norm", loc="left", fontsize=10, color=TEXT)
             positive = points[points[:, 1] > 0, 1]
             decades = np.ptp(np.log10(positive)) if len(positive) else 0.0
             if decades > 0.5:  # a linear axis labels a narrow range better
@@ -182,10 +182,10 @@ def _draw_schedule(axes: Axes, name: str, points: np.ndarray) -> None:
                 axes.yaxis.set_major_formatter("{x:g}")
                 axes.yaxis.set_minor_formatter(NullFormatter())
         case "learning_rate":
-            axes.set_title("learning rate", loc="left", fontsize=10)
+            axes.set_title("learning rate", loc="left", fontsize=10, color=TEXT)
             axes.yaxis.set_major_formatter("{x:g}")
         case "kl_weight":
-            axes.set_title("weight of the KL", loc="left", fontsize=10)
+            axes.set_title("weight of the KL", loc="left", fontsize=10, color=TEXT)
             axes.set_ylim(0.0, 1.08 * max(1.0, points[:, 1].max()))
     style_axes(axes)
 
