@@ -107,6 +107,25 @@ paths = [sere_jax.interpolate(model, params, x[i], x[i + 1], key, num=10) for i 
 sheets.save_image_grid(np.concatenate(paths), folder / "paths.png", num_columns=10)
 
 # %% [markdown]
+# ## Use the codes, and complete images
+#
+# `encode` gives the codes of images without chance, `decode` images of codes; with the codes of the
+# first layer alone, the prior draws the rest. `traverse` changes one code of an image. `complete`
+# draws pixels that are missing, here the lower halves, given those that are observed.
+
+# %%
+z = sere_jax.encode(model, params, x[:10])  # [10, layers, codes]
+from_first = sere_jax.decode(model, params, z, key, num_layers_given=1, expected=True)
+observed = np.zeros((8, 8, 1), bool)
+observed[:4] = True
+completed = sere_jax.complete(model, params, x[:10], observed, key, num_steps=50)
+rows = {"image": x[:10], "first codes": from_first, "lower half drawn": completed}
+sheets.save_comparison(rows, folder / "codes.png")
+values = np.linspace(-2, 2, 10)
+ways = [sere_jax.traverse(model, params, x[0], 0, i, values, key, expected=True) for i in range(4)]
+sheets.save_image_grid(np.concatenate(ways), folder / "traversals.png", num_columns=10)
+
+# %% [markdown]
 # ## Change the model, and load a trained one
 #
 # Another bijector is another name in the configuration; `examples/bijector.py` adds one of its own.

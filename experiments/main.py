@@ -31,6 +31,7 @@ from experiments.system.errors import (
 )
 from experiments.system.paths import local_path
 from sere_jax.config import ConfigError
+from sere_jax.rules import STORED_AS
 
 _MODES = ("train", "evaluate", "sample", "report", "export")
 
@@ -49,7 +50,10 @@ _MODE = flags.DEFINE_enum(
     "train",
     _MODES,
     "train: train (or resume), then evaluate; evaluate: the test set anew; sample: draw images; "
-    "report: write report.html anew; export: write the weights to one file.",
+    "report: write report.html anew; export: write the weights to one file, and a model card.",
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float16", STORED_AS, "Type of the exported weights; --mode=export says the loss."
 )
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed",
@@ -95,6 +99,8 @@ def main(_: list[str]) -> None:
         arguments = (_CONFIG.value, workdir, command)
         if _MODE.value == "train":
             modes.train(*arguments, config_argument=_config_argument())
+        elif _MODE.value == "export":
+            modes.export(*arguments, dtype=_DTYPE.value)
         else:
             getattr(modes, _MODE.value)(*arguments)
     except (UserError, ConfigError) as error:
@@ -138,6 +144,11 @@ def parse_flags(argv: list[str]) -> list[str]:
         if _MODE.value != "train":
             way_out = "give it, or the --workdir of a run"
         _fail(f"--config is missing; {way_out}", USER_ERROR)
+    if flags.FLAGS["dtype"].present and _MODE.value != "export":
+        _fail(
+            f"--dtype={_DTYPE.value} means nothing to --mode={_MODE.value}; leave it out",
+            USER_ERROR,
+        )
     if _WORKDIR.value is not None and not _WORKDIR.value.strip():
         _fail(
             f"--workdir={_WORKDIR.value!r} has no name; name a folder, or leave it out for "

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sere_jax import xla_flag
 
 if TYPE_CHECKING:
+    from sere_jax.codes import decode, encode, traverse
+    from sere_jax.completion import complete
     from sere_jax.config import ConfigError, ModelConfig
     from sere_jax.data_space import inverse_logit_transform, logit_log_det, logit_transform
     from sere_jax.functions import (
@@ -45,8 +47,11 @@ __all__ = [
     "ModelConfig",
     "Objective",
     "SeReVAE",
+    "complete",
     "create_model",
+    "decode",
     "elbo",
+    "encode",
     "infer",
     "init",
     "interpolate",
@@ -61,6 +66,7 @@ __all__ = [
     "save_pretrained",
     "to_data_space",
     "to_pixels",
+    "traverse",
 ]
 
 # Where they are, if not in `sere_jax.functions`.
@@ -72,6 +78,9 @@ _MODULES = {
     "ModelConfig": "config",
     "Objective": "objectives",
     "SeReVAE": "sere_vae",
+    "complete": "completion",
+    "decode": "codes",
+    "encode": "codes",
     "interpolate": "interpolation",
     "inverse_logit_transform": "data_space",
     "load_pretrained": "pretrained",
@@ -79,6 +88,7 @@ _MODULES = {
     "logit_transform": "data_space",
     "objective": "objectives",
     "save_pretrained": "pretrained",
+    "traverse": "codes",
 }
 
 

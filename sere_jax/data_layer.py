@@ -14,7 +14,13 @@ from sere_jax.pixels import (
     GaussianDataLayer,
 )
 
-__all__ = ["DATA_LAYERS", "DataLayer", "create_data_layer", "data_space_of"]
+__all__ = [
+    "DATA_LAYERS",
+    "DataLayer",
+    "create_data_layer",
+    "data_space_of",
+    "has_independent_pixels",
+]
 
 DATA_LAYERS: dict[str, type[DataLayer]] = {
     "bernoulli": BernoulliDataLayer,
@@ -34,6 +40,11 @@ def create_data_layer(
 def data_space_of(config: ModelConfig) -> DataSpace:
     """The data space of the data layer called `config.data_layer`."""
     return _class_of(config).space
+
+
+def has_independent_pixels(config: ModelConfig) -> bool:
+    """Whether the pixels of a block are independent given its parameters γ."""
+    return _class_of(config).block_log_prob is DataLayer.block_log_prob
 
 
 def _class_of(config: ModelConfig) -> type[DataLayer]:

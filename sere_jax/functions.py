@@ -34,6 +34,7 @@ from sere_jax.inputs import (
     check_condition,
     check_images,
     checked_count,
+    checked_temperature,
     example_keys,
     sample_noise,
 )
@@ -255,6 +256,7 @@ def sample(
     params: Params,
     key: Keys,
     num: Count,
+    temperature: Count | float = 1.0,
     *,
     expected: bool = False,
     condition: Values | None = None,
@@ -264,22 +266,36 @@ def sample(
     Args:
         key: PRNG key, or [num] keys.
         num: how many images.
+        temperature: factor, above 0, of the standard normal noise that codes are made of, and so
+            of the prior's deviation. Below 1 images are more typical and less diverse.
         expected: return each block's expectation given the sampled codes and blocks before it,
             as figures show it, instead of the sample itself. A flow has none in closed form, and
             returns the sample.
         condition: [num, C].
+
+    Raises:
+        ValueError: `num` is below 1; or `temperature` is not above 0 and finite, or not 1 where
+            there are no codes.
     """
     num = checked_count("num", num)
+    factor = checked_temperature(model, temperature)
     condition = check_condition(model, condition, num)
     keys = example_keys(as_key(key), num)
-    return _sample(model, as_parameters(params), keys, condition)[int(expected)]
+    images = generate_images(model, as_parameters(params), keys, factor, condition)
+    return images[int(expected)]
 
 
 @jit(static_argnums=0)
-def _sample(
-    model: LatentVariableModel, params: Params, keys: Array, condition: Array | None
+def generate_images(
+    model: LatentVariableModel,
+    params: Params,
+    keys: Array,
+    temperature: float | None,
+    condition: Array | None,
 ) -> tuple[Array, Array]:
+    """Images and their expectations from [B] keys; temperature None is 1."""
     noise, keys = sample_noise(model, keys, 0), block_keys(model, keys)
+    noise = noise if temperature is None else temperature * noise
     return apply(model, params, noise, keys, method="generate", condition=condition)
 
 

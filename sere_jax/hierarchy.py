@@ -25,9 +25,10 @@ from sere_jax import recurrence
 from sere_jax.arrays import Array, Images, Noise
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import create_data_layer
-from sere_jax.layer import Latents, Layer, Observed, infer_step
+from sere_jax.layer import GivenCode, Latents, Layer, Observed, infer_step
 from sere_jax.networks.family import create_features
 from sere_jax.partition import create_partition, previous_blocks
+from sere_jax.redraw import Redraw
 
 
 class Hierarchy(nn.Module):
@@ -85,6 +86,13 @@ class Hierarchy(nn.Module):
         _, latents = self._one_after_another(Layer.infer)(self.layer, window, inputs)
         return latents
 
+    def follow(self, observed: Observed, epsilon: Float[Array, "layers batch *latents"]) -> Latents:
+        """`infer` with ε given, not drawn."""
+        inputs = (observed.prior, observed.posterior, epsilon, self.code_mask, observed.condition)
+        step = functools.partial(Layer.infer, is_given=True)
+        window = self._no_codes(epsilon.shape[1:2])
+        return self._one_after_another(step)(self.layer, window, inputs)[1]
+
     def _rngs_of_layers(self) -> dict[str, Array]:
         """Keys [L] of what the prior's networks drop; none where they drop nothing."""
         if not (self.config.generative_dropout and self.has_rng("dropout")):
@@ -100,6 +108,23 @@ class Hierarchy(nn.Module):
         """
         evaluate = self._all_at_once(Layer.evaluate, (0, 0, 0, 0))
         return evaluate(self.layer, z, observed.data, observed.block, self._mask)
+
+    def redraw(
+        self,
+        z: Float[Array, "layers batch *latents"],
+        observed: Observed,
+        missing: Float[Array, "height width channels"],
+        keys: Key[Array, "layers batch"],
+    ) -> tuple[Images, Redraw]:
+        """Images with the missing pixels of each block drawn anew, the blocks before as they are.
+
+        The log-probabilities are [L, B].
+        """
+        of_blocks = self.partition.split(missing)[..., :1]
+        redraw = self._all_at_once(Layer.redraw, (0, 0, 0, 0, 0, 0))
+        arguments = (z, observed.data, observed.block, of_blocks, keys, self._mask)
+        blocks, log_prob = redraw(self.layer, *arguments)
+        return self.partition.merge(blocks), log_prob
 
     @property
     def _has_dear_launches(self) -> bool:
@@ -121,13 +146,17 @@ class Hierarchy(nn.Module):
         return jnp.arange(self.config.latent_shape[0]) < jnp.array(sizes)[:, None]
 
     def generate(
-        self, noise: Noise, keys: Key[Array, "layers batch"], condition: Array | None = None
+        self,
+        noise: Noise,
+        keys: Key[Array, "layers batch"],
+        condition: Array | None = None,
+        given: GivenCode | None = None,
     ) -> tuple[Images, Images]:
         """Images and expected images [B, *data_shape], for a condition [B, C]."""
         batch_shape = keys.shape[1:]
         carry = (self._no_codes(batch_shape), self._no_blocks(batch_shape))
         _, blocks = self._one_after_another(Layer.generate, (0, nn.broadcast))(
-            self.layer, carry, (noise, keys, self._mask, self.code_mask), condition
+            self.layer, carry, (noise, keys, self._mask, self.code_mask, given), condition
         )
         return jax.tree.map(self.partition.merge, blocks)
 

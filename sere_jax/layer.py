@@ -17,6 +17,7 @@ from sere_jax.partition import create_partition
 from sere_jax.pixels import Seen
 from sere_jax.posterior import PosteriorLayer, Residual, posterior_sample
 from sere_jax.prior import Prior, PriorLayer
+from sere_jax.redraw import Redraw, redraw_missing
 
 
 class OfCondition(NamedTuple):
@@ -27,6 +28,13 @@ class OfCondition(NamedTuple):
 
 
 NO_CONDITION = OfCondition()
+
+
+class GivenCode(NamedTuple):
+    """A code that is not drawn."""
+
+    z: Array  # [..., *latent_shape]
+    is_given: Array  # bool; False: it is drawn after all
 
 
 @record
@@ -129,6 +137,8 @@ class Layer(nn.Module):
         self,
         window: Array,
         inputs: tuple[Array | None, Array | None, Array, Array | None, OfCondition],
+        *,
+        is_given: bool = False,
     ) -> tuple[Array, Latents]:
         """One step of inference.
 
@@ -137,6 +147,7 @@ class Layer(nn.Module):
             inputs: `Observed.prior` and `posterior`; standard normal noise [..., *latent_shape];
                 a mask [*latent_shape], 0 at codes that this layer does not have, or None; and
                 `Observed.condition`.
+            is_given: whether ε_l itself stands in place of the noise.
 
         Returns:
             The next window, and what the layer inferred.
@@ -146,7 +157,8 @@ class Layer(nn.Module):
         residual = self.posterior(window if self.config.residual_sees_latents else None, offset)
         # Where the layer has no code, δμ = 0 and δσ = 1 make the KL vanish.
         residual = jax.tree.map(lambda parameter: masked(parameter, mask), residual)
-        epsilon = masked(posterior_sample(prior, residual, noise), mask)
+        epsilon = noise if is_given else posterior_sample(prior, residual, noise)
+        epsilon = masked(epsilon, mask)
         z = masked(bijector.forward(epsilon), mask)
         prior = prior.broadcast_to(epsilon.shape)
         residual = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, epsilon.shape), residual)
@@ -162,10 +174,27 @@ class Layer(nn.Module):
         parameters = self.decode(z, seen)
         return parameters, self.data_layer.block_log_prob(parameters, block, mask)
 
+    def redraw(
+        self,
+        z: Array,
+        seen: Seen,
+        block: Array,
+        missing: Array,
+        keys: Array,
+        mask: Array | None,
+    ) -> tuple[Array, Redraw]:
+        """A block drawn anew where `missing` [h, w, 1] is 1, from its own key [B].
+
+        Returns:
+            The block [B, h, w, channels], and log-probabilities of the old one and of it.
+        """
+        parameters = self.decode(z, seen)
+        return redraw_missing(self.data_layer, parameters, block, missing, keys, mask)
+
     def generate(
         self,
         carry: tuple[Array, Array],
-        inputs: tuple[Array, Array, Array | None, Array | None],
+        inputs: tuple[Array, Array, Array | None, Array | None, GivenCode | None],
         condition: Array | None = None,
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         """One step of generation.
@@ -173,18 +202,21 @@ class Layer(nn.Module):
         Args:
             carry: windows of codes [B, k, *latent_shape] and of blocks [B, j, h, w, channels].
             inputs: noise [B, *latent_shape] of ε_l, keys [B] of x_l, mask [h, w, 1] of the block or
-                None, mask [*latent_shape] of the codes or None.
+                None, mask [*latent_shape] of the codes or None; and a code that takes the place of
+                the one drawn, or None.
             condition: [B, C] or None.
 
         Returns:
             The next carry, and (block, its expectation).
         """
         window, previous = carry
-        noise, keys, mask, code_mask = inputs
+        noise, keys, mask, code_mask, given = inputs
         prior_offset, seen = self.observe_previous(previous, condition)
         of_condition = self.observe_condition(condition)
         prior, bijector = self.prior_and_bijector(window, prior_offset, of_condition)
         z = masked(bijector.forward(masked(prior.sample(noise), code_mask)), code_mask)
+        if given is not None:
+            z = jnp.where(given.is_given, given.z, z)
         previous, blocks = self._emit(previous, self.decode(z, seen), keys, mask)
         return (self._push_code(window, z), previous), blocks
 

@@ -1,15 +1,17 @@
 """What a model must be able to do; the public functions of `sere_jax.functions` need no more."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import distrax
+import jax
 import jax.numpy as jnp
 import yaml  # type: ignore[import-untyped]
 from flax import linen as nn
 from jaxtyping import Float, Key
 
-from sere_jax.arrays import Array, Images, Noise, Params, PerImage, record
+from sere_jax.arrays import Array, Images, Limits, Noise, Params, PerImage, record
 from sere_jax.config import ModelConfig
+from sere_jax.redraw import Redraw, redraw_missing
 
 # Flax's `tabulate` writes what modules return as YAML, which knows no bijectors.
 yaml.SafeDumper.add_multi_representer(
@@ -42,6 +44,8 @@ class LatentVariableModel(nn.Module):
     Attributes:
         config: the checked configuration.
     """
+
+    code_limits: ClassVar[Limits] = None  # of the values of `Inferred.z`; None: all real numbers
 
     config: ModelConfig
 
@@ -109,6 +113,50 @@ class LatentVariableModel(nn.Module):
         """Images and their expectations from `codes`; see `sere_jax.reconstruct`."""
         raise NotImplementedError
 
+    @property
+    def code_shape(self) -> Any:
+        """The shape of `Inferred.z` without the batch; of z with parts a tuple of their shapes."""
+        return self.noise_shape[1:]
+
+    def arranged(self, z: Any) -> Any:
+        """`Inferred.z` as `codes` returns it."""
+        return z
+
+    def generate_rest(
+        self, z: Any, num_given: int, noise: Noise, keys: Key[Array, "blocks batch"]
+    ) -> tuple[Images, Images]:
+        """`generate`, with the codes of the first layers that generate taken from `codes`.
+
+        Systems of one layer need none: `num_given` is above 0 and below their number.
+        """
+        raise NotImplementedError
+
+    def coordinates(self, x: Array, noise: Noise) -> Any:
+        """Codes drawn from q(z | x), or what they are a function of that does not depend on x.
+
+        `log_weight` and `redraw` take these; `sere_jax.complete` moves them.
+        """
+        return self(x, noise).epsilon
+
+    def log_weight(self, x: Array, coordinates: Any) -> PerImage:
+        """log p(x, z) - log q(z | x) in nats."""
+        raise NotImplementedError
+
+    def redraw(
+        self,
+        x: Array,
+        coordinates: Any,
+        missing: Float[Array, "height width channels"],
+        keys: Key[Array, "blocks batch"],
+    ) -> tuple[Images, PerImage, Redraw]:
+        """Images with missing pixels (1) drawn anew, each block given those before it in x.
+
+        Returns:
+            The images; log p(z) in nats given these blocks, up to what does not depend on x; and
+            log-probabilities of the blocks [blocks, B].
+        """
+        raise NotImplementedError
+
 
 def apply(
     model: LatentVariableModel,
@@ -159,3 +207,29 @@ class WholeImageModel(LatentVariableModel):
         """See the base class; no layer is residual."""
         del residual
         return self.emit(z, keys)
+
+    def read_by_data_layer(self, coordinates: Any) -> Float[Array, "batch latents"]:
+        """What the data layer reads of the codes."""
+        return coordinates
+
+    def log_code_ratio(self, observed: Any, coordinates: Any) -> PerImage:
+        """log p(z) - log q(z | x) in nats, for `observed` of x."""
+        raise NotImplementedError
+
+    def log_weight(self, x: Array, coordinates: Any) -> PerImage:
+        """See the base class."""
+        log_likelihood = self.decode(self.read_by_data_layer(coordinates), x)
+        return log_likelihood + self.log_code_ratio(self.observe(x), coordinates)
+
+    def redraw(
+        self,
+        x: Array,
+        coordinates: Any,
+        missing: Float[Array, "height width channels"],
+        keys: Key[Array, "1 batch"],
+    ) -> tuple[Images, PerImage, Redraw]:
+        """See the base class; log p(z) does not depend on x."""
+        parameters = self.data_layer(self.read_by_data_layer(coordinates), None)
+        arguments = (x, missing[..., :1], jnp.squeeze(keys, 0), None)
+        drawn, log_prob = redraw_missing(self.data_layer, parameters, *arguments)
+        return drawn, jnp.zeros(len(x)), jax.tree.map(lambda part: part[None], log_prob)

@@ -54,6 +54,11 @@ def posterior_sample(prior: Prior, residual: Residual, noise: Array) -> Array:
     return residual.mean + residual.scale * (prior.mean + prior.scale * noise)
 
 
+def posterior_noise(prior: Prior, residual: Residual, epsilon: Array) -> Array:
+    """The noise [..., *latent_shape] that `posterior_sample` makes ε of."""
+    return ((epsilon - residual.mean) / residual.scale - prior.mean) / prior.scale
+
+
 def kl_divergence(prior: Prior, residual: Residual) -> Array:
     """KL(q || p) in nats of each latent dimension, [..., *latent_shape] (paper, Eq. 10).
 

@@ -1,4 +1,4 @@
-"""A model and its parameters in a folder: `config.json` and `model.safetensors`.
+"""A model and its parameters in a folder: `config.json`, `model.safetensors` and a model card.
 
 The one file of the library that touches a disk. Loading runs no code: the folder holds arrays and
 JSON. A model that uses an extension needs the extension's file imported before.
@@ -19,13 +19,15 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from sere_jax import hub
 from sere_jax.config import ConfigError
 from sere_jax.functions import Params, create_model, init
 from sere_jax.model import LatentVariableModel
+from sere_jax.model_card import CARD_FILE, may_replace, model_card
+from sere_jax.rules import STORED_AS
 
 CONFIG_FILE = "config.json"
 PARAMETERS_FILE = "model.safetensors"
-DTYPES = ("float32", "float16")
 ABOUT, CONFIG, CHECKSUM = "about", "config", "checksum"  # keys of its metadata
 
 
@@ -37,14 +39,19 @@ def save_pretrained(
     *,
     dtype: str = "float32",
 ) -> pathlib.Path:
-    """Writes `config.json` and `model.safetensors`, which `load_pretrained` reads.
+    """Writes a model to a folder that `load_pretrained` reads, with a model card.
+
+    The files are `config.json` and `model.safetensors`. The card, `README.md`, is what the Hugging
+    Face hub shows: two lines of Python that load the model, and `about` as a table.
 
     Args:
-        folder: made if it is missing. Files of these two names in it are replaced.
+        folder: made if it is missing. Files of the first two names in it are replaced, and a model
+            card that this function wrote; another `README.md` stays.
         model: from `create_model`.
         params: its parameters.
-        about: JSON values to keep with them, such as how they were trained.
-        dtype: "float32", or "float16" for half the size.
+        about: JSON values by name to keep with them, such as how they were trained. The hub knows
+            "licence", say "apache-2.0".
+        dtype: "float32"; "float16" or "bfloat16" for half the size.
 
     Returns:
         The folder.
@@ -62,19 +69,32 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / PARAMETERS_FILE, parameters)
     _write(folder / CONFIG_FILE, json.dumps(fields, indent=2).encode() + b"\n")
+    if may_replace(folder):
+        _write(folder / CARD_FILE, model_card(fields["model"], about or {}, dtype).encode())
     return folder
 
 
-def load_pretrained(folder: str | os.PathLike[str]) -> tuple[LatentVariableModel, Params]:
+def load_pretrained(
+    folder: str | os.PathLike[str], *, revision: str | None = None
+) -> tuple[LatentVariableModel, Params]:
     """The model and its parameters, float32, from a folder of `save_pretrained`.
 
-    Also from the folder of a run with exported weights.
+    Also from the folder of a run with exported weights, and from the Hugging Face hub, whose client
+    `pip install 'sere-jax[hub]'` installs. No code of the folder runs.
+
+    Args:
+        folder: path of a folder; or `owner/name` of a repository on the hub, if there is no folder
+            of this path.
+        revision: branch, tag or commit on the hub; None: its main branch.
 
     Raises:
-        FileNotFoundError: the folder or one of the two files is missing.
+        FileNotFoundError: the folder or one of the two files is missing, here and on the hub; the
+            hub does not answer, or its client is not installed.
         ValueError: a file is damaged, or the parameters are those of another model.
         ConfigError: the model needs an extension whose file is not imported.
     """
+    if hub.is_hub_name(folder):
+        folder = hub.download(str(folder), (CONFIG_FILE, PARAMETERS_FILE), revision)
     folder = pathlib.Path(folder)
     for name in (CONFIG_FILE, PARAMETERS_FILE):
         if not (folder / name).is_file():
@@ -87,7 +107,7 @@ def load_pretrained(folder: str | os.PathLike[str]) -> tuple[LatentVariableModel
         model = create_model({"model": config["model"]})
     except ConfigError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder / CONFIG_FILE} holds no model ({error!r})") from error
     params, _ = read_parameters(folder / PARAMETERS_FILE, _template(model), config)
     return model, jax.tree.map(jnp.asarray, params)
@@ -104,21 +124,23 @@ def parameters_as_bytes(
     Args:
         params: of a model.
         about: JSON values to keep with them.
-        dtype: one of `DTYPES`.
+        dtype: one of `STORED_AS`.
         config: what `config.json` will hold, if it is written with them; else None.
 
     Raises:
-        ValueError: `dtype` is not one of `DTYPES`, or a parameter is not finite in it.
+        ValueError: `dtype` is not one of `STORED_AS`, or a parameter is not finite in it.
         TypeError: `about` holds something that has no JSON form.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
+    if dtype not in STORED_AS:
+        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(STORED_AS)}")
     arrays = {name: np.asarray(values, np.float32) for name, values in _flat(params).items()}
     for name, values in arrays.items():
         largest = float(np.max(np.abs(values), initial=0.0))
-        if not largest <= float(np.finfo(dtype).max):
+        if not largest <= float(jnp.finfo(dtype).max):
             raise ValueError(f"{name} holds {largest:.4g}, which {dtype} cannot represent")
-    arrays = {name: np.asarray(values, dtype, order="C") for name, values in arrays.items()}
+    arrays = {
+        name: np.asarray(values, jnp.dtype(dtype), order="C") for name, values in arrays.items()
+    }
     metadata = {ABOUT: json.dumps(about)}
     if config is not None:
         metadata[CONFIG] = json.dumps(config)

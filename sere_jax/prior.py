@@ -5,6 +5,8 @@ bijector that the posterior shares cannot repair a mismatch between it and the p
 posterior does not have it.
 """
 
+import math
+
 import distrax
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,18 @@ class Prior:
         """The noise [..., *latent_shape] that `sample` makes ε of."""
         value = epsilon if self.splines is None else self.splines.inverse(epsilon)
         return (value - self.mean) / self.scale
+
+    def log_prob(self, epsilon: Array) -> Array:
+        """log p(ε) in nats: of each dimension, [..., *latent_shape]; with splines of all, [...]."""
+        if self.splines is None:
+            value, log_det = epsilon, jnp.zeros(())
+        else:
+            value, log_det = self.splines.inverse_and_log_det(epsilon)
+        standardized = (value - self.mean) / self.scale
+        log_prob = -0.5 * (jnp.square(standardized) + math.log(2 * math.pi)) - jnp.log(self.scale)
+        if self.splines is None:
+            return log_prob
+        return jnp.sum(log_prob, axis=tuple(range(-self.splines.event_ndims_in, 0))) + log_det
 
     def broadcast_to(self, shape: tuple[int, ...]) -> "Prior":
         """With μ and σ of this shape."""

@@ -10,6 +10,7 @@ SMALLEST = 2.0**-126  # above 0
 NEAREST_TO_ONE = 1 - 2.0**-24  # below 1
 BFLOAT16 = "bfloat16"
 PRECISIONS = ("float32", BFLOAT16)  # of the networks' products in training
+STORED_AS = ("float32", "float16", BFLOAT16)  # types of weights in a file
 
 
 class Rule(NamedTuple):

@@ -8,14 +8,16 @@ from jaxtyping import Float, Key
 
 from sere_jax.arrays import Array, Images, Noise, PerImage, masked, record
 from sere_jax.hierarchy import Hierarchy
-from sere_jax.layer import Latents, Observed
+from sere_jax.layer import GivenCode, Latents, Observed
 from sere_jax.model import Inferred, LatentVariableModel
 from sere_jax.posterior import (
     kl_divergence,
     log_density_ratio,
     log_density_ratio_with_splines,
+    posterior_noise,
 )
 from sere_jax.prior import Prior
+from sere_jax.redraw import Redraw
 
 
 @record
@@ -141,6 +143,68 @@ class SeReVAE(LatentVariableModel):
     ) -> tuple[Images, Images]:
         """Images and their expectations from codes."""
         return self.hierarchy.regenerate(z, keys, residual, condition)
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """(L, *latent_shape)."""
+        return self.noise_shape
+
+    def arranged(self, z: Float[Array, "batch layers *latents"]) -> Array:
+        """Layers first, 0 at codes that a layer does not have."""
+        mask = self.hierarchy.code_mask
+        return masked(jnp.moveaxis(z, 1, 0), None if mask is None else mask[:, None])
+
+    def generate_rest(
+        self,
+        z: Float[Array, "layers batch *latents"],
+        num_given: int,
+        noise: Noise,
+        keys: Key[Array, "layers batch"],
+        condition: Array | None = None,
+    ) -> tuple[Images, Images]:
+        """See the base class; the first layers are 1 to `num_given`."""
+        given = GivenCode(z, jnp.arange(len(z)) < num_given)
+        return self.hierarchy.generate(noise, keys, condition, given)
+
+    def coordinates(self, x: Array, noise: Noise, condition: Array | None = None) -> Array:
+        """ε, which makes z whatever x is."""
+        epsilon = self.hierarchy.infer(self.observe(x, condition), noise).epsilon
+        return jnp.moveaxis(epsilon, 0, 1)
+
+    def log_weight(
+        self,
+        x: Array,
+        coordinates: Float[Array, "batch layers *latents"],
+        condition: Array | None = None,
+    ) -> PerImage:
+        """See the base class."""
+        observed = self.observe(x, condition)
+        latents = self.hierarchy.follow(observed, jnp.moveaxis(coordinates, 1, 0))
+        _, log_likelihood = self.hierarchy.decode(latents.z, observed)
+        noise = posterior_noise(latents.prior, latents.residual, latents.epsilon)
+        return jnp.sum(log_likelihood + self._log_density_ratio(latents, noise), axis=0)
+
+    def redraw(
+        self,
+        x: Array,
+        coordinates: Float[Array, "batch layers *latents"],
+        missing: Float[Array, "height width channels"],
+        keys: Key[Array, "layers batch"],
+        condition: Array | None = None,
+    ) -> tuple[Images, PerImage, Redraw]:
+        """See the base class; priors that see the previous blocks make log p(z) depend on x."""
+        observed = self.observe(x, condition)
+        latents = self.hierarchy.follow(observed, jnp.moveaxis(coordinates, 1, 0))
+        drawn, log_prob = self.hierarchy.redraw(latents.z, observed, missing, keys)
+        return drawn, self._log_prior(latents), log_prob
+
+    def _log_prior(self, latents: Latents) -> PerImage:
+        log_prior = jax.vmap(Prior.log_prob)(latents.prior, latents.epsilon)
+        if latents.prior.splines is None:
+            mask = self.hierarchy.code_mask
+            log_prior = masked(log_prior, None if mask is None else mask[:, None])
+            log_prior = self._sum_latents(log_prior)
+        return jnp.sum(log_prior, axis=0)
 
     def _kl(self, latents: Latents, noise: Array) -> Array:
         if latents.prior.splines is not None:

@@ -44,5 +44,6 @@ def test_the_tutorial_does_what_it_says_and_writes_where_it_is_told(tmp_path):
     (loaded,) = numbers(r"-ELBO of the loaded model: ([\d.]+) nats", shown)
     assert nll < loaded < 30
     names = {path.name for path in folder.iterdir()}
-    assert names == {"samples.png", "reconstructions.png", "paths.png", "splines"}
+    pictures = {"samples.png", "reconstructions.png", "paths.png", "codes.png", "traversals.png"}
+    assert names == {*pictures, "splines"}
     assert set(clone.iterdir()) == before

@@ -10,6 +10,7 @@ from experiments.distributed.processes import done_by_first_process, tell
 from experiments.reporting.model_pictures import save_curves, save_samples
 from experiments.reporting.report import write_report
 from experiments.run_folder import exported_weights
+from experiments.run_folder.card import write_card
 from experiments.run_folder.folder import RunFolder
 from experiments.run_folder.lock import lock
 from experiments.run_folder.same_run import check_configuration_of
@@ -18,6 +19,7 @@ from experiments.system.files import open_atomically
 from experiments.training.agreement import create_same_experiment
 from experiments.training.loop import train_to_last_step
 from experiments.training.resume import check_initial_weights
+from experiments.training.rounding import loss_by_rounding
 from experiments.training.trained_model import load_model
 from experiments.training.unusual_settings import unusual_settings
 
@@ -77,20 +79,23 @@ def sample(config: Any, workdir: pathlib.Path, command: str) -> None:
         print(f"{len(images)} images in {workdir / 'samples.png'} and {workdir / 'samples.npz'}")
 
 
-def export(config: Any, workdir: pathlib.Path, command: str) -> None:
-    """Writes the run's weights to one file, in one process; see `exported_weights`.
+def export(config: Any, workdir: pathlib.Path, command: str, dtype: str = "float16") -> None:
+    """Makes the workdir a folder that `sere_jax.load_pretrained` reads, in one process.
 
-    The data set is not needed.
+    See `exported_weights`, and `card` for the model card beside them. The data set is not needed.
     """
     del command
     check_configuration(config)
     check_configuration_of(workdir, config)
     with lock(workdir):
-        _, params, about = load_model(config, workdir)
-        path = exported_weights.write(workdir, params, about)
+        model, params, about = load_model(config, workdir)
+        path = exported_weights.write(workdir, params, about, dtype)
+        loss = None if dtype == "float32" else loss_by_rounding(model, params, dtype, config)
+        write_card(workdir, about, dtype, loss)
         size = path.stat().st_size / 1e6
-        kind = exported_weights.DTYPE
-        print(f"weights of step {about['step']}, {kind}, in {path} ({size:.1f} MB)")
+        print(f"weights of step {about['step']}, {dtype}, in {path} ({size:.1f} MB)")
+        if loss:
+            print("rounding costs {:.4f} ± {:.4f} nats an image".format(*loss))
 
 
 def report(config: Any, workdir: pathlib.Path, command: str) -> None:

@@ -2,9 +2,10 @@
 
     python -m experiments.main --workdir=runs/digits --mode=export
 
-writes `model.safetensors`: the averaged parameters, float16, and what is known of their training. A
-folder with `config.json` and this file can be evaluated, sampled from and loaded like the workdir,
-and `sere_jax.load_pretrained` reads it. Earlier versions wrote `weights.npz`.
+writes `model.safetensors`: the averaged parameters, and what is known of their training; beside it
+the model card README.md. A folder with `config.json` and `model.safetensors` can be evaluated,
+sampled from and loaded like the workdir, and `sere_jax.load_pretrained` reads it. Earlier versions
+wrote `weights.npz`.
 """
 
 import json
@@ -25,7 +26,6 @@ from sere_jax.pretrained import (
     read_parameters,
 )
 
-DTYPE = "float16"
 OLD_FILE = "weights.npz"
 _KNOWN_OF_A_RUN = ("step", "train_seconds", "validation_elbo")
 
@@ -36,24 +36,28 @@ def find(workdir: pathlib.Path) -> pathlib.Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def write(workdir: pathlib.Path, params: Any, about: dict[str, Any]) -> pathlib.Path:
+def write(
+    workdir: pathlib.Path, params: Any, about: dict[str, Any], dtype: str = "float16"
+) -> pathlib.Path:
     """Writes the file that `read` reads; returns its path.
 
     Raises:
-        UserError: a parameter exceeds the largest float16, 65504.
+        UserError: a parameter exceeds the largest number of `dtype`, 65504 for float16.
     """
     path = workdir / PARAMETERS_FILE
     try:
-        data = parameters_as_bytes(params, about, DTYPE)
+        data = parameters_as_bytes(params, about, dtype)
     except ValueError as error:
-        raise UserError(f"{error}; keep the checkpoints of {workdir}") from error
+        raise UserError(
+            f"{error}; choose --dtype=float32, or keep the checkpoints of {workdir}"
+        ) from error
     with open_atomically(path) as file:
         file.write(data)
     return path
 
 
 def read(path: pathlib.Path, template: Any) -> tuple[Any, dict[str, Any]]:
-    """What `write` was given, parameters rounded to float16.
+    """What `write` was given, parameters rounded to the type that it was told.
 
     Args:
         path: of the file.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float
 
-from sere_jax.arrays import Array, Images, Noise, record
+from sere_jax.arrays import Array, Images, Noise, PerImage, record
 from sere_jax.data_layer import create_data_layer
 from sere_jax.flows.autoregressive import MaskedAutoregressiveFlows
 from sere_jax.model import SampledInference, WholeImageModel
@@ -80,12 +80,28 @@ class InverseAutoregressiveVAE(WholeImageModel):
         """The codes; see the base class."""
         return self.codes(x, noise)[None]
 
+    def coordinates(self, x: Array, noise: Noise) -> Array:
+        """z itself: ε alone says nothing without x."""
+        return self.codes(x, noise)
+
+    def log_code_ratio(
+        self, observed: PosteriorInputs, coordinates: Float[Array, "batch latents"]
+    ) -> PerImage:
+        """See the base class; the flows are undone one dimension after another."""
+        base, log_det = self.flows(observed.features).forward_and_log_det(coordinates)
+        epsilon = (base - observed.mean) / observed.scale
+        return self._log_ratio(observed, epsilon, coordinates) - log_det
+
     def _sample_posterior(
         self, observed: PosteriorInputs, epsilon: Float[Array, "*batch latents"]
     ) -> tuple[Float[Array, "*batch latents"], Float[Array, "*batch"]]:
         """z and log p(z) - log q(z | x) for noise ε."""
         base = observed.mean + observed.scale * epsilon
         z, log_det = distrax.Inverse(self.flows(observed.features)).forward_and_log_det(base)
+        return z, self._log_ratio(observed, epsilon, z) + log_det
+
+    def _log_ratio(self, observed: PosteriorInputs, epsilon: Array, z: Array) -> Array:
+        """log p(z) - log q(z | x), but for the flows, [...]."""
         log_scale = jnp.sum(jnp.log(observed.scale), axis=-1)
         squares = 0.5 * jnp.sum(jnp.square(epsilon) - jnp.square(z), axis=-1)
-        return z, squares + log_scale + log_det
+        return squares + log_scale

@@ -125,11 +125,7 @@ class LadderVAE(WholeImageModel):
     ) -> tuple[Float[Array, "samples batch"], Float[Array, "samples batch"]]:
         """See the base class."""
         z, priors, posteriors = self._top_down(noise, observed)
-        ratios = [
-            jnp.sum(p.log_prob(code) - q.log_prob(code), axis=-1)
-            for code, p, q in zip(z, priors, posteriors, strict=True)
-        ]
-        return self.decode(z[0], x), jnp.sum(jnp.stack(ratios), axis=0)
+        return self.decode(z[0], x), _log_ratio(z, priors, posteriors)
 
     def generate(self, noise: Noise, keys: Array) -> tuple[Images, Images]:
         """Images and their expectations."""
@@ -148,15 +144,47 @@ class LadderVAE(WholeImageModel):
         """See the base class; z_1 alone generates x."""
         return super().regenerate(z[0], keys, residual)
 
+    @property
+    def code_shape(self) -> tuple[tuple[int], ...]:
+        """(N_l,) of each layer."""
+        return tuple((size,) for size in self.config.codes_per_layer)
+
+    def generate_rest(
+        self, z: tuple[Array, ...], num_given: int, noise: Noise, keys: Array
+    ) -> tuple[Images, Images]:
+        """See the base class; the first layers are L and those below it."""
+        num_drawn = len(z) - num_given
+        z, _, _ = self._top_down(noise, None, (*[None] * num_drawn, *z[num_drawn:]))
+        return self.emit(z[0], keys)
+
+    def read_by_data_layer(self, coordinates: tuple[Array, ...]) -> Array:
+        """z_1."""
+        return coordinates[0]
+
+    def log_code_ratio(
+        self, observed: tuple[Evidence, ...], coordinates: tuple[Array, ...]
+    ) -> PerImage:
+        """See the base class."""
+        return _log_ratio(*self._top_down(None, observed, coordinates))
+
     def _top_down(
-        self, noise: Array, evidence: tuple[Evidence, ...] | None
+        self,
+        noise: Array | None,
+        evidence: tuple[Evidence, ...] | None,
+        given: tuple[Array | None, ...] | None = None,
     ) -> tuple[tuple[Array, ...], tuple[distrax.Normal, ...], tuple[distrax.Normal, ...]]:
-        """Codes, priors and posteriors of all layers; without evidence posteriors are priors."""
+        """Codes, priors and posteriors of all layers; without evidence posteriors are priors.
+
+        Codes that are given need no noise.
+        """
         borders = list(itertools.accumulate(self.config.codes_per_layer))[:-1]
-        noises = jnp.split(jnp.squeeze(noise, 0), np.array(borders, int), axis=-1)
-        num_layers = len(noises)
-        z: list[Any] = [None] * num_layers
-        priors, posteriors = list(z), list(z)
+        num_layers = self.config.num_layers
+        noises: Any = given
+        if noise is not None:
+            noises = jnp.split(jnp.squeeze(noise, 0), np.array(borders, int), axis=-1)
+        z: list[Any] = list(given or [None] * num_layers)
+        priors: list[Any] = [None] * num_layers
+        posteriors: list[Any] = [None] * num_layers
         for layer in reversed(range(num_layers)):
             is_top = layer == num_layers - 1
             if is_top:
@@ -172,13 +200,25 @@ class LadderVAE(WholeImageModel):
                 else:
                     mean, variance = _product(mean, variance, found)
             posteriors[layer] = distrax.Normal(mean, jnp.sqrt(variance))
-            z[layer] = mean + jnp.sqrt(variance) * noises[layer]
+            if z[layer] is None:
+                z[layer] = mean + jnp.sqrt(variance) * noises[layer]
         return tuple(z), tuple(priors), tuple(posteriors)
 
 
 def _mean_and_variance(raw: Array) -> tuple[Array, Array]:
     mean, raw_variance = jnp.split(raw, 2, axis=-1)
     return mean, MIN_VARIANCE + jax.nn.softplus(raw_variance)
+
+
+def _log_ratio(
+    z: tuple[Array, ...], priors: tuple[distrax.Normal, ...], posteriors: tuple[distrax.Normal, ...]
+) -> Array:
+    """log p(z) - log q(z | x) in nats, [...]."""
+    ratios = [
+        jnp.sum(p.log_prob(code) - q.log_prob(code), axis=-1)
+        for code, p, q in zip(z, priors, posteriors, strict=True)
+    ]
+    return jnp.sum(jnp.stack(ratios), axis=0)
 
 
 def _product(mean: Array, variance: Array, evidence: Evidence) -> tuple[Array, Array]:

@@ -1,10 +1,12 @@
 """The Relaxed Bernoulli VAE with an exactly factorized posterior (Webb et al. 2018)."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from sere_jax.arrays import Array, Images, Noise, flatten, record
+from sere_jax.arrays import Array, Images, Limits, Noise, PerImage, flatten, record
 from sere_jax.data_layer import create_data_layer
 from sere_jax.model import SampledInference, WholeImageModel
 from sere_jax.networks.activations import elu
@@ -31,6 +33,8 @@ class RelaxedBernoulliVAE(WholeImageModel):
     4): its logits are those of a masked autoregressive network. Densities are those of ε, in
     nats; the KL of q and p has no closed form.
     """
+
+    code_limits: ClassVar[Limits] = (0.0, 1.0)
 
     def setup(self) -> None:
         """Creates the encoder, the autoregressive network and the data layer."""
@@ -82,6 +86,16 @@ class RelaxedBernoulliVAE(WholeImageModel):
     def regenerate(self, z: Array, keys: Array, residual: bool) -> tuple[Images, Images]:
         """See the base class."""
         return super().regenerate(2.0 * z - 1.0, keys, residual)
+
+    def read_by_data_layer(self, coordinates: Array) -> Array:
+        """See the base class; ε are the coordinates."""
+        return _centered(coordinates)
+
+    def log_code_ratio(self, observed: Array, coordinates: Array) -> PerImage:
+        """See the base class."""
+        network: MaskedNetwork = self.posterior(observed)
+        logits = jnp.squeeze(network(_centered(coordinates)), -2)
+        return self._log_ratio(coordinates, logits)
 
     def _sample_posterior(self, observed: Array, noise: Array) -> tuple[Array, Array]:
         """ε and its logits, [..., N], for standard normal noise [..., N]."""

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -33,6 +34,47 @@ def exported(uninterrupted, tmp_path_factory):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(workdir / name, kept)
     return workdir, kept
+
+
+def test_the_model_card_says_where_the_weights_are_from_and_what_rounding_cost(exported, tmp_path):
+    workdir, _ = exported
+    results, card = results_of(workdir), (workdir / "README.md").read_text()
+    figures = f"{results['nll']:.2f} ± {results['nll_stderr']:.2f} nats"
+    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card, re.MULTILINE))
+    assert rows["data"] == "digits" and figures in rows["-log p(x)"]
+    assert rows["trained by"] == results["command"] and rows["commit"] == results["git_commit"]
+    assert rows["licence"] == "apache-2.0" and "license: " in card
+    assert rows["weights"] == "float16" and rows["updates"] == str(results["step"])
+    assert 'sere_jax.load_pretrained("' in card
+    # As an independent computation has it, on more images of the model.
+    model, params = trained.load(workdir)
+    _, half = sere_jax.load_pretrained(workdir)
+    x = sere_jax.sample(model, params, jax.random.key(5), 300)
+    both = [
+        np.asarray(sere_jax.log_likelihood(model, p, x, jax.random.key(6), 50))
+        for p in (params, half)
+    ]
+    expected = (both[0] - both[1]).mean()
+    found, error = map(float, re.findall(r"(-?[\d.]+) ± ([\d.]+) nats", rows["rounding"])[0])
+    assert abs(found - expected) < 5 * error + 2e-3
+
+
+def test_the_type_of_the_weights_is_a_flag(exported, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(exported[0], workdir)
+    expected = trained.load(workdir)[1]
+    finished = launch(f"--workdir={workdir}", "--mode=export", "--dtype=float32", config=None)
+    assert "float32, in" in finished.stdout and "rounding" not in finished.stdout
+    assert "| rounding | none" in (workdir / "README.md").read_text()
+    jax.tree.map(np.testing.assert_array_equal, expected, sere_jax.load_pretrained(workdir)[1])
+    (workdir / "README.md").write_text("mine")
+    finished = launch(f"--workdir={workdir}", "--mode=export", "--dtype=bfloat16", config=None)
+    assert "bfloat16, in" in finished.stdout and "rounding costs" in finished.stdout
+    assert (workdir / "README.md").read_text() == "mine"
+    refused = launch(
+        f"--workdir={workdir}", "--mode=sample", "--dtype=float32", config=None, check=False
+    )
+    assert refused.returncode == 2 and "--dtype=float32 means nothing" in refused.stderr
 
 
 def write_as_earlier_versions(path, weights):

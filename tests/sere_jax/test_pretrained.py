@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import yaml
 
 import sere_jax
 from sere_jax import ConfigError, ModelConfig
+from sere_jax.model_card import CARD_FILE
 from sere_jax.pretrained import CONFIG_FILE, PARAMETERS_FILE, read_parameters
 
 CONFIGS = {
@@ -64,7 +68,7 @@ def copy(saved, tmp_path):
 def test_what_is_saved_comes_back_to_the_bit(name, tmp_path):
     model, params = create(name)
     folder = sere_jax.save_pretrained(tmp_path / "new" / "folder", model, params)
-    assert sorted(path.name for path in folder.iterdir()) == [CONFIG_FILE, PARAMETERS_FILE]
+    assert {path.name for path in folder.iterdir()} == {CONFIG_FILE, PARAMETERS_FILE, CARD_FILE}
     loaded, loaded_params = sere_jax.load_pretrained(str(folder))
     assert loaded.config == model.config
     jax.tree.map(np.testing.assert_array_equal, params, loaded_params)
@@ -106,14 +110,15 @@ def test_the_files_are_json_and_safetensors_that_other_programs_read(saved):
     assert about == {"epochs": 3, "data": "digits"}
 
 
-def test_float16_takes_half_the_bytes_and_rounds(saved, tmp_path):
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_the_bits_take_half_the_bytes_and_round(saved, tmp_path, dtype):
     folder, model, params = saved
-    sere_jax.save_pretrained(tmp_path, model, params, dtype="float16")
+    sere_jax.save_pretrained(tmp_path, model, params, dtype=dtype)
     sizes = [(f / PARAMETERS_FILE).stat().st_size for f in (folder, tmp_path)]
     assert sizes[1] < 0.7 * sizes[0]
     _, rounded = sere_jax.load_pretrained(tmp_path)
     jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(np.float32(np.float16(a)), b), params, rounded
+        lambda a, b: np.testing.assert_array_equal(np.float32(a.astype(dtype)), b), params, rounded
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype("float32")}
 
@@ -123,11 +128,14 @@ def test_saving_again_replaces_both_files_and_leaves_others(copy, saved):
     other, other_params = create("ladder_vae")
     sere_jax.save_pretrained(copy, other, other_params)
     assert sere_jax.load_pretrained(copy)[0].config == other.config
-    assert sorted(path.name for path in copy.iterdir()) == [
+    assert {path.name for path in copy.iterdir()} == {
         CONFIG_FILE,
         PARAMETERS_FILE,
+        CARD_FILE,
         "notes.txt",
-    ]
+    }
+    assert "ladder_vae" in (copy / CARD_FILE).read_text()
+    assert "digits" not in (copy / CARD_FILE).read_text()  # that of the model before is gone
 
 
 def test_parameters_of_another_model_are_refused(saved, tmp_path):
@@ -158,7 +166,7 @@ def test_what_the_type_cannot_represent_is_refused_by_name(saved, tmp_path, valu
 
 def test_an_unknown_type_is_refused(saved, tmp_path):
     _, model, params = saved
-    with pytest.raises(ValueError, match="dtype='int8' must be one of float32, float16"):
+    with pytest.raises(ValueError, match="dtype='int8' must be one of float32, float16, bfloat16"):
         sere_jax.save_pretrained(tmp_path, model, params, dtype="int8")
 
 
@@ -257,3 +265,103 @@ def test_an_extension_must_be_imported_and_is_not_by_loading(copy):
     (copy / "of_mine.py").write_text("raise SystemExit('was imported')")
     with pytest.raises(ConfigError, match="import its file first"):
         sere_jax.load_pretrained(copy)
+
+
+# ---------------------------------------------------------------------------- the model card
+
+
+def test_the_card_says_how_to_load_and_what_is_known(saved, tmp_path):
+    _, model, params = saved
+    about = {"licence": "Apache-2.0", "nats": 22.5, "command": "python a | b", "text": "two\nlines"}
+    folder = sere_jax.save_pretrained(tmp_path / "model", model, params, about)
+    _, front, card = (folder / CARD_FILE).read_text().split("---\n", 2)
+    fields = yaml.safe_load(front)
+    assert fields["library_name"] == "sere-jax" and fields["license"] == "apache-2.0"
+    for row in ("| nats | 22.5 |", r"| command | python a \| b |", "| text | two lines |"):
+        assert row in card
+    assert "| weights | float32 |" in card and '"latent_shape": [2]' in card
+    lines = card.split("```python\n")[1].split("```")[0]
+    found = {}
+    exec(lines.replace("FOLDER", str(folder)), found)
+    jax.tree.map(np.testing.assert_array_equal, found["params"], params)
+
+
+def test_a_readme_of_ones_own_stays(saved, tmp_path):
+    (tmp_path / CARD_FILE).write_text("# mine")
+    sere_jax.save_pretrained(tmp_path, *saved[1:])
+    assert (tmp_path / CARD_FILE).read_text() == "# mine"
+
+
+# ---------------------------------------------------------------------------- the hub
+
+
+def stand_in(monkeypatch, snapshot_download):
+    module = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+
+
+def test_a_name_that_is_no_folder_here_is_loaded_from_the_hub(saved, monkeypatch, tmp_path):
+    calls = []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        calls.append((name, revision, sorted(allow_patterns)))
+        return str(saved[0])
+
+    stand_in(monkeypatch, snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    for revision in (None, "v1"):
+        model, params = sere_jax.load_pretrained("someone/digits", revision=revision)
+        assert model.config == saved[1].config
+        jax.tree.map(np.testing.assert_array_equal, params, saved[2])
+    files = [CONFIG_FILE, PARAMETERS_FILE]
+    assert calls == [("someone/digits", None, files), ("someone/digits", "v1", files)]
+
+
+def test_a_folder_here_comes_before_the_hub(saved, copy, monkeypatch):
+    stand_in(monkeypatch, None)
+    monkeypatch.chdir(copy.parent.parent)
+    name = f"{copy.parent.name}/{copy.name}"
+    assert sere_jax.load_pretrained(name)[0].config == saved[1].config
+
+
+@pytest.mark.parametrize("name", ["/none/here", "./runs/none", "none", "a/b/c", "../none"])
+def test_other_paths_are_no_names_of_the_hub(monkeypatch, tmp_path, name):
+    stand_in(monkeypatch, None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"there is no .*config\.json; .*--mode=export"):
+        sere_jax.load_pretrained(name)
+
+
+def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not there
+    monkeypatch.chdir(tmp_path)
+    message = r"no folder runs/digits here, .*pip install 'sere-jax\[hub\]'"
+    with pytest.raises(FileNotFoundError, match=message):
+        sere_jax.load_pretrained("runs/digits")
+
+
+class RepositoryNotFoundError(Exception):
+    """As the client's, which is no OSError in all versions."""
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("offline\nand more"), RepositoryNotFoundError("404"), OSError()]
+)
+def test_what_the_hub_does_not_give_is_one_error(monkeypatch, tmp_path, error):
+    def snapshot_download(*_, **__):
+        raise error
+
+    stand_in(monkeypatch, snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="hub did not give revision main") as caught:
+        sere_jax.load_pretrained("someone/digits")
+    assert type(error).__name__ in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_of_the_hub_is_refused(copy, monkeypatch, tmp_path):
+    path = copy / PARAMETERS_FILE
+    path.write_bytes(path.read_bytes()[:-5])
+    stand_in(monkeypatch, lambda *_, **__: str(copy))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        sere_jax.load_pretrained("someone/digits")
