@@ -13,9 +13,11 @@ PICTURES = {
     "samples.png": "Samples: expected pixels, drawn once and not selected.",
     "real_images.png": "Images of the test set, to compare them with.",
     "reconstructions.png": "Test images, and below each what the model makes of its codes.",
-    "completions.png": "The upper half of test images, and below each several ways to go on.",
+    "completions.png": "Test images, their upper halves, and below each three ways to "
+    "go on that the model draws.",
     "interpolation.png": "Each row goes from one test image to another through the codes.",
-    "traversals.png": "Each row changes one code of a test image and keeps the others.",
+    "traversals.png": "Each row changes one code of a test image, over the range that the code has "
+    "among test images, and keeps all others; shown are those that vary most.",
     "build_up.png": "Samples as they come into being, layer by layer; gray is still to come.",
     "residual_layers.png": "Test images, their reconstructions, and these without the data "
     "layers' residual δγ: what it adds is the difference of the two lower rows.",
@@ -52,7 +54,9 @@ def of_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
         best = max(validation, key=lambda record: record["elbo"])
         epoch = best.get("epoch")
         place = f" after {epoch:.4g} epochs" if is_number(epoch) else ""
-        parts.append(f"The ELBO of validation images is best{place}: {nats(best['elbo'])}{_bits(best)}.")
+        parts.append(
+            f"The ELBO of validation images is best{place}: {nats(best['elbo'])}{_bits(best)}."
+        )
     if train:
         parts.append(f"That of training images ends at {nats(train[-1]['elbo'])}.")
     return " ".join(parts) or "No ELBO has been logged."

@@ -4,12 +4,17 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import sere_jax
 from experiments.data.condition import condition_rows
 from experiments.reporting import charts, sheets
+from experiments.reporting.code_pictures import (
+    pixels,
+    save_completions,
+    save_traversals,
+    three_or_one,
+)
 from experiments.run_folder.metrics import read_metrics
 from experiments.training.experiment import Experiment
 from sere_jax.partition import create_partition
@@ -41,6 +46,10 @@ def save_pictures(
     _save_reconstructions(model, params, x, keys, condition, workdir)
     key = jax.random.key(experiment.config.sampling.seed)
     _save_interpolation(model, params, x, key, condition, workdir)
+    save_traversals(model, params, x, key, condition, workdir)
+    num_steps = experiment.config.sampling.completion_steps
+    if num_steps:
+        save_completions(model, params, x, key, condition, num_steps, workdir)
 
 
 def save_samples(
@@ -63,7 +72,7 @@ def save_samples(
         )
         for as_expected in (False, True)
     )
-    pictures = _pixels(model, expected)
+    pictures = pixels(model, expected)
     num_columns = None if labels is None or size > MOST_COLUMNS else size
     sheets.save_image_grid(pictures, workdir / "samples.png", num_columns=num_columns)
     if model.generates_blocks:
@@ -86,7 +95,7 @@ def _save_real_images(experiment: Experiment, workdir: pathlib.Path) -> None:
             num_columns = size
     pictures = images[chosen].astype(np.float32) / experiment.dataset.max_value
     path = workdir / "real_images.png"
-    sheets.save_image_grid(_three_or_one(pictures), path, num_columns=num_columns)
+    sheets.save_image_grid(three_or_one(pictures), path, num_columns=num_columns)
 
 
 def save_curves(workdir: pathlib.Path) -> None:
@@ -109,9 +118,9 @@ def _save_reconstructions(
     def reconstruct(**options):
         options |= {"expected": True, "condition": condition}
         images = sere_jax.reconstruct(model, params, x, keys, **options)
-        return _pixels(model, images)
+        return pixels(model, images)
 
-    versions = {"original": _pixels(model, x), "reconstruction": reconstruct()}
+    versions = {"original": pixels(model, x), "reconstruction": reconstruct()}
     sheets.save_comparison(versions, workdir / "reconstructions.png")
     if model.generates_blocks and model.config.couple_data:
         versions["without δγ"] = reconstruct(residual=False)
@@ -135,16 +144,7 @@ def _save_interpolation(
 
     paths = [path(first) for first in range(0, min(len(x) - 1, 2 * NUM_PATHS), 2)]
     if paths:
-        pictures = _pixels(model, np.concatenate(paths))
+        pictures = pixels(model, np.concatenate(paths))
         sheets.save_image_grid(
             pictures, workdir / "interpolation.png", num_columns=IMAGES_OF_A_PATH
         )
-
-
-def _pixels(model: sere_jax.LatentVariableModel, x: Any) -> np.ndarray:
-    """For pictures: of other numbers of channels than 1 and 3 the first three, or the first."""
-    return _three_or_one(np.asarray(sere_jax.to_pixels(model, jnp.asarray(x, np.float32))))
-
-
-def _three_or_one(pixels: np.ndarray) -> np.ndarray:
-    return pixels[..., : 3 if pixels.shape[-1] >= 3 else 1]

@@ -178,6 +178,9 @@ class Sampling:
 
     num_images: int = setting(100, "How many images.", POSITIVE_INT)
     seed: int = setting(0, "Seed of their codes and pixels.", SEED)
+    completion_steps: int = setting(
+        100, "Steps of the chain that completes half images for the report; 0: none.", NATURAL
+    )
 
 
 @dataclasses.dataclass(frozen=True)

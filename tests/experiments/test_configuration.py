@@ -110,6 +110,7 @@ DEFAULTS = {
         "test_elbo_every": "",
     },
     "sampling": {
+        "completion_steps": 100,
         "num_images": 100,
         "seed": 0,
     },
@@ -164,6 +165,7 @@ INVALID = {
     "evaluation.checkpoint": ["first"],
     "sampling.num_images": [0],
     "sampling.seed": [-1],
+    "sampling.completion_steps": [-1, 1.5],
     "paper.nll": ["low", float("nan")],
     "paper.expected_nll": ["low", float("nan")],
 }

@@ -1,0 +1,101 @@
+"""Pictures of what single codes do, and of how the model goes on from parts of images."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sere_jax
+from experiments.reporting import sheets
+from sere_jax.data_layer import has_independent_pixels
+
+Array = jax.Array
+_NUM_CODES, _NUM_VALUES = 6, 8
+_NUM_COMPLETED, _NUM_WAYS = 8, 3
+
+
+def save_traversals(
+    model: sere_jax.LatentVariableModel,
+    params: Any,
+    x: Array,
+    key: Array,
+    condition: Array | None,
+    workdir: pathlib.Path,
+) -> None:
+    """Writes a row for each of the codes that differ most among images; the first image changes.
+
+    A code goes from two standard deviations below its mean over the images `x` to two above.
+    """
+    z = sere_jax.encode(model, params, x, condition=condition)
+    first = None if condition is None else condition[0]
+    rows = {}
+    for layer, index in _most_varied(z, model):
+        values = np.asarray(_of_layer(z, layer, model))[:, *index]
+        mean, deviation = values.mean(), values.std()
+        low, high = mean - 2.0 * deviation, mean + 2.0 * deviation
+        if model.code_limits is not None:
+            low, high = np.clip([low, high], *(np.array(model.code_limits) + [1e-3, -1e-3]))
+        way = np.linspace(low, high, _NUM_VALUES)
+        images = sere_jax.traverse(
+            model, params, x[0], layer, index, way, key, expected=True, condition=first
+        )
+        name = ", ".join(str(place + 1) for place in index)
+        rows[f"layer {layer + 1}: {name}"] = pixels(model, images)
+    sheets.save_comparison(rows, workdir / "traversals.png")
+
+
+def save_completions(
+    model: sere_jax.LatentVariableModel,
+    params: Any,
+    x: Array,
+    key: Array,
+    condition: Array | None,
+    num_steps: int,
+    workdir: pathlib.Path,
+) -> None:
+    """Writes images, their upper halves, and below each what the model draws for the rest.
+
+    Writes nothing for flows, whose missing pixels `sere_jax.complete` cannot draw.
+    """
+    if not has_independent_pixels(model.config):
+        return
+    x = x[:_NUM_COMPLETED]
+    observed = np.zeros(model.config.data_shape, bool)
+    observed[: len(observed) // 2] = True
+    given = None if condition is None else jnp.tile(condition[: len(x)], (_NUM_WAYS, 1))
+    several = jnp.tile(x, (_NUM_WAYS, *[1] * (x.ndim - 1)))
+    drawn = sere_jax.complete(model, params, several, observed, key, num_steps, condition=given)
+    pictures = pixels(model, x)
+    rows = {"original": pictures, "observed": np.where(observed[..., :1], pictures, 0.5)}
+    for way, images in enumerate(np.split(pixels(model, drawn), _NUM_WAYS), 1):
+        rows[f"drawn, {way}"] = images
+    sheets.save_comparison(rows, workdir / "completions.png")
+
+
+def pixels(model: sere_jax.LatentVariableModel, x: Any) -> np.ndarray:
+    """For pictures: of other numbers of channels than 1 and 3 the first three, or the first."""
+    return three_or_one(np.asarray(sere_jax.to_pixels(model, jnp.asarray(x, np.float32))))
+
+
+def three_or_one(images: np.ndarray) -> np.ndarray:
+    """The first three channels, or the first of fewer."""
+    return images[..., : 3 if images.shape[-1] >= 3 else 1]
+
+
+def _most_varied(z: Any, model: sere_jax.LatentVariableModel) -> list[tuple[int, tuple[int, ...]]]:
+    """Layers, and places of codes in them, by layers; of each code that is used the deviation."""
+    found = [
+        (float(deviation), layer, place)
+        for layer in range(model.config.num_layers)
+        for place, deviation in np.ndenumerate(np.asarray(_of_layer(z, layer, model)).std(axis=0))
+    ]
+    return sorted((layer, place) for _, layer, place in sorted(found)[-_NUM_CODES:])
+
+
+def _of_layer(z: Any, layer: int, model: sere_jax.LatentVariableModel) -> Array:
+    """[B, *codes]: see `sere_jax.encode`."""
+    if isinstance(z, tuple):
+        return z[layer]
+    return z[:, layer] if model.generates_blocks else z
