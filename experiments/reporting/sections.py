@@ -181,7 +181,7 @@ def _changed(config: Mapping[str, Any], default: Mapping[str, Any], prefix: str 
         if isinstance(value, Mapping) and isinstance(other, Mapping):
             rows += _changed(value, other, f"{prefix}{key}.")
         elif key not in default:
-            rows.append((prefix + key, Cell(plain(value), aside="no such setting here")))
+            rows.append((prefix + key, Cell(plain(value))))
         elif value != other:
             rows.append((prefix + key, Cell(plain(value), aside=f"default {plain(other)}")))
     return rows
