@@ -177,7 +177,7 @@ def _draw_schedule(axes: Axes, name: str, points: np.ndarray) -> None:
             if decades > 0.5:  # a linear axis labels a narrow range better
                 axes.set_yscale("log")
                 axes.yaxis.set_major_locator(
-                    LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=5)
+                    LogLocator(subs=(1, 3) if decades < 2 else (1,), numticks=5)
                 )
                 axes.yaxis.set_major_formatter("{x:g}")
                 axes.yaxis.set_minor_formatter(NullFormatter())
@@ -224,9 +224,16 @@ def _label_ends(axes: Axes, ends: Mapping[str, float]) -> None:
     names = sorted(ends, key=lambda name: ends[name])
     heights = np.array([(ends[name] - lower) / (upper - lower) for name in names])
     for name, height in zip(names, spread(np.clip(heights, 0.0, 1.0), least_gap), strict=True):
-        place = {"xy": (1.0, height), "xycoords": "axes fraction", "xytext": (4, 0)}
-        style = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": TEXT}
-        axes.annotate(name, **place, **style)
+        axes.annotate(
+            name,
+            (1.0, height),
+            (4.0, 0.0),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=TEXT,
+        )
 
 
 def spread(heights: np.ndarray, least_gap: float) -> np.ndarray:

@@ -32,7 +32,7 @@ def save_traversals(
     first = None if condition is None else condition[0]
     rows = {}
     for layer, index in _most_varied(z, model):
-        values = np.asarray(_of_layer(z, layer, model))[:, *index]
+        values = np.asarray(_of_layer(z, layer, model))[(slice(None), *index)]
         mean, deviation = values.mean(), values.std()
         low, high = mean - 2.0 * deviation, mean + 2.0 * deviation
         if model.code_limits is not None:

@@ -318,7 +318,7 @@ def test_hostile_strings_stay_text(tmp_path):
     assert "script" not in page.tags
     assert [image["alt"] for image in page.images] == ["a<b>&\"'.png"]
     assert page.rows[HOSTILE] == HOSTILE
-    assert page.rows[f"nested.{HOSTILE}.{HOSTILE}"] == HOSTILE
+    assert page.rows[f"All settings.nested.{HOSTILE}.{HOSTILE}"] == HOSTILE
     assert page.rows["$title"] == "${results}"
     assert page.rows["Git commit of the training"] == HOSTILE
     assert HOSTILE in page.rows["Negative log-likelihood of the test set"]
