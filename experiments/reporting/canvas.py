@@ -29,14 +29,14 @@ _VARIABLES = {
     ORANGE: "--orange",
     _GRID: "--line",
 }
-_CHART_DPI = 150
+CHART_DPI = 150
 
 
 def new_chart(width_inches: float, height_inches: float) -> Figure:
     """An empty figure for charts, which lays out its axes by itself."""
     from matplotlib.figure import Figure
 
-    figure = Figure((width_inches, height_inches), _CHART_DPI, facecolor="white")
+    figure = Figure((width_inches, height_inches), CHART_DPI, facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     return figure
 

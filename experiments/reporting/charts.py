@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from experiments.reporting.canvas import (
     BLUE,
+    CHART_DPI,
     LIGHT_BLUE,
     MUTED,
     ORANGE,
@@ -89,6 +90,7 @@ def save_learning_curves_of_runs(
 def _draw_elbo_of_runs(axes: Axes, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     curves = {name: _points(records, "validation", "elbo") for name, records in runs.items()}
     names = sorted(curves, key=lambda name: -curves[name][:, 1].max())
+    style: dict[str, Any]
     for name, color, dashes in zip(
         names, layer_colors(len(names), 0.9), itertools.cycle(["-", "--"]), strict=False
     ):
@@ -220,7 +222,7 @@ def _draw_elbo(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
 def _label_ends(axes: Axes, ends: Mapping[str, float]) -> None:
     """Writes names on the right, where their lines end, or as near as they fit."""
     lower, upper = axes.get_ylim()
-    least_gap = 11.0 / (axes.get_figure().get_figheight() * 72.0 * axes.get_position().height)
+    least_gap = 11.0 / 72.0 * CHART_DPI / axes.bbox.height
     names = sorted(ends, key=lambda name: ends[name])
     heights = np.array([(ends[name] - lower) / (upper - lower) for name in names])
     for name, height in zip(names, spread(np.clip(heights, 0.0, 1.0), least_gap), strict=True):

@@ -10,6 +10,7 @@ import numpy as np
 import sere_jax
 from experiments.reporting import sheets
 from sere_jax.data_layer import has_independent_pixels
+from sere_jax.inputs import example_keys
 
 Array = jax.Array
 _NUM_CODES, _NUM_VALUES = 6, 8
@@ -28,22 +29,32 @@ def save_traversals(
 
     A code goes from two standard deviations below its mean over the images `x` to two above.
     """
-    z = sere_jax.encode(model, params, x, condition=condition)
-    first = None if condition is None else condition[0]
-    rows = {}
-    for layer, index in _most_varied(z, model):
-        values = np.asarray(_of_layer(z, layer, model))[(slice(None), *index)]
-        mean, deviation = values.mean(), values.std()
-        low, high = mean - 2.0 * deviation, mean + 2.0 * deviation
-        if model.code_limits is not None:
-            low, high = np.clip([low, high], *(np.array(model.code_limits) + [1e-3, -1e-3]))
-        way = np.linspace(low, high, _NUM_VALUES)
-        images = sere_jax.traverse(
-            model, params, x[0], layer, index, way, key, expected=True, condition=first
-        )
-        name = ", ".join(str(place + 1) for place in index)
-        rows[f"layer {layer + 1}: {name}"] = pixels(model, images)
+    z = jax.tree.map(np.asarray, sere_jax.encode(model, params, x, condition=condition))
+    chosen = _most_varied(z, model)
+    num = len(chosen) * _NUM_VALUES
+    changed = jax.tree.map(lambda part: np.repeat(part[:1], num, axis=0), z)
+    for row, (layer, index) in enumerate(chosen):
+        codes = np.moveaxis(_of_layer(changed, layer, model), 0, -1)[index]  # [num], a view
+        way = _way(np.moveaxis(_of_layer(z, layer, model), 0, -1)[index], model)
+        codes[row * _NUM_VALUES :][:_NUM_VALUES] = way
+    # `sere_jax.traverse` would be compiled for each code.
+    keys = jnp.broadcast_to(example_keys(key, 1)[0], (num,))
+    given = None if condition is None else jnp.repeat(condition[:1], num, axis=0)
+    images = sere_jax.decode(model, params, changed, keys, expected=True, condition=given)
+    names = (
+        f"layer {layer + 1}: {', '.join(str(i + 1) for i in index)}" for layer, index in chosen
+    )
+    rows = dict(zip(names, np.split(pixels(model, images), len(chosen)), strict=True))
     sheets.save_comparison(rows, workdir / "traversals.png")
+
+
+def _way(values: np.ndarray, model: sere_jax.LatentVariableModel) -> np.ndarray:
+    """From two standard deviations below the mean to two above, of what a code can be."""
+    mean, deviation = values.mean(), values.std()
+    low, high = mean - 2.0 * deviation, mean + 2.0 * deviation
+    if model.code_limits is not None:
+        low, high = np.clip([low, high], *(np.array(model.code_limits) + [1e-3, -1e-3]))
+    return np.linspace(low, high, _NUM_VALUES)
 
 
 def save_completions(
@@ -89,13 +100,13 @@ def _most_varied(z: Any, model: sere_jax.LatentVariableModel) -> list[tuple[int,
     found = [
         (float(deviation), layer, place)
         for layer in range(model.config.num_layers)
-        for place, deviation in np.ndenumerate(np.asarray(_of_layer(z, layer, model)).std(axis=0))
+        for place, deviation in np.ndenumerate(_of_layer(z, layer, model).std(axis=0))
     ]
     return sorted((layer, place) for _, layer, place in sorted(found)[-_NUM_CODES:])
 
 
-def _of_layer(z: Any, layer: int, model: sere_jax.LatentVariableModel) -> Array:
-    """[B, *codes]: see `sere_jax.encode`."""
+def _of_layer(z: Any, layer: int, model: sere_jax.LatentVariableModel) -> np.ndarray:
+    """A view [B, *codes]: see `sere_jax.encode`."""
     if isinstance(z, tuple):
         return z[layer]
     return z[:, layer] if model.generates_blocks else z
