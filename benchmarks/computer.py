@@ -1,31 +1,18 @@
 """The computer that a benchmark runs on, as its figures name it."""
 
-import datetime
-import os
-import pathlib
-import platform
-from importlib import metadata
 from typing import Any
 
-import jax
+from experiments.system import computer
 
-CPU_INFO = pathlib.Path("/proc/cpuinfo")  # Linux alone has it
 VERSIONS = ("jax", "jaxlib", "torch")
 # Of what the kernel lists: vectors of 256 bits, of 512, and what multiplies bfloat16 in hardware.
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def describe() -> dict[str, Any]:
-    """The CPU, its instruction sets, cores that this process may use, JAX's devices, versions."""
-    model, instruction_sets = read_cpu_info(CPU_INFO.read_text() if CPU_INFO.exists() else "")
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu": model,
-        "cores": usable_cores(),
-        "instruction_sets": instruction_sets,
-        "devices": [device.device_kind for device in jax.devices()],
-        "versions": {name: _version(name) for name in VERSIONS},
-    }
+    """What `experiments.system.computer.describe` says, and the CPU's instruction sets."""
+    flags = computer.cpu_fields().get("flags", "")
+    return computer.describe(VERSIONS) | {"instruction_sets": _instruction_sets(flags)}
 
 
 def as_line(described: dict[str, Any]) -> str:
@@ -43,22 +30,9 @@ def as_line(described: dict[str, Any]) -> str:
 
 def read_cpu_info(text: str) -> tuple[str, list[str]]:
     """The model's name and which of `INSTRUCTION_SETS` it has, of the text of /proc/cpuinfo."""
-    fields = dict(line.split(":", 1) for line in reversed(text.splitlines()) if ":" in line)
-    fields = {name.strip(): value.strip() for name, value in fields.items()}
-    flags = fields.get("flags", "").split()
-    model = fields.get("model name") or platform.processor() or platform.machine()
-    return model, [name for name in INSTRUCTION_SETS if name in flags]
+    fields = computer.fields_of_first(text)
+    return computer.cpu_name(fields), _instruction_sets(fields.get("flags", ""))
 
 
-def usable_cores() -> int:
-    """Those that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+def _instruction_sets(flags: str) -> list[str]:
+    return [name for name in INSTRUCTION_SETS if name in flags.split()]

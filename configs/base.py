@@ -23,7 +23,8 @@ def get_config(variant: str = "") -> ConfigDict:
     """The base configuration; it has no variants."""
     choose_variant(variant, VARIANTS)
     config = ConfigDict(defaults())
-    config.paper = ConfigDict({"nll": placeholder(float)})  # None would take any type
+    # None would take any type.
+    config.paper = ConfigDict({name: placeholder(float) for name in config.paper})
     return config.lock()
 
 

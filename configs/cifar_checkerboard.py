@@ -64,5 +64,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.training.kl_warmup = "50%"
     config.evaluation.num_importance_samples = 100
     config.evaluation.batch_size = 10
+    config.sampling.completion_steps = 10
     config.update_from_flattened_dict(overrides)
     return config

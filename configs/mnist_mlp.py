@@ -37,6 +37,7 @@ VARIANTS = {
     "carry": {"model.carry_start": 0.9},
 }
 PAPER_NLL = {"": 81.17, "case3": 81.17, "dlgm": 84.53}
+EXPECTED_NLL = {"": 84.8, "case3": 84.8}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -49,4 +50,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.training.learning_rate = 2e-3
     config.update_from_flattened_dict(overrides)
     config.paper.nll = PAPER_NLL.get(variant)
+    config.paper.expected_nll = EXPECTED_NLL.get(variant)
     return config

@@ -29,4 +29,5 @@ def get_config(variant: str = "") -> ConfigDict:
     """`mnist_mlp` with one option, by default none, and the common budget."""
     config = mnist_mlp.get_config(base.choose_variant(variant, VARIANTS))
     config.training.num_epochs = 60
+    config.paper.expected_nll = None
     return config

@@ -50,6 +50,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config = mnist_mlp.get_config()
     config.model.network = "resnet"
     config.model.hidden_size = 128
+    config.sampling.completion_steps = 30
     config.update_from_flattened_dict(overrides)
     config.paper.nll = PAPER_NLL.get(variant)
+    config.paper.expected_nll = None
     return config

@@ -131,7 +131,7 @@ from_first = sere_jax.decode(model, params, z, key, num_layers_given=1, expected
 observed = np.zeros((8, 8, 1), bool)
 observed[:4] = True
 completed = sere_jax.complete(model, params, x[:10], observed, key, num_steps=50)
-rows = {"image": x[:10], "first codes": from_first, "lower half drawn": completed}
+rows = {"image": x[:10], "first codes": from_first, "completed": completed}
 sheets.save_comparison(rows, folder / "codes.png")
 values = np.linspace(-2, 2, 10)
 ways = [sere_jax.traverse(model, params, x[0], 0, i, values, key, expected=True) for i in range(4)]

@@ -9,6 +9,7 @@ from experiments.distributed.processes import done_by_first_process, is_first_pr
 from experiments.reporting.model_pictures import save_curves, save_pictures
 from experiments.reporting.report import write_report
 from experiments.run_folder.folder import RunFolder
+from experiments.system import computer
 from experiments.system.progress import progress_bar
 from experiments.training.evaluation import standard_error
 from experiments.training.experiment import Experiment
@@ -113,8 +114,10 @@ def _origin(experiment: Experiment, about: dict, num_params: int, command: str) 
         # Earlier versions recorded neither with the weights.
         "git_commit": about.get("git_commit", commit),
         "command": about.get("command", command),
+        "computer": about.get("computer"),
         "evaluation_git_commit": commit,
         "evaluation_command": command,
+        "evaluation_computer": computer.describe(),
     }
 
 

@@ -1,6 +1,7 @@
 """Charts of runs: learning curves and the KL of each layer.
 
-Each function writes a PNG file and returns its path. Records are those of `read_metrics`.
+What is drawn is a figure of matplotlib, which `canvas` writes as PNG or as SVG. Lines are labelled
+where they end. Records are those of `read_metrics`.
 """
 
 from __future__ import annotations
@@ -15,18 +16,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.reporting.canvas import BLUE, MUTED, ORANGE, TEXT, new_chart, save, style_axes
+from experiments.reporting.canvas import (
+    BLUE,
+    CHART_DPI,
+    LIGHT_BLUE,
+    MUTED,
+    ORANGE,
+    TEXT,
+    new_chart,
+    save,
+    style_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-_TRAIN = "#7aa6d8"
-_LAYERS_COLOR_MAP = "viridis"
+WIDE = 8.0  # inches, of a figure that stands alone
+_LAST_LAYER = 0.75
+_MOST_LABELS = 12  # of bars, and at the ends of lines
 
 
 def save_learning_curves(
     metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]
 ) -> Path:
+    """Writes `draw_learning_curves` as a PNG file; returns `path`."""
+    return save(draw_learning_curves(metrics), path)
+
+
+def draw_learning_curves(metrics: Sequence[Mapping[str, Any]], width: float = WIDE) -> Figure:
     """Draws the ELBO of training and validation against epochs, and the schedules below.
 
     The ELBO's axis leaves out values far below the others, those of the first updates above all,
@@ -41,7 +59,7 @@ def save_learning_curves(
         for name in ("gradient_norm", "learning_rate", "kl_weight")
         if len(points := _points(metrics, "train", name))
     }
-    figure = new_chart(8.0, 4.2 + 1.25 * len(panels))
+    figure = new_chart(width, _height(4.2 + 1.25 * len(panels), width))
     axes_column = figure.subplots(
         1 + len(panels), sharex=True, squeeze=False, height_ratios=[3.4] + [1.0] * len(panels)
     )[:, 0]
@@ -50,7 +68,7 @@ def save_learning_curves(
         _draw_schedule(axes, name, points)
     axes_column[-1].set_xlabel("epochs")
     figure.align_ylabels(axes_column)
-    return save(figure, path)
+    return figure
 
 
 def save_learning_curves_of_runs(
@@ -146,8 +164,9 @@ def _limit_to_later_epochs(axes: Axes, curves: Iterable[np.ndarray]) -> None:
 def _draw_elbo_of_runs(axes: Axes, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     curves = {name: _points(records, "validation", "elbo") for name, records in runs.items()}
     names = sorted(curves, key=lambda name: -curves[name][:, 1].max())
+    style: dict[str, Any]
     for name, color, dashes in zip(
-        names, _layer_colors(len(names)), itertools.cycle(["-", "--"]), strict=False
+        names, layer_colors(len(names), 0.9), itertools.cycle(["-", "--"]), strict=False
     ):
         label = f"{name}, {curves[name][:, 1].max():.2f}"
         style = {"color": color, "marker": _marker_for(curves[name]), "label": label}
@@ -164,13 +183,22 @@ def save_kl_per_layer(
     path: str | os.PathLike[str],
     history: Iterable[tuple[float, Sequence[float | None]]] | None = None,
 ) -> Path:
+    """Writes `draw_kl_per_layer` as a PNG file; returns `path`."""
+    return save(draw_kl_per_layer(kl_per_layer, history), path)
+
+
+def draw_kl_per_layer(
+    kl_per_layer: npt.ArrayLike,
+    history: Iterable[tuple[float, Sequence[float | None]]] | None = None,
+    width: float = WIDE,
+) -> Figure:
     """Draws how much information each layer of latent variables carries, as Figure S8 does.
 
     Args:
         kl_per_layer: KL of each layer l = 1, ..., L, [L] in nats; NaN leaves its bar out.
-        path: PNG file to write.
         history: Pairs of an epoch and the KL of each layer then, [L] in nats. If there are any,
             a second panel shows every layer over the epochs, in the colour of its bar.
+        width: in inches.
 
     Raises:
         ValueError: `kl_per_layer` is not one-dimensional or empty, or an entry of the history
@@ -186,13 +214,17 @@ def save_kl_per_layer(
             problem = f"the history has {len(entry)} layers at epoch {epoch}, not {num_layers}"
             raise ValueError(problem)
 
-    figure = new_chart(8.0, 7.4 if entries else 4.0)
+    figure = new_chart(width, _height(7.4 if entries else 4.0, width))
     axes_column = figure.subplots(2 if entries else 1, squeeze=False)[:, 0]
-    colors = _layer_colors(num_layers) if entries else [BLUE] * num_layers
+    colors = layer_colors(num_layers, _LAST_LAYER) if entries else [BLUE] * num_layers
 
     bars = axes_column[0]
     layers = np.arange(1, num_layers + 1)
-    bars.bar(layers, np.nan_to_num(kl), width=0.8 if num_layers > 1 else 0.4, color=colors)
+    drawn = bars.bar(layers, np.nan_to_num(kl), width=0.8 if num_layers > 1 else 0.4, color=colors)
+    if num_layers <= _MOST_LABELS:
+        labels = ["" if math.isnan(value) else f"{value:.2f}" for value in kl]
+        bars.bar_label(drawn, labels, padding=2, fontsize=9, color=TEXT)
+        bars.margins(y=0.12)
     bars.set_xlim((0.4, num_layers + 0.6) if num_layers > 1 else (0.0, 2.0))
     bars.set_title(f"KL of all layers together: {np.nansum(kl):.2f} nats", fontsize=11)
     bars.set_xlabel("layer $l$")
@@ -203,7 +235,7 @@ def save_kl_per_layer(
 
     if entries:
         _draw_kl_history(axes_column[1], entries, colors)
-    return save(figure, path)
+    return figure
 
 
 def _draw_schedule(axes: Axes, name: str, points: np.ndarray) -> None:
@@ -212,21 +244,21 @@ def _draw_schedule(axes: Axes, name: str, points: np.ndarray) -> None:
     axes.plot(*points.T, color=BLUE, linewidth=1.1, marker=_marker_for(points), markersize=4)
     match name:
         case "gradient_norm":
-            axes.set_ylabel("gradient norm")
+            axes.set_title("gradient norm", loc="left", fontsize=10, color=TEXT)
             positive = points[points[:, 1] > 0, 1]
             decades = np.ptp(np.log10(positive)) if len(positive) else 0.0
             if decades > 0.5:  # a linear axis labels a narrow range better
                 axes.set_yscale("log")
                 axes.yaxis.set_major_locator(
-                    LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=5)
+                    LogLocator(subs=(1, 3) if decades < 2 else (1,), numticks=5)
                 )
                 axes.yaxis.set_major_formatter("{x:g}")
                 axes.yaxis.set_minor_formatter(NullFormatter())
         case "learning_rate":
-            axes.set_ylabel("learning rate")
-            axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+            axes.set_title("learning rate", loc="left", fontsize=10, color=TEXT)
+            axes.yaxis.set_major_formatter("{x:g}")
         case "kl_weight":
-            axes.set_ylabel("KL weight")
+            axes.set_title("weight of the KL", loc="left", fontsize=10, color=TEXT)
             axes.set_ylim(0.0, 1.08 * max(1.0, points[:, 1].max()))
     style_axes(axes)
 
@@ -241,11 +273,10 @@ def _draw_elbo(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
         return
     style: dict[str, Any]
     if len(train):
-        style = {"linewidth": 1.2, "markersize": 4, "label": "train"}
-        axes.plot(*train.T, color=_TRAIN, marker=_marker_for(train), **style)
+        style = {"linewidth": 1.2, "markersize": 4}
+        axes.plot(*train.T, color=LIGHT_BLUE, marker=_marker_for(train), **style)
     if len(validation):
-        label = f"validation, best {validation[:, 1].max():.2f}"
-        style = {"linewidth": 1.6, "markersize": 3.5, "label": label}
+        style = {"linewidth": 1.6, "markersize": 3.5}
         marker = "o" if len(validation) <= 60 else None
         axes.plot(*validation.T, color=ORANGE, marker=marker, **style)
     values = np.concatenate([train[:, 1], validation[:, 1]])
@@ -255,34 +286,58 @@ def _draw_elbo(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     if num_cut:
         note = f"{num_cut} of {len(values)} values lie outside the axis"
         axes.set_title(note, loc="right", fontsize=9, color=MUTED)
-    axes.legend(loc="lower right", frameon=False, fontsize=10, labelcolor=TEXT)
-    _add_bits_per_dim(axes, metrics)
+    named = {"training": train, "validation": validation}
+    _label_ends(axes, {name: points[-1, 1] for name, points in named.items() if len(points)})
 
 
-def _add_bits_per_dim(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
-    """An axis on the right in bits/dim, which are affine in nats; records tell how."""
-    both = np.array(
-        [
-            (record["elbo"], record["bits_per_dim"])
-            for record in metrics
-            if all(_is_finite_number(record.get(name)) for name in ("elbo", "bits_per_dim"))
-        ]
-    )
-    if len(both) < 2 or not np.ptp(both[:, 0]):
-        return
-    lowest, highest = both[both[:, 0].argmin()], both[both[:, 0].argmax()]
-    slope = (highest[1] - lowest[1]) / (highest[0] - lowest[0])
+def _label_ends(axes: Axes, ends: Mapping[str, float]) -> None:
+    """Writes names on the right, where their lines end, or as near as they fit."""
+    lower, upper = axes.get_ylim()
+    least_gap = 11.0 / 72.0 * CHART_DPI / axes.bbox.height
+    names = sorted(ends, key=lambda name: ends[name])
+    heights = np.array([(ends[name] - lower) / (upper - lower) for name in names])
+    for name, height in zip(names, spread(np.clip(heights, 0.0, 1.0), least_gap), strict=True):
+        axes.annotate(
+            name,
+            (1.0, height),
+            (4.0, 0.0),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=TEXT,
+        )
 
-    def to_bits(elbo):
-        return lowest[1] + slope * (elbo - lowest[0])
 
-    def to_elbo(bits):
-        return lowest[0] + (bits - lowest[1]) / slope
+def spread(heights: np.ndarray, least_gap: float) -> np.ndarray:
+    """The same heights, ascending, moved apart to at least `least_gap`, below 1 if they fit."""
+    moved = heights.copy()
+    for i in range(1, len(moved)):
+        moved[i] = max(moved[i], moved[i - 1] + least_gap)
+    moved[-1:] = np.minimum(moved[-1:], 1.0)
+    for i in range(len(moved) - 2, -1, -1):
+        moved[i] = min(moved[i], moved[i + 1] - least_gap)
+    return moved
 
-    bits_axes = axes.secondary_yaxis("right", functions=(to_bits, to_elbo))
-    bits_axes.set_ylabel("bits/dim", fontsize=11, color=TEXT)
-    bits_axes.tick_params(colors=MUTED, labelsize=10)
-    bits_axes.spines["right"].set_color(MUTED)
+
+def kl_history(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[float, list[float | None]]]:
+    """Pairs of an epoch and the KL of each layer of the validation images then."""
+    return [
+        (record["epoch"], record["kl_per_layer"])
+        for record in metrics
+        if record.get("split") == "validation" and are_numbers(record.get("kl_per_layer"))
+    ]
+
+
+def are_numbers(values: Any) -> bool:
+    """Whether it is a list of numbers, or None where one is missing, and not empty."""
+    is_list = isinstance(values, list) and bool(values)
+    return is_list and all(v is None or isinstance(v, int | float) for v in values)
+
+
+def _height(inches: float, width: float) -> float:
+    """Of a figure narrower than `WIDE` less, but not in proportion: text keeps its size."""
+    return inches * math.sqrt(width / WIDE)
 
 
 def _draw_kl_history(
@@ -298,10 +353,13 @@ def _draw_kl_history(
         axes.plot(epochs, layer_kl, color=color, linewidth=line_width, marker=marker)
     if not np.any(kl < 0):
         axes.set_ylim(bottom=0)
-    axes.set_title("KL of each layer during training, in the colour of its bar", fontsize=11)
+    axes.set_title("KL of each layer during training", fontsize=11)
     axes.set_xlabel("epochs")
     axes.set_ylabel("KL (nats)")
     style_axes(axes)
+    ends = {f"layer {layer}": end for layer, end in enumerate(kl[-1], 1) if math.isfinite(end)}
+    highest = sorted(ends, key=lambda name: -ends[name])[:_MOST_LABELS]
+    _label_ends(axes, {name: ends[name] for name in highest})
 
 
 def _points(metrics: Sequence[Mapping[str, Any]], split: str, name: str) -> np.ndarray:
@@ -337,8 +395,9 @@ def _marker_for(points: np.ndarray) -> str | None:
     return "o" if len(points) == 1 else None
 
 
-def _layer_colors(num_layers: int) -> list[Any]:
+def layer_colors(num: int, last: float) -> list[str]:
+    """Colours from the first of the map to the part `last` of it; its end is faint on white."""
     from matplotlib import colormaps
+    from matplotlib.colors import to_hex
 
-    # The last tenth of the map is a yellow that is hard to see on white.
-    return list(colormaps[_LAYERS_COLOR_MAP](np.linspace(0.0, 0.9, num_layers)))
+    return [to_hex(color) for color in colormaps["viridis"](np.linspace(0.0, last, num))]

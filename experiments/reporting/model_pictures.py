@@ -4,12 +4,17 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import sere_jax
 from experiments.data.condition import condition_rows
 from experiments.reporting import charts, sheets
+from experiments.reporting.code_pictures import (
+    pixels,
+    save_completions,
+    save_traversals,
+    three_or_one,
+)
 from experiments.run_folder.metrics import read_metrics
 from experiments.training.experiment import Experiment
 from sere_jax.partition import create_partition
@@ -22,19 +27,16 @@ MOST_COLUMNS = 20  # of the sheet of samples, that classes have to themselves
 def save_pictures(
     experiment: Experiment, params: Any, kl: np.ndarray, workdir: pathlib.Path
 ) -> None:
-    """Draws samples, and for a model with codes reconstructions, interpolations and KLs.
+    """Draws samples and real images; of a model with codes also what its codes do, and KLs.
 
     `kl` [num, L], in nats, is that of the test images.
     """
     model = experiment.model
     save_samples(model, params, experiment.config, workdir)
+    _save_real_images(experiment, workdir)
     if not model.config.has_latents:
         return
-    history = [
-        (record["epoch"], record["kl_per_layer"])
-        for record in read_metrics(workdir)
-        if record["split"] == "validation"
-    ]
+    history = charts.kl_history(read_metrics(workdir))
     charts.save_kl_per_layer(kl.mean(axis=0), workdir / "kl_per_layer.png", history=history)
     images = experiment.test_images()[:16]
     x, keys = experiment.evaluator.to_data_space(images, np.arange(len(images)))
@@ -44,6 +46,10 @@ def save_pictures(
     _save_reconstructions(model, params, x, keys, condition, workdir)
     key = jax.random.key(experiment.config.sampling.seed)
     _save_interpolation(model, params, x, key, condition, workdir)
+    save_traversals(model, params, x, key, condition, workdir)
+    num_steps = experiment.config.sampling.completion_steps
+    if num_steps:
+        save_completions(model, params, x, key, condition, num_steps, workdir)
 
 
 def save_samples(
@@ -66,13 +72,30 @@ def save_samples(
         )
         for as_expected in (False, True)
     )
-    pictures = _pixels(model, expected)
+    pictures = pixels(model, expected)
     num_columns = None if labels is None or size > MOST_COLUMNS else size
     sheets.save_image_grid(pictures, workdir / "samples.png", num_columns=num_columns)
     if model.generates_blocks:
         layer_of_pixel = create_partition(model.config).layer_of_pixel
-        sheets.save_build_up(pictures[:8], layer_of_pixel, workdir / "build_up.png")
+        num = min(8, max(3, model.config.num_layers))
+        sheets.save_build_up(pictures[:num], layer_of_pixel, workdir / "build_up.png")
     return images, expected
+
+
+def _save_real_images(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Test images as they are in the data set, in the places of the samples of their classes."""
+    images, labels = experiment.test_images(), experiment.test_labels()
+    num, size = experiment.config.sampling.num_images, experiment.model.config.condition_size
+    chosen, num_columns = np.arange(min(num, len(images))), None
+    if labels is not None and size <= MOST_COLUMNS:
+        of_classes = [np.flatnonzero(labels == label) for label in range(size)]
+        num_rows = min(-(-num // size), *map(len, of_classes))
+        if num_rows:
+            chosen = np.stack([places[:num_rows] for places in of_classes], axis=1).ravel()
+            num_columns = size
+    pictures = images[chosen].astype(np.float32) / experiment.dataset.max_value
+    path = workdir / "real_images.png"
+    sheets.save_image_grid(three_or_one(pictures), path, num_columns=num_columns)
 
 
 def save_curves(workdir: pathlib.Path) -> None:
@@ -95,9 +118,9 @@ def _save_reconstructions(
     def reconstruct(**options):
         options |= {"expected": True, "condition": condition}
         images = sere_jax.reconstruct(model, params, x, keys, **options)
-        return _pixels(model, images)
+        return pixels(model, images)
 
-    versions = {"original": _pixels(model, x), "reconstruction": reconstruct()}
+    versions = {"original": pixels(model, x), "reconstruction": reconstruct()}
     sheets.save_comparison(versions, workdir / "reconstructions.png")
     if model.generates_blocks and model.config.couple_data:
         versions["without δγ"] = reconstruct(residual=False)
@@ -121,13 +144,7 @@ def _save_interpolation(
 
     paths = [path(first) for first in range(0, min(len(x) - 1, 2 * NUM_PATHS), 2)]
     if paths:
-        pictures = _pixels(model, np.concatenate(paths))
+        pictures = pixels(model, np.concatenate(paths))
         sheets.save_image_grid(
             pictures, workdir / "interpolation.png", num_columns=IMAGES_OF_A_PATH
         )
-
-
-def _pixels(model: sere_jax.LatentVariableModel, x: Any) -> np.ndarray:
-    """For pictures: of other numbers of channels than 1 and 3 the first three, or the first."""
-    pixels = np.asarray(sere_jax.to_pixels(model, jnp.asarray(x, np.float32)))
-    return pixels[..., : 3 if pixels.shape[-1] >= 3 else 1]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.reporting.captions import LEAST_KL
 from experiments.run_folder import RESULTS_FILE, exported_weights
 from experiments.run_folder.configuration import CONFIG_FILE
 from experiments.run_folder.metrics import read_metrics
@@ -23,7 +24,6 @@ from experiments.system.errors import UserError
 from experiments.training.evaluation import standard_error
 
 _RUN_FILES = (CONFIG_FILE, RESULTS_FILE)
-LEAST_KL = 0.1  # nats of a layer whose codes say something of the image
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from experiments.reporting.canvas import MUTED, save
+from experiments.reporting.canvas import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,10 @@ _GAP = 2
 _GROUP_GAP = 14
 _MARGIN = 12
 _TITLE_HEIGHT = 30
-_LABEL_WIDTH = 104
+_LABEL_WIDTH = 150
+_LABEL_SIZE = 13
+# Of the labels: legible on white and on black, as all but the images is transparent.
+_LABEL_COLOR = "#76828f"
 _MAX_COLUMNS_OF_COMPARISON = 8
 _MAX_COLUMNS_OF_BUILD_UP = 16
 _GAP_COLOR = (203, 210, 217)
@@ -89,7 +92,7 @@ def save_comparison(rows: Mapping[str, npt.ArrayLike], path: str | os.PathLike[s
         _place(figure, group, left, top)
         for row, label in enumerate(rows):
             y = top + (row + 0.5) / len(rows) * group_height
-            _write_text(figure, label, left - 8, y, "right", 9, MUTED)
+            _write_text(figure, label, left - 8, y, "right", _LABEL_SIZE, _LABEL_COLOR)
     return save(figure, path)
 
 
@@ -121,7 +124,7 @@ def save_build_up(
         center = _MARGIN + (column + 0.5) / count * sheet.shape[1]
         label = f"l = {layer + 1}" if column == 0 else f"{layer + 1}"
         y = (_MARGIN + _TITLE_HEIGHT) / 2
-        _write_text(figure, label, center, y, "center", 9, MUTED)
+        _write_text(figure, label, center, y, "center", _LABEL_SIZE, _LABEL_COLOR)
     return save(figure, path)
 
 
@@ -160,7 +163,7 @@ def _new_pixel_figure(width: int, height: int) -> Figure:
 
     # Half a pixel more, as the canvas rounds its size down.
     size = (width + 0.5) / _DPI, (height + 0.5) / _DPI
-    return Figure(size, _DPI, facecolor="white")
+    return Figure(size, _DPI, facecolor="none")
 
 
 def _place(figure: Figure, pixels: np.ndarray, left: int, top: int) -> None:

@@ -34,8 +34,8 @@ from experiments.system.errors import UserError
 from experiments.system.files import open_atomically, write_json_atomically
 from experiments.system.paths import check_name
 
-# What is known of weights; earlier versions did not record the command and its commit.
-_ABOUT_WEIGHTS = ("train_seconds", "command", "git_commit", "dataset_fingerprint")
+# What is known of weights; earlier versions recorded less.
+_ABOUT_WEIGHTS = ("train_seconds", "command", "git_commit", "computer", "dataset_fingerprint")
 
 _FIGURES = ("nll", "elbo", "bits_per_dim", "elbo_bits_per_dim")  # of `results.json`
 
@@ -51,8 +51,8 @@ def load_weights(workdir: pathlib.Path, template: Any, which: str) -> tuple[Any,
 
     Returns:
         Host arrays, and JSON values: `step`, `validation_elbo` in nats or None, `train_seconds`,
-        and, where they were recorded, the `command` that trained them, its `git_commit` and the
-        `dataset_fingerprint` of its images.
+        and, where they were recorded, the `command` that trained them, its `git_commit`, the
+        `computer` it ran on and the `dataset_fingerprint` of its images.
 
     Raises:
         UserError: there are no weights, or they cannot be read.

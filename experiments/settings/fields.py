@@ -217,13 +217,19 @@ class Sampling:
 
     num_images: int = setting(100, "How many images.", POSITIVE_INT)
     seed: int = setting(0, "Seed of their codes and pixels.", SEED)
+    completion_steps: int = setting(
+        100, "Steps of the chain that completes half images for the report; 0: none.", NATURAL
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Paper:
-    """What the paper reports."""
+    """What the report compares -log p(x) with: the paper's figure, and what was measured here."""
 
-    nll: float | None = setting(None, "Its -log p(x) in nats, if any.", NUMBER_OR_NONE)
+    nll: float | None = setting(None, "The paper's -log p(x) in nats, if any.", NUMBER_OR_NONE)
+    expected_nll: float | None = setting(
+        None, "What the configuration as it is gave here, in nats, if known.", NUMBER_OR_NONE
+    )
 
 
 SECTIONS: dict[str, Any] = {

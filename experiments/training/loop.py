@@ -11,6 +11,7 @@ from experiments.distributed.interruption import Interruption
 from experiments.distributed.processes import is_first_process, tell
 from experiments.run_folder.folder import RunFolder
 from experiments.settings.checks import as_json
+from experiments.system import computer
 from experiments.system.progress import progress_bar
 from experiments.training.experiment import Experiment
 from experiments.training.records import check_convergence, elbo_record, train_record
@@ -96,6 +97,7 @@ class _Training:
             "config": as_json(config),
             "command": command,
             "git_commit": experiment.git_commit,
+            "computer": computer.describe(),
         }
 
     def dispatch(self) -> int:

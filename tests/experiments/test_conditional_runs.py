@@ -45,7 +45,7 @@ def tiny(condition="label", condition_size=10, random_affine=0.5, **dataset):
     )
     config.dataset.update(condition=condition, random_affine=random_affine, **dataset)
     config.evaluation.update(num_importance_samples=3, num_examples=30, batch_size=7)
-    config.sampling.num_images = 12
+    config.sampling.update(num_images=12, completion_steps=2)
     return config
 
 
@@ -96,7 +96,8 @@ def test_pictures_are_those_of_each_class_or_of_images_as_they_are(tmp_path, con
     ours = sere_jax.sample(experiment.model, params, key, 12, condition=rows, expected=True)
     np.testing.assert_array_equal(expected, ours)
     save_pictures(experiment, params, np.ones((30, 4)), tmp_path)
-    for name in ("samples", "reconstructions", "residual_layers", "interpolation"):
+    names = ("real_images", "samples", "reconstructions", "residual_layers", "interpolation")
+    for name in (*names, "completions", "traversals"):
         assert (tmp_path / f"{name}.png").stat().st_size > 500
 
 

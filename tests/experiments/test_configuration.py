@@ -115,10 +115,12 @@ DEFAULTS = {
         "test_elbo_every": "",
     },
     "sampling": {
+        "completion_steps": 100,
         "num_images": 100,
         "seed": 0,
     },
     "paper": {
+        "expected_nll": None,
         "nll": None,
     },
 }
@@ -173,7 +175,9 @@ INVALID = {
     "evaluation.checkpoint": ["first"],
     "sampling.num_images": [0],
     "sampling.seed": [-1],
+    "sampling.completion_steps": [-1, 1.5],
     "paper.nll": ["low", float("nan")],
+    "paper.expected_nll": ["low", float("nan")],
 }
 
 
@@ -189,7 +193,7 @@ def test_the_fields_and_their_defaults_are_those_of_the_runs_that_are_kept():
     config = base.get_config()
     assert config.is_locked
     assert config.to_dict() == DEFAULTS
-    assert config.paper.get_type("nll") is float
+    assert config.paper.get_type("nll") is config.paper.get_type("expected_nll") is float
     required = {
         name: DEFAULTS["model"][name] for name in ("data_shape", "num_layers", "latent_shape")
     }
@@ -268,6 +272,8 @@ def test_configurations_of_the_project_are_valid_and_locked(module, variant):
     assert config.is_locked
     with pytest.raises(AttributeError):
         config.model.hiden_size = 3
+    expected = config.paper.expected_nll
+    assert expected is None or f" {expected:g} " in module.__doc__.replace("\n", " ")
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -70,8 +70,10 @@ def figures(workdir):
         "train_seconds",
         "command",
         "git_commit",
+        "computer",
         "evaluation_command",
         "evaluation_git_commit",
+        "evaluation_computer",
     ):
         del results[name]
     return results

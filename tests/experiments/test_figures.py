@@ -2,12 +2,13 @@
 
 import io
 import math
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.reporting import charts
+from experiments.reporting import canvas, charts
 from experiments.reporting.charts import (
     save_kl_per_layer,
     save_learning_curves,
@@ -268,6 +269,54 @@ def test_history_adds_a_panel_with_a_line_for_each_layer(tmp_path, num_layers, n
     assert first_layer.any(), "colour of the first layer's bar"
     if num_epochs > 1:
         assert first_layer.sum(axis=1).max() > 0.7 * both.shape[1]
+
+
+def texts(svg):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 12])
+def test_bars_of_an_svg_have_their_heights_and_their_values(num_layers):
+    kl = 1.0 + 9.0 * np.random.default_rng(1).random(num_layers)
+    svg = canvas.as_svg(charts.draw_kl_per_layer(kl, width=4.8))
+    bars = [
+        np.array(re.findall(r"[\d.]+", path), float).reshape(-1, 2)
+        for path, style in re.findall(r'<path d="([^"]*)"[^>]*style="([^"]*)"', svg)
+        if style.startswith("fill: var(--blue)")
+    ]
+    assert len(bars) == num_layers
+    heights = np.array([np.ptp(bar[:, 1]) for bar in bars])
+    np.testing.assert_allclose(heights / heights.max(), kl / kl.max(), atol=2e-3)
+    assert [text for text in texts(svg) if re.fullmatch(r"\d+\.\d\d", text)] == [
+        f"{value:.2f}" for value in kl
+    ]
+
+
+def test_colours_of_an_svg_are_those_of_the_page_and_lines_have_names():
+    records = training_records(3, kl_weight=0.5)
+    records = [r | {"learning_rate": 1e-3 * r["epoch"]} for r in records]
+    records += [r | {"split": "validation", "elbo": -95.0} for r in records]
+    svg = canvas.as_svg(charts.draw_learning_curves(records, 4.8))
+    assert {"training", "validation", "learning rate", "epochs"} <= set(texts(svg))
+    assert "0.002" in texts(svg), "digits of ticks are all there"
+    assert "var(--light-blue)" in svg and "var(--orange)" in svg
+    history = [(0.0, [3.0, 2.0]), (1.0, [4.0, 1.0])]
+    bars = canvas.as_svg(charts.draw_kl_per_layer([4.0, 1.0], history, 4.8))
+    assert {"layer 1", "layer 2"} <= set(texts(bars))
+    for drawn in (svg, bars):
+        assert set(re.findall(r"(.{20})#[0-9a-f]{6}", drawn)) <= {": color-mix(in oklab, "[-20:]}
+        assert re.match(r'<svg viewBox="[\d. ]+">', drawn)
+        named = set(re.findall(r' id="([^"]*)"', drawn))
+        assert named == set(re.findall(r'(?:url\(#|href="#)([^)"]*)', drawn))
+
+
+def test_names_at_the_ends_of_lines_are_apart_and_as_near_as_they_can_be():
+    assert charts.spread(np.array([0.1, 0.5, 0.9]), 0.1).tolist() == [0.1, 0.5, 0.9]
+    np.testing.assert_allclose(charts.spread(np.array([0.2, 0.2, 0.9]), 0.1), [0.2, 0.3, 0.9])
+    np.testing.assert_allclose(charts.spread(np.array([0.2, 0.98, 1.0]), 0.1), [0.2, 0.9, 1.0])
+    crowded = charts.spread(np.full(5, 1.0), 0.1)
+    np.testing.assert_allclose(crowded, [0.6, 0.7, 0.8, 0.9, 1.0])
+    assert charts.spread(np.array([]), 0.1).size == 0
 
 
 def test_kl_with_gaps_and_negative_estimates(tmp_path):

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 
+import jax
 import numpy as np
 import pytest
 from command_line import (
@@ -69,6 +70,9 @@ def test_a_run_leaves_all_that_it_promises(finished):
     assert results["command"].startswith("python -m experiments.main --config=configs/digits.py")
     assert results["evaluation_command"] == results["command"]
     assert results["evaluation_git_commit"] == results["git_commit"] != ""
+    assert results["computer"]["versions"]["jax"] == jax.__version__
+    assert results["computer"]["devices"] == ["cpu"] * len(results["computer"]["devices"]) != []
+    assert results["evaluation_computer"] == results["computer"]
     config = json.loads((finished / "config.json").read_text())
     assert config["model"]["hidden_size"] == 8
     records = logged(finished)

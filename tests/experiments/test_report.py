@@ -3,13 +3,16 @@
 import base64
 import io
 import json
+import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import digits
 from experiments.reporting.report import write_report
+from experiments.settings.fields import defaults
 from experiments.system.errors import UserError
 
 HOSTILE = '</td><script>alert("1")</script><img src=x onerror=alert(1)>&amp;\''
@@ -47,6 +50,7 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.rows, self.captions, self.images = {}, [], []
+        self.cards, self.charts, self.folded = [], [], []
         self.tags, self.open_tags = set(), []
         self._texts, self._summaries, self._label = [], [], ""
         self.text = ""
@@ -58,9 +62,13 @@ class Page(HTMLParser):
         self.tags.add(tag)
         if tag == "img":
             self.images.append(dict(attributes))
+        if dict(attributes).get("class") == "chart":
+            self.charts.append(dict(attributes)["aria-label"])
+        if tag == "details" and ("open", None) not in attributes:
+            self.folded.append(len(self._summaries))
         if tag not in VOID_TAGS:
             self.open_tags.append(tag)
-        if tag in ("th", "td", "figcaption", "summary"):
+        if tag in ("th", "td", "figcaption", "summary", "dt", "dd"):
             self._texts.append("")
 
     def handle_data(self, data):
@@ -74,6 +82,10 @@ class Page(HTMLParser):
             self._label = self._texts.pop()
         elif tag == "td":
             self.rows[".".join([*self._summaries, self._label])] = self._texts.pop()
+        elif tag == "dt":
+            self.cards.append([self._texts.pop()])
+        elif tag == "dd":
+            self.cards[-1].append(self._texts.pop())
         elif tag == "figcaption":
             self.captions.append(self._texts.pop())
         elif tag == "summary":
@@ -171,8 +183,11 @@ def test_report_of_a_run_that_has_not_been_evaluated(tmp_path):
 
 
 def test_configuration_keeps_its_nesting(tmp_path):
-    rows = Page(write_report(write_run(tmp_path))).rows
-    assert {key: value for key, value in rows.items() if "." in key or key == "seed"} == {
+    page = Page(write_report(write_run(tmp_path)))
+    assert page.folded == [0], "all settings, but no section of them"
+    prefix = "All settings."
+    settings = {key: value for key, value in page.rows.items() if key.startswith(prefix)}
+    assert {key.removeprefix(prefix): value for key, value in settings.items()} == {
         "seed": "0",
         "model.num_layers": "16",
         "model.hidden": "256, 128",
@@ -188,7 +203,7 @@ def test_configuration_keeps_its_nesting(tmp_path):
 
 
 def test_every_figure_is_inside_the_page_with_its_caption(tmp_path):
-    names = ["zebra <1>.png", "kl_per_layer.png", "learning_curves.png", "samples.png",
+    names = ["zebra <1>.png", "kl_per_layer.png", "real_images.png", "samples.png",
              "reconstructions.png", "attention.png"]  # fmt: skip
     for value, name in enumerate(names):
         save_png(tmp_path / name, value)
@@ -201,10 +216,95 @@ def test_every_figure_is_inside_the_page_with_its_caption(tmp_path):
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
             assert picture.format == "PNG"
             shown.append(names[picture.getpixel((0, 0))])
-    assert shown == ["samples.png", "reconstructions.png", "learning_curves.png",
-                     "kl_per_layer.png", "attention.png", "zebra <1>.png"]  # fmt: skip
-    assert page.captions[-2:] == ["attention.png", "zebra <1>.png"]
-    assert [image["alt"] for image in page.images] == page.captions
+    assert shown == ["samples.png", "real_images.png", "reconstructions.png", "attention.png",
+                     "zebra <1>.png"]  # fmt: skip
+    assert page.captions[3:5] == ["attention.png", "zebra <1>.png"]
+    assert [image["alt"] for image in page.images] + page.charts == page.captions
+    assert page.charts == [
+        "Layer 1 carries 6.01 nats, the most, and layer 2 0.50 nats. All layers together carry "
+        "6.51 nats; all 2 carry at least 0.1 nats."
+    ]
+
+
+def test_cards_compare_the_headline_with_the_paper_and_with_what_is_expected(tmp_path):
+    config = CONFIG | {"paper": {"nll": 79.84, "expected_nll": 80.5}}
+    page = Page(write_report(write_run(tmp_path, config)))
+    assert page.cards == [
+        ["−log p(x), test set", "80.12 nats", "± 0.03, standard error", "paper 79.84 (+0.28)",
+         "expected 80.50 (-0.38)"],
+        ["ELBO, test set", "-84.33 nats"],
+        ["Bits per dimension", "0.1474"],
+        ["Layers in use", "2 of 2", "6.51 nats in all"],
+        ["Parameters", "4,123,456"],
+        ["Training time", "1 d 3 h"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "note"),
+    [
+        ("--config.training.num_epochs=2", ", without its overrides"),
+        ("--config.sampling.num_images=9", ""),
+        ("--config.dataset.data_dir=/data", ""),
+        ("'unfinished", ""),
+    ],
+)
+def test_what_is_expected_is_that_of_the_configuration_as_it_is(tmp_path, override, note):
+    results = RESULTS | {"command": f"{RESULTS['command']} {override}"}
+    config = {"paper": {"expected_nll": 80.5}}
+    cards = Page(write_report(write_run(tmp_path, config, results))).cards
+    assert cards[0][-1] == f"expected 80.50 (-0.38){note}"
+
+
+def test_before_the_evaluation_a_card_has_the_best_elbo_so_far(tmp_path):
+    metrics = [{"step": i, "epoch": i, "split": "validation", "elbo": -v, "kl_per_layer": [0.05, v]}
+               for i, v in enumerate((90.0, 85.0, 86.0))]  # fmt: skip
+    page = Page(write_report(write_run(tmp_path, results=None, metrics=metrics)))
+    assert page.cards == [["Best ELBO so far, validation", "-85.00 nats", "−log p(x) paper 79.84"]]
+    assert page.charts == [
+        "The ELBO of validation images is best after 1 epochs: -85.00 nats.",
+        "Layer 2 carries 86.00 nats, the most, and layer 1 0.05 nats. All layers together carry "
+        "86.05 nats; 1 of 2 carry at least 0.1 nats.",
+    ]
+
+
+def test_settings_that_differ_from_the_defaults_come_first(tmp_path):
+    config = json.loads(json.dumps(digits.get_config().to_dict()))
+    rows = Page(write_report(write_run(tmp_path, config))).rows
+    changed = {key: value for key, value in rows.items() if "." in key and "All" not in key}
+    assert changed["model.num_layers"] == "4 default 10"
+    assert changed["training.warmup"] == "100 steps default 500 steps"
+    assert changed.keys() == {
+        path
+        for path, value in flat(config).items()
+        if value != flat(json.loads(json.dumps(defaults())))[path] and "paper" not in path
+    }
+    page = Page(write_report(write_run(tmp_path, json.loads(json.dumps(defaults())))))
+    assert "All settings are at their defaults." in page.text
+
+
+def flat(tree, prefix=""):
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    parts = (flat(v, f"{prefix}.{k}".strip(".")) for k, v in tree.items())
+    return {path: value for part in parts for path, value in part.items()}
+
+
+def test_hardware_versions_and_date_are_told_once_where_they_are_the_same(tmp_path):
+    cpu = {"date": "2026-11-27", "cpu": "Model A", "cores": 2, "devices": ["cpu"],
+           "versions": {"python": "3.11.4", "jax": "0.10.2"}}  # fmt: skip
+    gpu = cpu | {"devices": ["NVIDIA H100"] * 4, "cores": 1}
+    results = RESULTS | {"computer": cpu, "evaluation_computer": cpu}
+    rows = Page(write_report(write_run(tmp_path, results=results))).rows
+    assert rows["Hardware"] == "Model A, 2 cores" and rows["Date"] == "2026-11-27"
+    assert rows["Versions"] == "python 3.11.4, jax 0.10.2"
+    results = RESULTS | {"computer": gpu, "evaluation_computer": cpu}
+    rows = Page(write_report(write_run(tmp_path, results=results))).rows
+    assert rows["Hardware of the training"] == "4 × NVIDIA H100; Model A, 1 core"
+    assert rows["Hardware of the evaluation"] == "Model A, 2 cores"
+    results = RESULTS | {"computer": None, "evaluation_computer": cpu}  # of an older version
+    rows = Page(write_report(write_run(tmp_path, results=results))).rows
+    assert "Hardware of the training" not in rows and "Hardware of the evaluation" in rows
 
 
 def test_hostile_strings_stay_text(tmp_path):
@@ -218,7 +318,7 @@ def test_hostile_strings_stay_text(tmp_path):
     assert "script" not in page.tags
     assert [image["alt"] for image in page.images] == ["a<b>&\"'.png"]
     assert page.rows[HOSTILE] == HOSTILE
-    assert page.rows[f"nested.{HOSTILE}.{HOSTILE}"] == HOSTILE
+    assert page.rows[f"All settings.nested.{HOSTILE}.{HOSTILE}"] == HOSTILE
     assert page.rows["$title"] == "${results}"
     assert page.rows["Git commit of the training"] == HOSTILE
     assert HOSTILE in page.rows["Negative log-likelihood of the test set"]
@@ -227,8 +327,11 @@ def test_hostile_strings_stay_text(tmp_path):
 
 def test_page_loads_nothing_from_elsewhere(tmp_path):
     save_png(tmp_path / "samples.png", 0)
-    content = write_report(write_run(tmp_path)).read_text()
-    assert "http" not in content and "url(" not in content and "@import" not in content
+    metrics = [{"step": i, "epoch": i, "split": "train", "elbo": -90.0} for i in range(9)]
+    content = write_report(write_run(tmp_path, metrics=metrics)).read_text()
+    assert content.count("<svg") == 2
+    assert "http" not in content and "@import" not in content
+    assert set(re.findall(r"url\((.)", content)) <= {"#"}, "parts of the page alone"
     assert Page(tmp_path / "report.html").tags.isdisjoint({"script", "link", "iframe"})
     assert 'name="viewport"' in content and "prefers-color-scheme: dark" in content
 

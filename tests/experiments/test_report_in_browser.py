@@ -9,6 +9,8 @@ import subprocess
 
 import pytest
 
+from experiments.reporting.captions import CHARTS
+
 pytestmark = pytest.mark.slow
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -24,10 +26,14 @@ MEASURE = """
 addEventListener("load", () => {
   const measured = [...document.querySelectorAll("iframe")].map(frame => {
     const page = frame.contentDocument, style = element => getComputedStyle(element);
-    const texts = [...page.querySelectorAll("h1, h2, th, td, strong, figcaption, summary, code")];
+    const all = "h1, h2, th, td, strong, figcaption, summary, code, .card *";
+    const texts = [...page.querySelectorAll(all)];
     return {
       images: [...page.images].map(image => image.complete ? image.naturalWidth : 0),
       widths: [...page.images].map(image => image.getBoundingClientRect().width),
+      charts: [...page.querySelectorAll("svg")].map(chart => chart.getBoundingClientRect().width),
+      inks: [...new Set([...page.querySelectorAll("svg text")].map(text => style(text).fill))],
+      first: page.images[0].getBoundingClientRect().bottom,
       overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
       page: style(page.body).backgroundColor,
       card: style(page.querySelector("section")).backgroundColor,
@@ -83,12 +89,18 @@ def contrast(one, other):
 
 
 def test_every_picture_loads_and_fits(measured, uninterrupted):
-    names = {path.name for path in uninterrupted.glob("*.png")}
-    assert {"samples.png", "build_up.png", "learning_curves.png"} <= names
+    names = {path.name for path in uninterrupted.glob("*.png")} - set(CHARTS)
+    assert {"samples.png", "real_images.png", "traversals.png", "completions.png"} <= names
     for (width, _), values in measured.items():
         assert len(values["images"]) == len(names)
         assert min(values["images"]) > 100
-        assert min(values["widths"]) > 200 and max(values["widths"]) <= WIDTHS[width]
+        widths = sorted(values["widths"] + values["charts"])
+        assert len(values["charts"]) == 2 and widths[-1] <= WIDTHS[width]
+        assert widths[0] > 150 and widths[2] > 300, "samples and real images share the width"
+
+
+def test_the_first_screen_of_a_phone_has_samples(measured):
+    assert all(values["first"] < 844 for (width, _), values in measured.items() if width == "phone")
 
 
 def test_nothing_has_to_be_scrolled_sideways(measured):
@@ -100,4 +112,5 @@ def test_text_is_legible_in_light_and_in_dark(measured):
     for (_, scheme), values in measured.items():
         assert (contrast(values["page"], white) > 7) == (scheme == "dark")
         assert min(contrast(color, values["card"]) for color in values["colors"]) > 4.5
+        assert min(contrast(color, values["card"]) for color in values["inks"]) > 4.5
         assert values["smallest"] >= 14

@@ -118,6 +118,7 @@ def test_a_folder_of_exported_weights_is_evaluated_and_sampled_like_the_run(expo
         "validation_elbo",
         "command",
         "git_commit",
+        "computer",
     )
     assert [found[name] for name in same] == [expected[name] for name in same]
     launch(f"--workdir={kept}", "--mode=sample", "--config.sampling.num_images=3", config=None)

@@ -1,0 +1,112 @@
+"""Pictures of what single codes do, and of how the model goes on from parts of images."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sere_jax
+from experiments.reporting import sheets
+from sere_jax.data_layer import has_independent_pixels
+from sere_jax.inputs import example_keys
+
+Array = jax.Array
+_NUM_CODES, _NUM_VALUES = 6, 8
+_NUM_COMPLETED, _NUM_WAYS = 8, 3
+
+
+def save_traversals(
+    model: sere_jax.LatentVariableModel,
+    params: Any,
+    x: Array,
+    key: Array,
+    condition: Array | None,
+    workdir: pathlib.Path,
+) -> None:
+    """Writes a row for each of the codes that differ most among images; the first image changes.
+
+    A code goes from two standard deviations below its mean over the images `x` to two above.
+    """
+    z = jax.tree.map(np.asarray, sere_jax.encode(model, params, x, condition=condition))
+    chosen = _most_varied(z, model)
+    num = len(chosen) * _NUM_VALUES
+    changed = jax.tree.map(lambda part: np.repeat(part[:1], num, axis=0), z)
+    for row, (layer, index) in enumerate(chosen):
+        codes = np.moveaxis(_of_layer(changed, layer, model), 0, -1)[index]  # [num], a view
+        way = _way(np.moveaxis(_of_layer(z, layer, model), 0, -1)[index], model)
+        codes[row * _NUM_VALUES :][:_NUM_VALUES] = way
+    # `sere_jax.traverse` would be compiled for each code.
+    keys = jnp.broadcast_to(example_keys(key, 1)[0], (num,))
+    given = None if condition is None else jnp.repeat(condition[:1], num, axis=0)
+    images = sere_jax.decode(model, params, changed, keys, expected=True, condition=given)
+    names = (
+        f"layer {layer + 1}: {', '.join(str(i + 1) for i in index)}" for layer, index in chosen
+    )
+    rows = dict(zip(names, np.split(pixels(model, images), len(chosen)), strict=True))
+    sheets.save_comparison(rows, workdir / "traversals.png")
+
+
+def _way(values: np.ndarray, model: sere_jax.LatentVariableModel) -> np.ndarray:
+    """From two standard deviations below the mean to two above, of what a code can be."""
+    mean, deviation = values.mean(), values.std()
+    low, high = mean - 2.0 * deviation, mean + 2.0 * deviation
+    if model.code_limits is not None:
+        low, high = np.clip([low, high], *(np.array(model.code_limits) + [1e-3, -1e-3]))
+    return np.linspace(low, high, _NUM_VALUES)
+
+
+def save_completions(
+    model: sere_jax.LatentVariableModel,
+    params: Any,
+    x: Array,
+    key: Array,
+    condition: Array | None,
+    num_steps: int,
+    workdir: pathlib.Path,
+) -> None:
+    """Writes images, their upper halves, and below each what the model draws for the rest.
+
+    Writes nothing for flows, whose missing pixels `sere_jax.complete` cannot draw.
+    """
+    if not has_independent_pixels(model.config):
+        return
+    x = x[:_NUM_COMPLETED]
+    observed = np.zeros(model.config.data_shape, bool)
+    observed[: len(observed) // 2] = True
+    given = None if condition is None else jnp.tile(condition[: len(x)], (_NUM_WAYS, 1))
+    several = jnp.tile(x, (_NUM_WAYS, *[1] * (x.ndim - 1)))
+    drawn = sere_jax.complete(model, params, several, observed, key, num_steps, condition=given)
+    pictures = pixels(model, x)
+    rows = {"original": pictures, "observed": np.where(observed[..., :1], pictures, 0.5)}
+    for way, images in enumerate(np.split(pixels(model, drawn), _NUM_WAYS), 1):
+        rows[f"drawn, {way}"] = images
+    sheets.save_comparison(rows, workdir / "completions.png")
+
+
+def pixels(model: sere_jax.LatentVariableModel, x: Any) -> np.ndarray:
+    """For pictures: of other numbers of channels than 1 and 3 the first three, or the first."""
+    return three_or_one(np.asarray(sere_jax.to_pixels(model, jnp.asarray(x, np.float32))))
+
+
+def three_or_one(images: np.ndarray) -> np.ndarray:
+    """The first three channels, or the first of fewer."""
+    return images[..., : 3 if images.shape[-1] >= 3 else 1]
+
+
+def _most_varied(z: Any, model: sere_jax.LatentVariableModel) -> list[tuple[int, tuple[int, ...]]]:
+    """Layers, and places of codes in them, by layers; of each code that is used the deviation."""
+    found = [
+        (float(deviation), layer, place)
+        for layer in range(model.config.num_layers)
+        for place, deviation in np.ndenumerate(_of_layer(z, layer, model).std(axis=0))
+    ]
+    return sorted((layer, place) for _, layer, place in sorted(found)[-_NUM_CODES:])
+
+
+def _of_layer(z: Any, layer: int, model: sere_jax.LatentVariableModel) -> np.ndarray:
+    """A view [B, *codes]: see `sere_jax.encode`."""
+    if isinstance(z, tuple):
+        return z[layer]
+    return z[:, layer] if model.generates_blocks else z
