@@ -9,7 +9,7 @@ import argparse
 import pathlib
 import sys
 
-from experiments.reporting.charts import save_labelled_curves
+from experiments.reporting.charts_of_runs import save_labelled_curves
 from experiments.reporting.comparison import aligned, read_runs, rows
 from experiments.system import console
 from experiments.system.errors import USER_ERROR, UserError

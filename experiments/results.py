@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from configs import mnist_comparison, mnist_mlp, mnist_options, mnist_resnet
-from experiments.reporting import charts
+from experiments.reporting import charts_of_runs
 from experiments.reporting.records import LEAST_KL, Run, finished_runs
 from experiments.reporting.tables import (
     cases_tables,
@@ -206,7 +206,7 @@ def main() -> None:
     compared, options = (finished_runs(RESULTS_DIRECTORY / name) for name in (COMPARISON, OPTIONS))
     panels = learning_curves(with_reference(compared, options), options)
     if panels:
-        charts.save_learning_curves_of_runs(panels, MNIST_LEARNING_CURVES)
+        charts_of_runs.save_learning_curves_of_runs(panels, MNIST_LEARNING_CURVES)
     for path, content in ((PAGE, text), (README, readme)):
         with open_atomically(path) as file:
             file.write(content.encode())

@@ -6,7 +6,6 @@ where they end. Records are those of `read_metrics`.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,7 +56,7 @@ def draw_learning_curves(metrics: Sequence[Mapping[str, Any]], width: float = WI
     panels = {
         name: points
         for name in ("gradient_norm", "learning_rate", "kl_weight")
-        if len(points := _points(metrics, "train", name))
+        if len(points := points_of(metrics, "train", name))
     }
     figure = new_chart(width, _height(4.2 + 1.25 * len(panels), width))
     axes_column = figure.subplots(
@@ -69,113 +68,6 @@ def draw_learning_curves(metrics: Sequence[Mapping[str, Any]], width: float = WI
     axes_column[-1].set_xlabel("epochs")
     figure.align_ylabels(axes_column)
     return figure
-
-
-def save_learning_curves_of_runs(
-    panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path: str | os.PathLike[str]
-) -> Path:
-    """Draws the validation ELBO of several runs against epochs, best first in the legends.
-
-    `panels` stand side by side: by their titles, records by the names of the runs. At least one
-    record of each run is of the validation set.
-    """
-    figure = new_chart(max(9.0, 6.5 * len(panels)), 5.4)
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (title, runs) in zip(all_axes, panels.items(), strict=True):
-        axes.set_title(title, fontsize=11)
-        _draw_elbo_of_runs(axes, runs)
-    return save(figure, path)
-
-
-def save_labelled_curves(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike[str]
-) -> Path | None:
-    """Draws the ELBO of runs against epochs, each curve labelled where it ends.
-
-    It is that of the validation images if all runs have one, else that of the training. Runs that
-    have logged none are left out; of none at all there is no picture, and None is returned.
-    """
-    for split in ("validation", "train"):
-        curves = {name: _points(records, split, "elbo") for name, records in runs.items()}
-        if all(map(len, curves.values())):
-            break
-    curves = {name: points for name, points in curves.items() if len(points)}
-    if not curves:
-        return None
-    figure = new_chart(10.0, max(5.4, 1.5 + 0.22 * len(curves)))
-    axes = figure.subplots()
-    colors, dashes = _layer_colors(len(curves)), itertools.cycle(["-", "--"])
-    for points, color, dash in zip(curves.values(), colors, dashes, strict=False):
-        style = {"color": color, "linestyle": dash, "linewidth": 1.5}
-        axes.plot(*points.T, marker=_marker_for(points), **style)
-    _limit_to_later_epochs(axes, curves.values())
-    axes.set_xlabel("epochs")
-    axes.set_ylabel(f"{'training' if split == 'train' else split} ELBO (nats)")
-    style_axes(axes)
-    _label_ends(axes, curves, colors)
-    return save(figure, path)
-
-
-def _label_ends(axes: Axes, curves: Mapping[str, np.ndarray], colors: Sequence[Any]) -> None:
-    lowest, highest = axes.get_ylim()
-    ends = np.array([points[-1, 1] for points in curves.values()])
-    heights = np.clip((ends - lowest) / (highest - lowest), 0.0, 1.0)
-    places = spread(heights, min(0.055, 1 / len(heights)))
-    for (name, points), color, place in zip(curves.items(), colors, places, strict=True):
-        axes.annotate(
-            f"{name}, {points[-1, 1]:.2f}",
-            xy=(points[-1, 0], np.clip(points[-1, 1], lowest, highest)),
-            xytext=(1.03, place),
-            textcoords="axes fraction",
-            annotation_clip=False,
-            color=color,
-            fontsize=9,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": (0, 0.5)},
-        )
-
-
-def spread(heights: npt.ArrayLike, gap: float) -> np.ndarray:
-    """Places from 0 to 1 in the order of `heights`, near them, and at least `gap` apart.
-
-    `gap` times their number is at most 1.
-    """
-    places = np.array(heights, dtype=np.float64)
-    order = np.argsort(places, kind="stable")
-    lower = 0.0
-    for index in order:
-        places[index] = lower = max(places[index], lower)
-        lower += gap
-    upper = 1.0
-    for index in order[::-1]:
-        places[index] = upper = min(places[index], upper)
-        upper -= gap
-    return places
-
-
-def _limit_to_later_epochs(axes: Axes, curves: Iterable[np.ndarray]) -> None:
-    """What the first epochs look like would squeeze the rest."""
-    values = list(curves)
-    highest = max(curve[:, 1].max() for curve in values)
-    lowest = min(curve[len(curve) // 10 :, 1].min() for curve in values)
-    axes.set_ylim(lowest, highest + 0.05 * (highest - lowest or 1.0))
-
-
-def _draw_elbo_of_runs(axes: Axes, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    curves = {name: _points(records, "validation", "elbo") for name, records in runs.items()}
-    names = sorted(curves, key=lambda name: -curves[name][:, 1].max())
-    style: dict[str, Any]
-    for name, color, dashes in zip(
-        names, layer_colors(len(names), 0.9), itertools.cycle(["-", "--"]), strict=False
-    ):
-        label = f"{name}, {curves[name][:, 1].max():.2f}"
-        style = {"color": color, "marker": _marker_for(curves[name]), "label": label}
-        axes.plot(*curves[name].T, linestyle=dashes, linewidth=1.4, **style)
-    _limit_to_later_epochs(axes, curves.values())
-    axes.set_xlabel("epochs")
-    axes.set_ylabel("validation ELBO (nats)")
-    style_axes(axes)
-    axes.legend(frameon=False, fontsize=9, labelcolor=TEXT, loc="best")
 
 
 def save_kl_per_layer(
@@ -241,7 +133,7 @@ def draw_kl_per_layer(
 def _draw_schedule(axes: Axes, name: str, points: np.ndarray) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axes.plot(*points.T, color=BLUE, linewidth=1.1, marker=_marker_for(points), markersize=4)
+    axes.plot(*points.T, color=BLUE, linewidth=1.1, marker=marker_for(points), markersize=4)
     match name:
         case "gradient_norm":
             axes.set_title("gradient norm", loc="left", fontsize=10, color=TEXT)
@@ -264,8 +156,8 @@ def _draw_schedule(axes: Axes, name: str, points: np.ndarray) -> None:
 
 
 def _draw_elbo(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
-    train = _points(metrics, "train", "elbo")
-    validation = _points(metrics, "validation", "elbo")
+    train = points_of(metrics, "train", "elbo")
+    validation = points_of(metrics, "validation", "elbo")
     axes.set_ylabel("ELBO (nats)")
     style_axes(axes)
     if not len(train) and not len(validation):
@@ -274,7 +166,7 @@ def _draw_elbo(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     style: dict[str, Any]
     if len(train):
         style = {"linewidth": 1.2, "markersize": 4}
-        axes.plot(*train.T, color=LIGHT_BLUE, marker=_marker_for(train), **style)
+        axes.plot(*train.T, color=LIGHT_BLUE, marker=marker_for(train), **style)
     if len(validation):
         style = {"linewidth": 1.6, "markersize": 3.5}
         marker = "o" if len(validation) <= 60 else None
@@ -287,10 +179,12 @@ def _draw_elbo(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
         note = f"{num_cut} of {len(values)} values lie outside the axis"
         axes.set_title(note, loc="right", fontsize=9, color=MUTED)
     named = {"training": train, "validation": validation}
-    _label_ends(axes, {name: points[-1, 1] for name, points in named.items() if len(points)})
+    label_ends(axes, {name: points[-1, 1] for name, points in named.items() if len(points)})
 
 
-def _label_ends(axes: Axes, ends: Mapping[str, float]) -> None:
+def label_ends(
+    axes: Axes, ends: Mapping[str, float], colors: Mapping[str, Any] | None = None
+) -> None:
     """Writes names on the right, where their lines end, or as near as they fit."""
     lower, upper = axes.get_ylim()
     least_gap = 11.0 / 72.0 * CHART_DPI / axes.bbox.height
@@ -305,7 +199,7 @@ def _label_ends(axes: Axes, ends: Mapping[str, float]) -> None:
             textcoords="offset points",
             va="center",
             fontsize=9,
-            color=TEXT,
+            color=colors[name] if colors else TEXT,
         )
 
 
@@ -359,10 +253,11 @@ def _draw_kl_history(
     style_axes(axes)
     ends = {f"layer {layer}": end for layer, end in enumerate(kl[-1], 1) if math.isfinite(end)}
     highest = sorted(ends, key=lambda name: -ends[name])[:_MOST_LABELS]
-    _label_ends(axes, {name: ends[name] for name in highest})
+    label_ends(axes, {name: ends[name] for name in highest})
 
 
-def _points(metrics: Sequence[Mapping[str, Any]], split: str, name: str) -> np.ndarray:
+def points_of(metrics: Sequence[Mapping[str, Any]], split: str, name: str) -> np.ndarray:
+    """Pairs of an epoch and the figure called `name` of a split, [num, 2]."""
     pairs = [
         (record["epoch"], record[name])
         for record in metrics
@@ -391,7 +286,8 @@ def _limits_of_the_bulk(values: np.ndarray) -> tuple[float, float]:
     return lower - margin, upper + margin
 
 
-def _marker_for(points: np.ndarray) -> str | None:
+def marker_for(points: np.ndarray) -> str | None:
+    """A single point makes no line."""
     return "o" if len(points) == 1 else None
 
 

@@ -1,7 +1,6 @@
 """Several runs beside each other: `python -m experiments.compare`."""
 
 import gzip
-import itertools
 import json
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from experiments.reporting.charts import spread
 from experiments.reporting.comparison import read_runs, rows
 from experiments.settings.checks import as_json
 
@@ -114,14 +112,3 @@ def test_a_folder_that_is_no_run_is_one_line(folders, tmp_path):
     assert finished.returncode == 2
     assert finished.stderr.startswith(f"error: {tmp_path} is no run")
     assert finished.stderr.count("\n") == 1 and not (tmp_path / "curves.png").exists()
-
-
-@pytest.mark.parametrize("heights", [[0.5] * 4, [0.0, 0.01, 1.0, 0.99], [0.9, 0.2, 0.1, 0.9]])
-def test_labels_keep_their_order_and_a_distance(heights):
-    places = spread(heights, 0.1)
-    assert np.all((places >= 0) & (places <= 1))
-    for one, other in itertools.combinations(range(4), 2):
-        assert abs(places[one] - places[other]) >= 0.1 - 1e-9
-        assert heights[one] == heights[other] or (
-            (places[one] < places[other]) == (heights[one] < heights[other])
-        )

@@ -12,8 +12,8 @@ from experiments.reporting import canvas, charts
 from experiments.reporting.charts import (
     save_kl_per_layer,
     save_learning_curves,
-    save_learning_curves_of_runs,
 )
+from experiments.reporting.charts_of_runs import save_learning_curves_of_runs
 from experiments.reporting.sheets import save_build_up, save_comparison, save_image_grid
 
 GAP = np.array([203, 210, 217])
