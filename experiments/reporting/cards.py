@@ -70,7 +70,7 @@ def _while_training(
     ]
     if not elbos:
         return []
-    notes = [f"−log p(x) {note}" for note in _compared(None, None, config)]
+    notes = [f"−log p(x): {note}" for note in _compared(None, None, config)]
     return [Card("Best ELBO so far, validation", decimal(max(elbos)), "nats", notes)]
 
 

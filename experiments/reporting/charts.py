@@ -279,6 +279,8 @@ def _limits_of_the_bulk(values: np.ndarray) -> tuple[float, float]:
     """
     bulk_lower = np.percentile(values, 10, method="higher")
     bulk_upper = np.percentile(values, 99)
+    if bulk_upper < bulk_lower:  # of two values
+        bulk_lower, bulk_upper = values.min(), values.max()
     bulk = bulk_upper - bulk_lower
     lower = max(values.min(), bulk_lower - bulk)
     upper = min(values.max(), bulk_upper + bulk)

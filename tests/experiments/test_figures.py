@@ -195,8 +195,9 @@ def test_blow_up_at_the_start_does_not_squash_the_rest():
     assert upper >= values.max()
 
 
-def test_all_values_are_shown_where_none_is_far_off():
-    values = np.linspace(-100.0, -80.0, 50)
+@pytest.mark.parametrize("num", [1, 2, 3, 50])
+def test_all_values_are_shown_where_none_is_far_off(num):
+    values = np.linspace(-100.0, -80.0, num)
     lower, upper = charts._limits_of_the_bulk(values)
     assert lower <= values.min() and values.max() <= upper
 

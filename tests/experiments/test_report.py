@@ -260,7 +260,7 @@ def test_before_the_evaluation_a_card_has_the_best_elbo_so_far(tmp_path):
     metrics = [{"step": i, "epoch": i, "split": "validation", "elbo": -v, "kl_per_layer": [0.05, v]}
                for i, v in enumerate((90.0, 85.0, 86.0))]  # fmt: skip
     page = Page(write_report(write_run(tmp_path, results=None, metrics=metrics)))
-    assert page.cards == [["Best ELBO so far, validation", "-85.00 nats", "−log p(x) paper 79.84"]]
+    assert page.cards == [["Best ELBO so far, validation", "-85.00 nats", "−log p(x): paper 79.84"]]
     assert page.charts == [
         "The ELBO of validation images is best after 1 epochs: -85.00 nats.",
         "Layer 2 carries 86.00 nats, the most, and layer 1 0.05 nats. All layers together carry "
