@@ -52,6 +52,7 @@ def train(
         check = functools.partial(folder.check_can_train, extend=extend)
         experiment = create_same_experiment(config, "train", check)
         check_initial_weights(experiment, workdir)
+        folder.check_sinks(config)
         tell(*(f"note: {sentence}" for sentence in unusual_settings(experiment)))
         extension = config_argument if experiment.uses_extension() else None
         extend_by = (experiment.steps_per_epoch, command) if extend else None

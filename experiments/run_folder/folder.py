@@ -97,6 +97,10 @@ class RunFolder(contextlib.ExitStack):
         """Checks, without touching the folder, that `config` may be trained there."""
         check_name(self.path)
         check_can_train(self.path, config, extend=extend)
+
+    @done_by_first_process
+    def check_sinks(self, config: Any) -> None:
+        """Checks that the packages are there that `config.training.sinks` needs."""
         check_sinks(config)
 
     @done_by_first_process
