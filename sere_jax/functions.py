@@ -290,7 +290,7 @@ def generate_images(
     model: LatentVariableModel,
     params: Params,
     keys: Array,
-    temperature: float | None,
+    temperature: Array | float | None,
     condition: Array | None,
 ) -> tuple[Array, Array]:
     """Images and their expectations from [B] keys; temperature None is 1."""
