@@ -26,7 +26,7 @@ TINY = (
     "--config.evaluation.num_examples=30",
     "--config.evaluation.test_elbo_every=50%",
     "--config.sampling.num_images=9",
-    "--config.sampling.completion_steps=2",
+    "--config.sampling.completion_steps=0",
 )
 SHARED_FOLDER = "SERE_JAX_TESTS_FOLDER"  # variable that names the session's folder
 

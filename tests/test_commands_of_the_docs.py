@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 
 SHORT = (
     "--config.model.hidden_size=8 --config.training.num_steps=2 --config.sampling.num_images=4 "
-    "--config.evaluation.num_importance_samples=2 --config.evaluation.num_examples=10"
+    "--config.evaluation.num_importance_samples=2 --config.evaluation.num_examples=10 "
+    "--config.sampling.completion_steps=0"
 )
 LAUNCH = re.compile(r"^ *(?:pip .* && )?((?:[A-Z_]+=\S+ )?python -m experiments\.main --\S.*)$")
 NOT_HERE = ("[", "--distributed", "results/")  # a synopsis; a cluster; kept weights, on MNIST

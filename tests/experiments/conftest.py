@@ -24,7 +24,7 @@ def uninterrupted() -> pathlib.Path:
     workdir = shared_folder() / "uninterrupted"
     with locked(shared_folder() / "uninterrupted.lock"):
         if not (workdir / "report.html").exists():
-            train(workdir)
+            train(workdir, "--config.sampling.completion_steps=2")
     return workdir
 
 
