@@ -115,6 +115,10 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
         condition, of_base = of_condition or (None, None)
         base = super().__call__(z, Seen(offset, of_base))
         codes = None if z is None else flatten(z, len(self.config.latent_shape))
+        if previous is None and codes is not None and self.sees_previous:
+            # What is left out keeps its place among the conditions.
+            size = self.config.data_context * self._size
+            previous = jnp.zeros((*codes.shape[:-1], size))
         return FlowParameters(base, codes, previous, condition)
 
     def block_log_prob(self, parameters: FlowParameters, block: Array, mask: Array | None) -> Array:

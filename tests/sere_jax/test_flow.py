@@ -343,6 +343,31 @@ def test_conditional_flows_read_all_codes_and_blocks_and_nothing_else(
     assert (np.abs(by_code) > 1e-4).all() and (by_blocks == 0).all()
 
 
+@pytest.mark.parametrize("condition_size", [0, 3])
+def test_without_residual_a_flow_is_one_whose_weights_of_the_previous_blocks_are_zero(
+    random_model, direct, condition_size
+):
+    options = {"condition_size": condition_size, "flow_direct_connections": direct}
+    model, params = random_model(**FLOW, data_context=2, **options)
+    x, key = random_values(5, 2, 3, 1), jax.random.key(0)
+    given = {"condition": random_values(5, 3)} if condition_size else {}
+
+    def without_previous(path, leaf):
+        names = [str(entry.key) for entry in path]
+        is_of_previous = {"condition_1", "head_condition_1", "condition_kernel"} & set(names)
+        return 0.0 * leaf if is_of_previous or {"residual", "head"} <= set(names) else leaf
+
+    reduced = jax.tree_util.tree_map_with_path(without_previous, params)
+    z = sere_jax.infer(model, params, x, key, **given).z
+    # The codes are those of the images in both.
+    np.testing.assert_array_equal(z, sere_jax.infer(model, reduced, x, key, **given).z)
+    found = sere_jax.reconstruct(model, params, x, key, residual=False, **given)
+    expected = sere_jax.reconstruct(model, reduced, x, key, **given)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    with_previous = sere_jax.reconstruct(model, params, x, key, **given)
+    assert not np.allclose(found, with_previous, atol=1e-2)
+
+
 def test_nothing_is_reconstructed_from_neither_codes_nor_blocks(random_model):
     model, params = random_model(**PLAIN)
     with pytest.raises(ValueError, match="residual=False leaves nothing of a model without codes"):
