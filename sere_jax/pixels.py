@@ -70,7 +70,7 @@ class DataLayer(nn.Module):
         shape = (*self.block_shape[:2], self.parameters_per_pixel)
         options: dict[str, Any] = {"bounded": False, "head_scale": self.head_scale}
         options["is_generative"] = True
-        if config is not self.config:
+        if self.config.data_channels:
             self.maps_shape = config.latent_shape
             self.to_maps = Dense(math.prod(self.maps_shape))
         self.base = create_network(config, shape, output_start=self.parameters_start, **options)
