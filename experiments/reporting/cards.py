@@ -1,7 +1,5 @@
 """The headline figures of a report, each a card with what it is to be compared with."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

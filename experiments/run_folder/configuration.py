@@ -18,9 +18,11 @@ CONFIG_FILE = "config.json"
 # Fields that do not change what was trained; --mode=evaluate and relaunches may set them anew.
 # The place of the images is among them: a hash of their pixels says which they are.
 FREE_FIELDS = (
+    "dataset.bad_files",
     "dataset.data_dir",
     "dataset.download",
     "dataset.path",
+    "dataset.placement",
     "evaluation",
     "sampling",
     "paper",

@@ -306,7 +306,7 @@ def tiny_config(**fields):
     config.training.update(num_steps=60, checkpoint_every="2 steps", evaluate_every="10 steps")
     config.training.steps_per_dispatch = 2
     config.evaluation.update(num_importance_samples=3, num_examples=30, test_elbo_every="50%")
-    config.sampling.num_images = 9
+    config.sampling.update(num_images=9, completion_steps=2)
     config.update(fields)
     return config
 

@@ -348,3 +348,10 @@ def test_failed_drawing_leaves_the_old_figure(tmp_path, monkeypatch):
     assert path.read_bytes() == before
     Image.open(io.BytesIO(before)).verify()
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("heights", [[0.5] * 4, [0.0, 0.01, 0.99, 1.0], [0.1, 0.2, 0.9, 0.9]])
+def test_labels_keep_their_order_and_a_distance(heights):
+    places = charts.spread(np.array(heights), 0.1)
+    assert np.all((places >= 0) & (places <= 1))
+    assert np.all(np.diff(places) >= 0.1 - 1e-9)
