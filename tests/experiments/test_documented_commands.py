@@ -14,6 +14,7 @@ from configs import digits
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ["README.md", "WORKSPACE.md", "docs/*.md", "configs/*.py", "experiments/**/*.py"]
 COMMAND = re.compile(r"python -m experiments\.main (--[^\n`&]*)")
+LOOP = re.compile(r"for (\w+) in (\S+) [^;\n]*; do (.*); done")
 PLACEHOLDER = re.compile(r"\[|\b(NAME|RUN|ROW|DIR|VARIANT|CASE)\b")
 
 # Parses each command in a child of its own, as flags are global.
@@ -33,7 +34,8 @@ for command in json.load(sys.stdin):
 def documented_commands():
     """(page, arguments) of every command without a placeholder."""
     for page in sorted(path for pattern in PAGES for path in ROOT.glob(pattern)):
-        for arguments in COMMAND.findall(page.read_text()):
+        once = LOOP.sub(lambda loop: loop[3].replace(f"${loop[1]}", loop[2]), page.read_text())
+        for arguments in COMMAND.findall(once):
             if not PLACEHOLDER.search(arguments):
                 yield page.name, arguments.strip().strip('"')
 
