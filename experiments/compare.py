@@ -10,7 +10,7 @@ import pathlib
 import sys
 
 from experiments.reporting.charts_of_runs import save_labelled_curves
-from experiments.reporting.comparison import aligned, read_runs, rows
+from experiments.reporting.comparison import aligned, notes, on_its_side, read_runs, rows
 from experiments.system import console
 from experiments.system.errors import USER_ERROR, UserError
 from experiments.system.paths import local_path
@@ -23,7 +23,7 @@ def compare(folders: list[pathlib.Path], picture: pathlib.Path) -> str:
         UserError: a folder holds no run.
     """
     runs = read_runs(folders)
-    text = "\n".join(aligned(*rows(runs)))
+    text = "\n".join([*aligned(*on_its_side(*rows(runs))), *notes(runs)])
     if not picture.parent.is_dir():
         raise UserError(f"--picture={picture}: there is no folder {picture.parent}; create it")
     if not save_labelled_curves({run.name: run.metrics for run in runs}, picture):

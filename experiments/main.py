@@ -58,6 +58,9 @@ _MODE = flags.DEFINE_enum(
 _DTYPE = flags.DEFINE_enum(
     "dtype", "float16", STORED_AS, "Type of the exported weights; --mode=export says the loss."
 )
+_LICENCE = flags.DEFINE_string(
+    "licence", "", "Licence of the exported weights, which the model card names: apache-2.0, say."
+)
 _EXTEND = flags.DEFINE_boolean(
     "extend",
     False,
@@ -101,7 +104,7 @@ def main(_: list[str]) -> None:
         if _MODE.value == "train":
             modes.train(*arguments, config_argument=_config_argument(), extend=_EXTEND.value)
         elif _MODE.value == "export":
-            modes.export(*arguments, dtype=_DTYPE.value)
+            modes.export(*arguments, dtype=_DTYPE.value, licence=_LICENCE.value)
         else:
             getattr(modes, _MODE.value)(*arguments)
     except (UserError, ConfigError) as error:
@@ -147,11 +150,13 @@ def parse_flags(argv: list[str]) -> list[str]:
         _fail(f"--config is missing; {way_out}", USER_ERROR)
     if _EXTEND.value and _MODE.value != "train":
         _fail(f"--extend trains, and --mode={_MODE.value} does not; leave out one", USER_ERROR)
-    if flags.FLAGS["dtype"].present and _MODE.value != "export":
-        _fail(
-            f"--dtype={_DTYPE.value} means nothing to --mode={_MODE.value}; leave it out",
-            USER_ERROR,
-        )
+    for name in ("dtype", "licence"):
+        flag = flags.FLAGS[name]
+        if flag.present and _MODE.value != "export":
+            _fail(
+                f"--{name}={flag.value} means nothing to --mode={_MODE.value}; leave it out",
+                USER_ERROR,
+            )
     if _WORKDIR.value is not None and not _WORKDIR.value.strip():
         _fail(
             f"--workdir={_WORKDIR.value!r} has no name; name a folder, or leave it out for "

@@ -20,8 +20,10 @@ def model_card(model: Mapping[str, Any], about: Mapping[str, Any], dtype: str) -
         dtype: of the weights in the file.
     """
     licence = f"license: {json.dumps(str(about[LICENCE]).lower())}\n" if LICENCE in about else ""
-    rows = [*about.items(), ("weights", dtype), ("configuration", json.dumps(model))]
+    rows = [*about.items(), ("weights", dtype)]
     table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows)
+    lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in model.items())
+    fields = "{\n" + ",\n".join(lines) + "\n}"
     system, shape = model["system"], "x".join(map(str, model["data_shape"]))
     return f"""{_START}{licence}tags: [jax, vae, sere-vae]
 ---
@@ -29,16 +31,23 @@ def model_card(model: Mapping[str, Any], about: Mapping[str, Any], dtype: str) -
 # {system} of {shape} images
 
 A model of the library sere-jax (Self-Reflective VAE, [arXiv 2007.05166](https://arxiv.org/abs/2007.05166)).
-Load it from this folder, or by its name `owner/name` on the hub:
+These lines load it in this folder; from elsewhere give the folder's path, or on the hub its name.
 
 ```python
-import sere_jax
-model, params = sere_jax.load_pretrained("FOLDER")
+import jax, sere_jax
+model, params = sere_jax.load_pretrained(".")
+images = sere_jax.to_pixels(model, sere_jax.sample(model, params, jax.random.key(0), 16))
 ```
 
 | what | value |
 |---|---|
 {table}
+
+Its configuration:
+
+```json
+{fields}
+```
 """
 
 

@@ -121,6 +121,19 @@ def _check_loaded(argv):
         if count > 1 and isinstance(_find_field(config, path), tuple):
             # ml_collections would concatenate the tuples.
             raise CommandLineError(f"--config.{path} is given {count} times; give it once")
+    _check_length(dict(overrides(argv)), config)
+
+
+def _check_length(overridden, config):
+    """Refuses a number of epochs that a number of steps in the file overrules."""
+    training = config.get("training")
+    num_steps = training.get("num_steps") if isinstance(training, ConfigDict) else None
+    given = overridden.get("training.num_epochs")
+    if given is not None and num_steps and "training.num_steps" not in overridden:
+        raise CommandLineError(
+            f"--config.training.num_epochs={given} means nothing beside config.training.num_steps="
+            f"{num_steps} of the file; add --config.training.num_steps=0, or set num_steps instead"
+        )
 
 
 def load(argument: str) -> Any:

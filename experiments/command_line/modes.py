@@ -93,7 +93,13 @@ def sample(config: Any, workdir: pathlib.Path, command: str) -> None:
         print(f"{len(images)} images in {workdir / 'samples.png'} and {workdir / 'samples.npz'}")
 
 
-def export(config: Any, workdir: pathlib.Path, command: str, dtype: str = "float16") -> None:
+def export(
+    config: Any,
+    workdir: pathlib.Path,
+    command: str,
+    dtype: str = "float16",
+    licence: str = "",
+) -> None:
     """Makes the workdir a folder that `sere_jax.load_pretrained` reads, in one process.
 
     See `exported_weights`, and `card` for the model card beside them. The data set is not needed.
@@ -104,8 +110,11 @@ def export(config: Any, workdir: pathlib.Path, command: str, dtype: str = "float
     with lock(workdir):
         model, params, about = load_model(config, workdir)
         path = exported_weights.write(workdir, params, about, dtype)
-        loss = None if dtype == "float32" else loss_by_rounding(model, params, dtype, config)
-        write_card(workdir, about, dtype, loss)
+        loss = None
+        if dtype != "float32":
+            tell("measuring what rounding costs")
+            loss = loss_by_rounding(model, params, dtype, config)
+        write_card(workdir, about, dtype, loss, licence)
         size = path.stat().st_size / 1e6
         print(f"weights of step {about['step']}, {dtype}, in {path} ({size:.1f} MB)")
         if loss:

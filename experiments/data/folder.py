@@ -234,7 +234,7 @@ def _pieces(
 def _refusal(problems: list[str]) -> UserError:
     return UserError(
         f"{_listed(problems)}; repair or remove it, or leave out such files by "
-        "config.dataset.bad_files=skip"
+        "--config.dataset.bad_files=skip"
     )
 
 
@@ -247,7 +247,8 @@ def _tell(problems: list[str]) -> None:
     from experiments.distributed.processes import tell  # imports JAX
 
     if problems:
-        tell(f"note: left out {len(problems)} files: {_listed(problems)}")
+        files = "1 file" if len(problems) == 1 else f"{len(problems)} files"
+        tell(f"note: left out {files}: {_listed(problems)}")
 
 
 def _labels(decoded: dict[str, Decoded], config: ml_collections.ConfigDict) -> Labels:

@@ -26,6 +26,7 @@ from experiments.reporting.canvas import (
     save,
     style_axes,
 )
+from experiments.reporting.captions import LEAST_KL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -252,7 +253,8 @@ def _draw_kl_history(
     axes.set_ylabel("KL (nats)")
     style_axes(axes)
     ends = {f"layer {layer}": end for layer, end in enumerate(kl[-1], 1) if math.isfinite(end)}
-    highest = sorted(ends, key=lambda name: -ends[name])[:_MOST_LABELS]
+    in_use = [name for name, end in ends.items() if end >= LEAST_KL]
+    highest = sorted(in_use, key=lambda name: -ends[name])[:_MOST_LABELS]
     label_ends(axes, {name: ends[name] for name in highest})
 
 

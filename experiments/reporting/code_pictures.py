@@ -1,6 +1,7 @@
 """Pictures of what single codes do, and of how the model goes on from parts of images."""
 
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 import sere_jax
 from experiments.reporting import sheets
+from experiments.reporting.captions import LEAST_KL
 from sere_jax.data_layer import has_independent_pixels
 from sere_jax.inputs import example_keys
 
@@ -23,14 +25,17 @@ def save_traversals(
     x: Array,
     key: Array,
     condition: Array | None,
+    kl: np.ndarray,
     workdir: pathlib.Path,
 ) -> None:
     """Writes a row for each of the codes that differ most among images; the first image changes.
 
-    A code goes from two standard deviations below its mean over the images `x` to two above.
+    They are codes of the layers that carry something of the image, by their KL [L] in nats. Others
+    vary too, with the codes before them. A code goes from two standard deviations below its mean
+    over the images `x` to two above.
     """
     z = jax.tree.map(np.asarray, sere_jax.encode(model, params, x, condition=condition))
-    chosen = _most_varied(z, model)
+    chosen = _most_varied(z, model, np.flatnonzero(kl >= min(LEAST_KL, kl.max())))
     num = len(chosen) * _NUM_VALUES
     changed = jax.tree.map(lambda part: np.repeat(part[:1], num, axis=0), z)
     for row, (layer, index) in enumerate(chosen):
@@ -95,11 +100,13 @@ def three_or_one(images: np.ndarray) -> np.ndarray:
     return images[..., : 3 if images.shape[-1] >= 3 else 1]
 
 
-def _most_varied(z: Any, model: sere_jax.LatentVariableModel) -> list[tuple[int, tuple[int, ...]]]:
-    """Layers, and places of codes in them, by layers; of each code that is used the deviation."""
+def _most_varied(
+    z: Any, model: sere_jax.LatentVariableModel, layers: Iterable[int]
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Layers, and places of codes in them, by layers, among `layers`."""
     found = [
-        (float(deviation), layer, place)
-        for layer in range(model.config.num_layers)
+        (float(deviation), int(layer), place)
+        for layer in layers
         for place, deviation in np.ndenumerate(_of_layer(z, layer, model).std(axis=0))
     ]
     return sorted((layer, place) for _, layer, place in sorted(found)[-_NUM_CODES:])

@@ -27,6 +27,9 @@ OUTCOMES = (
 # In these, runs differ without being different.
 _IGNORED = ("paper.", "sampling.", "dataset.data_dir", "dataset.download")
 _NONE = "-"
+_MOST_COLUMNS = 14
+# In which images they differ, or in what is modelled of them.
+_OF_IMAGES = ("dataset.name", "model.data_shape", "model.data_layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,24 @@ def rows(runs: Sequence[ComparedRun]) -> tuple[list[str], list[list[str]]]:
     return columns, [
         [run.name, *(_values([run], field)[0] for field in fields), *_outcome(run)] for run in runs
     ]
+
+
+def on_its_side(
+    columns: Sequence[str], cells: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """The table, with a column for each run where it would otherwise be too wide to read."""
+    if len(columns) <= _MOST_COLUMNS:
+        return list(columns), [list(row) for row in cells]
+    first, *others = zip(columns, *cells, strict=True)
+    return list(first), [list(row) for row in others]
+
+
+def notes(runs: Sequence[ComparedRun]) -> list[str]:
+    """What makes figures of different runs not comparable."""
+    differ = [name for name in _OF_IMAGES if len(set(_values(runs, name))) > 1]
+    if not differ:
+        return []
+    return [f"note: {', '.join(differ)} differ; nats of different images do not compare"]
 
 
 def _all_fields(runs):

@@ -1,5 +1,6 @@
 """Pictures of what a model has learned, and the curves of its training, in the run folder."""
 
+import math
 import pathlib
 from typing import Any
 
@@ -46,7 +47,7 @@ def save_pictures(
     _save_reconstructions(model, params, x, keys, condition, workdir)
     key = jax.random.key(experiment.config.sampling.seed)
     _save_interpolation(model, params, x, key, condition, workdir)
-    save_traversals(model, params, x, key, condition, workdir)
+    save_traversals(model, params, x, key, condition, kl.mean(axis=0), workdir)
     num_steps = experiment.config.sampling.completion_steps
     if num_steps:
         save_completions(model, params, x, key, condition, num_steps, workdir)
@@ -86,7 +87,7 @@ def _save_real_images(experiment: Experiment, workdir: pathlib.Path) -> None:
     """Test images as they are in the data set, in the places of the samples of their classes."""
     images, labels = experiment.test_images(), experiment.test_labels()
     num, size = experiment.config.sampling.num_images, experiment.model.config.condition_size
-    chosen, num_columns = np.arange(min(num, len(images))), None
+    chosen, num_columns = np.arange(min(num, len(images))), math.ceil(math.sqrt(num))
     if labels is not None and size <= MOST_COLUMNS:
         of_classes = [np.flatnonzero(labels == label) for label in range(size)]
         num_rows = min(-(-num // size), *map(len, of_classes))

@@ -14,6 +14,7 @@ from experiments.reporting.text import (
     count,
     decimal,
     duration,
+    extensions,
     hardware,
     is_number,
     nats,
@@ -222,6 +223,7 @@ _RESULTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "epoch": ("Epoch of the weights evaluated", decimal),
     "num_params": ("Parameters", count),
     "train_seconds": ("Training time", duration),
+    "continuations": ("Trained for longer", extensions),
 }
 _ORIGIN: dict[str, tuple[str, Callable[[Any], str]]] = {
     "command": ("Command of the training", command),

@@ -34,6 +34,7 @@ _LABEL_COLOR = "#76828f"
 _MAX_COLUMNS_OF_COMPARISON = 8
 _MAX_COLUMNS_OF_BUILD_UP = 16
 _GAP_COLOR = (203, 210, 217)
+_LARGEST_FLOAT = 2.0  # of images whose values are meant to lie from 0 to 1
 
 
 def save_image_grid(
@@ -135,6 +136,12 @@ def _to_rgb(images: npt.ArrayLike) -> np.ndarray:
     if array.dtype != np.uint8:
         if array.dtype.kind in "biu":
             raise ValueError(f"images must be floats in [0, 1] or uint8, not {array.dtype}")
+        largest = np.max(array, initial=0.0, where=np.isfinite(array))
+        if largest > _LARGEST_FLOAT:
+            raise ValueError(
+                f"images must be floats in [0, 1] or uint8, but one is {largest:g}; "
+                "sere_jax.to_pixels(model, images) makes them of a model's images"
+            )
         clipped = np.nan_to_num(np.clip(array.astype(np.float32), 0.0, 1.0))
         array = np.round(255.0 * clipped).astype(np.uint8)
     return np.broadcast_to(array, (*array.shape[:-1], 3))

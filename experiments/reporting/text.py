@@ -75,6 +75,18 @@ def duration(value: Any) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
+def extensions(continuations: Any) -> str:
+    """From how many epochs to how many, and what the learning rate did, of a list of entries."""
+    if not (isinstance(continuations, list) and all(isinstance(e, Mapping) for e in continuations)):
+        return plain(continuations)
+    does = {"hold": "held", "restart": "begun anew"}
+    return "; ".join(
+        f"from {decimal(entry.get('from_epochs'))} to {decimal(entry.get('to_epochs'))} epochs, "
+        f"learning rate {does.get(str(entry.get('schedule')), 'unknown')}"
+        for entry in continuations
+    )
+
+
 def hardware(computer: Mapping[str, Any]) -> str:
     """The devices and the processor of a record of `experiments.system.computer`."""
     devices: Sequence[Any] = computer.get("devices") or ()

@@ -8,11 +8,13 @@ from experiments.run_folder import configuration
 from experiments.system.files import open_atomically
 from sere_jax.model_card import CARD_FILE, LICENCE, may_replace, model_card
 
-_LICENCE = "apache-2.0"  # of this repository and of weights that it trains
-
 
 def write_card(
-    workdir: pathlib.Path, about: dict[str, Any], dtype: str, loss: tuple[float, float] | None
+    workdir: pathlib.Path,
+    about: dict[str, Any],
+    dtype: str,
+    loss: tuple[float, float] | None,
+    licence: str,
 ) -> None:
     """Writes `README.md`, unless there is one that this did not write.
 
@@ -21,6 +23,7 @@ def write_card(
         about: what is known of the weights.
         dtype: of the weights in the file.
         loss: nats an image that rounding cost, and the standard error; None: nothing was rounded.
+        licence: of the weights; "": none is given.
     """
     if not may_replace(workdir):
         return
@@ -35,7 +38,7 @@ def write_card(
         "commit": results.get("git_commit", about.get("git_commit", "unknown")),
         "updates": about["step"],
         "seconds of training": round(about["train_seconds"]),
-        LICENCE: _LICENCE,
+        **({LICENCE: licence} if licence else {}),
     }
     with open_atomically(workdir / CARD_FILE) as file:
         file.write(model_card(recorded["model"], rows, dtype).encode())

@@ -88,7 +88,8 @@ def _check_same_configuration(subject, recorded, config, also_free):
         return
     shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
     way_out = ""
-    if not differences(ours, theirs, (*FREE_FIELDS, *EXTENDABLE_FIELDS)):
+    is_length = not differences(ours, theirs, (*FREE_FIELDS, *EXTENDABLE_FIELDS))
+    if is_length and _may_be_longer(ours["training"], theirs["training"]):
         way_out = "add --extend to train it for longer, "
     elif also_free:
         way_out = "--extend changes its length alone: "
@@ -96,3 +97,11 @@ def _check_same_configuration(subject, recorded, config, also_free):
         f"{subject} with another configuration ({shown}); {way_out}"
         "choose another --workdir, or use the configuration it was started with"
     )
+
+
+def _may_be_longer(ours, theirs):
+    """Whether neither number says less; where one counts epochs and the other steps, perhaps."""
+    if bool(ours["num_steps"]) != bool(theirs["num_steps"]):
+        return True
+    counted = "num_steps" if ours["num_steps"] else "num_epochs"
+    return ours[counted] >= theirs[counted]

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import sere_jax
 from experiments.distributed.processes import check_same, on_every_process, on_first_process
-from experiments.settings.checks import as_json, differences
+from experiments.settings.checks import as_json, check_configuration, differences
 from experiments.training.experiment import Experiment, create_experiment
 
 # Each host may have its images in a place of its own.
@@ -26,6 +27,8 @@ def create_same_experiment(
         lambda: {"mode": mode, "config": as_json(config)},
         lambda ours, first: "; ".join(differences(ours, first, FIELDS_OF_ONE_PROCESS)[:5]),
     )
+    check_configuration(config)  # a value that nothing may have, before it is compared
+    sere_jax.create_model(config)
     check_folder(config)
 
     def create():

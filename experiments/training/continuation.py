@@ -9,7 +9,10 @@ from experiments.training.experiment import Experiment, planned
 
 def described(continuations: Sequence[Mapping[str, Any]]) -> list[str]:
     """What to tell the user of a training that was made longer, a sentence each."""
-    does = {"hold": "holds", "restart": "begins anew"}
+    does = {
+        "hold": "holds (schedule_when_extended=restart would begin it anew)",
+        "restart": "begins anew",
+    }
     return [
         f"extended from {entry['from_epochs']:.4g} to {entry['to_epochs']:.4g} epochs; from step "
         f"{entry['from_steps']} the learning rate {does[entry['schedule']]}"

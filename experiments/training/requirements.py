@@ -72,7 +72,8 @@ def check_images(config: Any, model: sere_jax.LatentVariableModel, dataset: Data
     if batch_size > len(dataset.train):
         raise UserError(
             f"config.training.batch_size={batch_size} exceeds the {len(dataset.train)} training "
-            f"examples of {name!r}; choose at most {len(dataset.train)}"
+            f"examples of {name!r}; choose at most {len(dataset.train)}, or hold out fewer by "
+            f"config.dataset.validation_size ({len(dataset.validation)} are)"
         )
 
 

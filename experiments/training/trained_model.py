@@ -1,4 +1,4 @@
-"""The model of a run folder and its weights; the data set is not needed."""
+"""The model of a run folder and its weights, and its images."""
 
 import os
 import pathlib
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import sere_jax
+from experiments.data import Dataset, load_dataset
 from experiments.run_folder import configuration
 from experiments.run_folder.folder import load_weights
 from experiments.settings import schedules
@@ -39,12 +40,26 @@ def load(
     if checkpoint not in (None, "best", "last"):
         raise ValueError(f"checkpoint={checkpoint!r} must be 'best' or 'last'")
     workdir = local_path(workdir, "workdir")
-    try:
-        config = configuration.get_config(str(workdir))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    config = _configuration_of(workdir)
     model, params, _ = load_model(config, workdir, checkpoint)
     return model, jax.tree.map(jnp.asarray, params)
+
+
+def load_data(workdir: str | os.PathLike[str]) -> Dataset:
+    """The images that a run was trained, validated and tested on.
+
+    Raises:
+        UserError: there is no run, or its images cannot be read.
+    """
+    config = _configuration_of(local_path(workdir, "workdir"))
+    return load_dataset(config.dataset, tuple(config.model.data_shape))
+
+
+def _configuration_of(workdir: pathlib.Path) -> Any:
+    try:
+        return configuration.get_config(str(workdir))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def load_model(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from experiments.reporting.comparison import read_runs, rows
+from experiments.reporting.comparison import aligned, notes, on_its_side, read_runs, rows
 from experiments.settings.checks import as_json
 
 RESULTS = {
@@ -65,6 +65,26 @@ def test_the_table_has_what_differs_and_what_came_out(folders):
         ["kept", "adam", "0.003", *done],
         ["under_way", "adamax", own, "4 of 30", "-96.00 (epoch 4)", "-", "-", "-", "-"],
         ["begun", "adam", own, "0", "-", "-", "-", "-", "-"],
+    ]
+
+
+def test_a_table_that_would_be_too_wide_has_a_column_for_each_run(folders):
+    columns, cells = rows(read_runs(folders))
+    assert on_its_side(columns, cells) == (columns, cells)
+    many = [*columns, *(f"field_{i}" for i in range(9))]
+    wide = [[*row, *"123456789"] for row in cells]
+    turned, lines = on_its_side(many, wide)
+    assert turned == ["run", "finished", "kept", "under_way", "begun"]
+    assert lines[-1] == ["field_8", "9", "9", "9", "9"] and len(lines) == len(many) - 1
+    assert len(set(map(len, aligned(turned, lines)))) == 1
+
+
+def test_a_note_says_that_nats_of_other_images_do_not_compare(folders, tmp_path):
+    assert notes(read_runs(folders)) == []
+    path = _write(tmp_path / "other", 0) / "config.json"
+    path.write_text(path.read_text().replace('"name": "digits"', '"name": "mnist"'))
+    assert notes(read_runs([folders[0], path.parent])) == [
+        "note: dataset.name differ; nats of different images do not compare"
     ]
 
 

@@ -117,6 +117,8 @@ def test_extending_changes_the_length_and_nothing_else(tmp_path):
     longer = _config(num_epochs=30)
     with pytest.raises(UserError, match="add --extend to train it for longer"):
         same_run.check_can_train(tmp_path, longer)
+    with pytest.raises(UserError, match=r"20 -> 10\); choose another --workdir"):
+        same_run.check_can_train(tmp_path, _config(num_epochs=10))
     same_run.check_can_train(tmp_path, longer, extend=True)
     longer.training.learning_rate *= 2
     with pytest.raises(UserError, match=r"training\.learning_rate.*--extend changes its length"):

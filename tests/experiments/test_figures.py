@@ -64,6 +64,11 @@ def test_floats_are_scaled_clipped_and_nan_is_black(tmp_path):
     assert row.tolist() == [0, 128, 255, 0, 255, 0, 255, 0]
 
 
+def test_floats_of_another_range_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"one is 204; sere_jax\.to_pixels"):
+        save_image_grid(np.full((1, 2, 2, 1), 204.0), tmp_path / "grid.png")
+
+
 @pytest.mark.parametrize(("num", "side"), [(64, 8), (100, 28), (1, 28)])
 def test_sheet_is_about_800_pixels_wide(tmp_path, num, side):
     path = save_image_grid(np.zeros((num, side, side, 1)), tmp_path / "grid.png")

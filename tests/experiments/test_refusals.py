@@ -230,6 +230,11 @@ COMMANDS = {
     "--xyzzy=4": ["there is no flag --xyzzy; see --help"],
     "--config.num_epochs=4": ["config has no field", "mean '--config.training.num_epochs'?"],
     "--config.model.num_epochs=4": ["has no field", "mean '--config.training.num_epochs'?"],
+    "--config.training.num_epochs=4 --config=configs/cifar_cases.py": [
+        "num_epochs=4 means nothing beside config.training.num_steps=3550",
+        "add --config.training.num_steps=0",
+    ],
+    "--licence=cc0-1.0": ["--licence=cc0-1.0 means nothing to --mode=train"],
     "extra": ["unexpected arguments extra", "--help"],
     "--workdir=": ["--workdir='' has no name"],
     "--workdir=gs://bucket/run": ["--workdir=gs://bucket/run is an address; name a folder"],
@@ -252,8 +257,8 @@ def all_cases():
         yield ["--config.dataset.name=npz", f"--config.dataset.path={path}"], words
     for config, words in CONFIGS.items():
         yield [f"--config={config}"], words
-    for argument, words in COMMANDS.items():
-        yield [argument], words
+    for arguments, words in COMMANDS.items():
+        yield arguments.split(" "), words
 
 
 CASES = list(all_cases())

@@ -128,6 +128,12 @@ def test_results_have_their_units_and_the_papers_figure(tmp_path):
     assert "kl_per_layer" not in rows
 
 
+def test_a_training_that_was_made_longer_is_told_in_words(tmp_path):
+    entry = {"from_epochs": 30.0, "to_epochs": 50.0, "schedule": "hold", "command": "python"}
+    path = write_report(write_run(tmp_path, results=RESULTS | {"continuations": [entry]}))
+    assert Page(path).rows["Trained for longer"] == "from 30.00 to 50.00 epochs, learning rate held"
+
+
 def test_the_results_own_paper_nll_comes_before_the_configurations(tmp_path):
     rows = Page(write_report(write_run(tmp_path, results=RESULTS | {"paper_nll": 81.0}))).rows
     assert "paper: 81.00 nats, difference -0.88" in rows["Negative log-likelihood of the test set"]

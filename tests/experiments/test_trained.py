@@ -72,3 +72,16 @@ def test_with_x64_a_checkpoint_comes_as_it_was_saved(uninterrupted):
     for leaf, other in zip(*map(jax.tree.leaves, (params, expected)), strict=True):
         assert leaf.dtype == np.float32
         np.testing.assert_array_equal(leaf, other)
+
+
+def test_the_images_of_a_run_are_those_of_its_configuration(uninterrupted, tmp_path):
+    data = trained.load_data(uninterrupted)
+    assert data.name == "digits" and data.image_shape == (8, 8, 1)
+    everything = np.concatenate([data.train, data.validation, data.test])
+    expected = load_digits().images.astype(np.uint8)
+    np.testing.assert_array_equal(
+        np.sort(everything.reshape(len(everything), -1), axis=0),
+        np.sort(expected.reshape(len(expected), -1), axis=0),
+    )
+    with pytest.raises(UserError, match="there is no run in"):
+        trained.load_data(tmp_path)

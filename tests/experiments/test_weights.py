@@ -28,7 +28,7 @@ def exported(uninterrupted, tmp_path_factory):
     """A run, and a folder with nothing but what its weights need."""
     workdir, kept = (tmp_path_factory.mktemp("runs") / name for name in ("run", "kept"))
     shutil.copytree(uninterrupted, workdir)
-    finished = launch(f"--workdir={workdir}", "--mode=export", config=None)
+    finished = launch(f"--workdir={workdir}", "--mode=export", "--licence=cc0-1.0", config=None)
     assert f"float16, in {workdir / 'model.safetensors'}" in finished.stdout
     kept.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -43,7 +43,7 @@ def test_the_model_card_says_where_the_weights_are_from_and_what_rounding_cost(e
     rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card, re.MULTILINE))
     assert rows["data"] == "digits" and figures in rows["-log p(x)"]
     assert rows["trained by"] == results["command"] and rows["commit"] == results["git_commit"]
-    assert rows["licence"] == "apache-2.0" and "license: " in card
+    assert rows["licence"] == "cc0-1.0" and 'license: "cc0-1.0"' in card
     assert rows["weights"] == "float16" and rows["updates"] == str(results["step"])
     assert 'sere_jax.load_pretrained("' in card
     # As an independent computation has it, on more images of the model.
@@ -65,7 +65,8 @@ def test_the_type_of_the_weights_is_a_flag(exported, tmp_path):
     expected = trained.load(workdir)[1]
     finished = launch(f"--workdir={workdir}", "--mode=export", "--dtype=float32", config=None)
     assert "float32, in" in finished.stdout and "rounding" not in finished.stdout
-    assert "| rounding | none" in (workdir / "README.md").read_text()
+    card = (workdir / "README.md").read_text()
+    assert "| rounding | none" in card and "licen" not in card
     jax.tree.map(np.testing.assert_array_equal, expected, sere_jax.load_pretrained(workdir)[1])
     (workdir / "README.md").write_text("mine")
     finished = launch(f"--workdir={workdir}", "--mode=export", "--dtype=bfloat16", config=None)

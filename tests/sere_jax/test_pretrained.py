@@ -270,7 +270,7 @@ def test_an_extension_must_be_imported_and_is_not_by_loading(copy):
 # ---------------------------------------------------------------------------- the model card
 
 
-def test_the_card_says_how_to_load_and_what_is_known(saved, tmp_path):
+def test_the_card_says_how_to_load_and_what_is_known(saved, tmp_path, monkeypatch):
     _, model, params = saved
     about = {"licence": "Apache-2.0", "nats": 22.5, "command": "python a | b", "text": "two\nlines"}
     folder = sere_jax.save_pretrained(tmp_path / "model", model, params, about)
@@ -282,8 +282,10 @@ def test_the_card_says_how_to_load_and_what_is_known(saved, tmp_path):
     assert "| weights | float32 |" in card and '"latent_shape": [2]' in card
     lines = card.split("```python\n")[1].split("```")[0]
     found = {}
-    exec(lines.replace("FOLDER", str(folder)), found)
+    monkeypatch.chdir(folder)
+    exec(lines, found)
     jax.tree.map(np.testing.assert_array_equal, found["params"], params)
+    assert found["images"].shape == (16, *model.config.data_shape)
 
 
 def test_a_readme_of_ones_own_stays(saved, tmp_path):
