@@ -230,7 +230,7 @@ COMMANDS = {
     "--xyzzy=4": ["there is no flag --xyzzy; see --help"],
     "--config.num_epochs=4": ["config has no field", "mean '--config.training.num_epochs'?"],
     "--config.model.num_epochs=4": ["has no field", "mean '--config.training.num_epochs'?"],
-    "--config.training.num_epochs=4 --config=configs/cifar_cases.py": [
+    "--config=configs/cifar_cases.py --config.training.num_epochs=4": [
         "num_epochs=4 means nothing beside config.training.num_steps=3550",
         "add --config.training.num_steps=0",
     ],
