@@ -24,7 +24,7 @@ def evaluate_and_report(experiment: Experiment, folder: RunFolder, command: str)
     params = replicate(averages)
     images, labels = experiment.place(experiment.test_images()), experiment.test_labels()
     elbo = experiment.evaluator.elbo(params, images, labels=labels)
-    tell("drawing pictures, which is compiled first")
+    tell("drawing pictures")
     done_by_first_process(save_pictures)(experiment, averages, elbo.kl, folder.path)
     log_likelihood, elbos = _log_likelihood(experiment, params, images, labels)
     results = {

@@ -17,7 +17,7 @@ PICTURES = {
     "go on that the model draws.",
     "interpolation.png": "Each row goes from one test image to another through the codes.",
     "traversals.png": "Each row changes one code of a test image, over the range that the code has "
-    "among test images, and keeps all others; shown are those that vary most.",
+    "among test images, and keeps all others; shown are those that change it most.",
     "build_up.png": "Samples as they come into being, layer by layer; gray is still to come.",
     "residual_layers.png": "Test images, their reconstructions, and these without the data "
     "layers' residual δγ: what it adds is the difference of the two lower rows.",

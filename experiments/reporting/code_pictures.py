@@ -16,6 +16,7 @@ from sere_jax.inputs import example_keys
 
 Array = jax.Array
 _NUM_CODES, _NUM_VALUES = 6, 8
+_NUM_TRIED = 24  # of which those are shown that change the image most
 _NUM_COMPLETED, _NUM_WAYS = 8, 3
 
 
@@ -28,11 +29,11 @@ def save_traversals(
     kl: np.ndarray,
     workdir: pathlib.Path,
 ) -> None:
-    """Writes a row for each of the codes that differ most among images; the first image changes.
+    """Writes a row for each of the codes that change the first image most.
 
-    They are codes of the layers that carry something of the image, by their KL [L] in nats. Others
-    vary too, with the codes before them. A code goes from two standard deviations below its mean
-    over the images `x` to two above.
+    A code goes from two standard deviations below its mean over the images `x` to two above. Those
+    tried vary most in the layers that carry something of the image, by their KL [L] in nats. Codes
+    of other layers vary too, with the codes before them.
     """
     z = jax.tree.map(np.asarray, sere_jax.encode(model, params, x, condition=condition))
     chosen = _most_varied(z, model, np.flatnonzero(kl >= min(LEAST_KL, kl.max())))
@@ -49,7 +50,10 @@ def save_traversals(
     names = (
         f"layer {layer + 1}: {', '.join(str(i + 1) for i in index)}" for layer, index in chosen
     )
-    rows = dict(zip(names, np.split(pixels(model, images), len(chosen)), strict=True))
+    drawn = np.split(pixels(model, images), len(chosen))
+    changes = [float(np.abs(row[-1].astype(float) - row[0]).mean()) for row in drawn]
+    shown = np.argsort(changes)[-_NUM_CODES:]
+    rows = {name: row for i, (name, row) in enumerate(zip(names, drawn, strict=True)) if i in shown}
     sheets.save_comparison(rows, workdir / "traversals.png")
 
 
@@ -109,7 +113,7 @@ def _most_varied(
         for layer in layers
         for place, deviation in np.ndenumerate(_of_layer(z, layer, model).std(axis=0))
     ]
-    return sorted((layer, place) for _, layer, place in sorted(found)[-_NUM_CODES:])
+    return sorted((layer, place) for _, layer, place in sorted(found)[-_NUM_TRIED:])
 
 
 def _of_layer(z: Any, layer: int, model: sere_jax.LatentVariableModel) -> np.ndarray:
