@@ -300,7 +300,7 @@ def test_bad_files_are_refused_or_named_and_left_out(name, folder, capsys):
     for _ in range(2):  # decoded, then cached
         capsys.readouterr()
         assert load(folder, bad_files="skip").fingerprint == expected
-        assert f"left out 1 files: {folder / '2b.png'} {problem}" in capsys.readouterr().err
+        assert f"left out 1 file: {folder / '2b.png'} {problem}" in capsys.readouterr().err
     assert f"2b.png {problem}" in refusal(folder)  # though the cache holds the others
 
 
