@@ -235,7 +235,8 @@ def test_a_full_disk_stops_the_run_with_one_line_and_loses_nothing(uninterrupted
 def error_lines(stderr):
     """The lines of an error, all but those of progress bars; a traceback would be among them."""
     lines = [line.rpartition("\r")[2] for line in stderr.splitlines()]
-    other = re.compile(r"[\w -]+: +\d+%\||data: \d+ images|model: \w+, |devices: \d+ ")
+    progress = r"[\w -]+: +\d+%\||data: \d+ images|model: \w+, |devices: \d+ |drawing pictures$"
+    other = re.compile(progress)
     return [line for line in lines if line and not other.match(line)]
 
 
