@@ -83,10 +83,10 @@ class ModelConfig:
     )
     block_order: str = _of_sere_vae(
         "raster",
-        "In which order the layers generate the blocks of `checkerboard` and `tiles`: their s x s "
-        "pattern row by row from the left, or `boustrophedon`, every other row from the right, so "
-        "that each block is a neighbour of the one before.",
-        one_of("raster", "boustrophedon"),
+        "In which order the layers generate the s x s pattern of `checkerboard` and `tiles`: row "
+        "by row from the left; `boustrophedon`, every other row from the right; along a `hilbert` "
+        "curve; or `coarse_to_fine`, first every other one of every other row, likewise ordered.",
+        one_of("raster", "boustrophedon", "hilbert", "coarse_to_fine"),
     )
     context: int = _of_sere_vae(
         1, "k, every layer sees the codes z_{l-k} .. z_{l-1}; 1 is the paper.", POSITIVE_INT

@@ -1,9 +1,11 @@
 """Fields of `config.model` that do not fit each other, and the names that these checks know."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 NO_LATENTS = (0,)
+HALVING = ("hilbert", "coarse_to_fine")  # orders of blocks of a pattern whose side is halved
 LATTICES = ("checkerboard", "tiles")  # partitions whose blocks are images
 FLOW = "masked_autoregressive_flow"
 SERE_VAE, LADDER_VAE = "sere_vae", "ladder_vae"
@@ -42,6 +44,13 @@ def conflicts(config: Any) -> Iterator[str]:
         yield (
             f"block_order={config.block_order!r} means nothing to partition={config.partition!r}; "
             "leave it at 'raster', or choose partition='checkerboard' or 'tiles'"
+        )
+    side = math.isqrt(config.num_layers)
+    if config.block_order in HALVING and side & (side - 1):
+        yield (
+            f"block_order={config.block_order!r} halves the pattern again and again, and "
+            f"num_layers={config.num_layers} is not 1, 4, 16, 64 ...; choose one of these, or "
+            "block_order='boustrophedon'"
         )
     if config.block_dropout and not (config.couple_data or config.couple_data_to_prior):
         yield (

@@ -97,6 +97,10 @@ def compilations(caplog):
             {"block_order": "boustrophedon"},
             ["means nothing to partition='raster'", "'checkerboard' or 'tiles'"],
         ),
+        (
+            {"block_order": "hilbert", "partition": "checkerboard", "num_layers": 9},
+            ["block_order='hilbert'", "num_layers=9 is not 1, 4, 16, 64 ...", "boustrophedon"],
+        ),
         ({"latent_sizes": (2, 1, 1), "prior": "spline"}, ["prior='spline'", "set it to ()"]),
         ({"couple_prior": "yes"}, ["couple_prior='yes'", "True or False"]),
         ({"couple_bijector": 1}, ["couple_bijector=1", "True or False"]),
