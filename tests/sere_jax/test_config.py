@@ -92,6 +92,22 @@ def compilations(caplog):
             {**LATTICE, "latent_shape": (1, 2, 2)},
             ["needs codes that are vectors", "latent_shape=(1, 2, 2)", "such as (10,)"],
         ),
+        ({"state_size": -1}, ["state_size=-1", "an integer from 0"]),
+        ({"state_size": 4, "context": 2}, ["state_size=4 means nothing to", "context=2"]),
+        ({"state_size": 4, "carry_start": 0.5}, ["state_size=4 means nothing to", "carry_start"]),
+        (
+            {"state_size": 4, "latent_shape": (0,), "data_layer": "masked_autoregressive_flow"},
+            ["state_size=4 needs codes", "leave it at 0"],
+        ),
+        ({"bijector_diagonal_min": 1.0}, ["bijector_diagonal_min=1.0", "below 1"]),
+        (
+            {"bijector_diagonal_min": 0.3, "carry_start": 0.97},
+            ["bijector_diagonal_min=0.3 must be below 0.243", "carry_start=0.97"],
+        ),
+        (
+            {"bijector_diagonal_min": 0.3, "bijector": "identity"},
+            ["bijector_diagonal_min=0.3 means nothing to", "rank_one_affine"],
+        ),
         ({"block_order": "boustrophedn"}, ["'boustrophedn'", "did you mean 'boustrophedon'?"]),
         (
             {"block_order": "boustrophedon"},

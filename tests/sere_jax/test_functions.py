@@ -30,7 +30,8 @@ import sere_jax.functions
 import sere_jax.inputs
 from sere_jax.bijector import BIJECTORS
 
-EVERYTHING = {"context": 2, "data_context": 2, "couple_data_to_prior": True}
+BLOCKS_SEEN = {"data_context": 2, "couple_data_to_prior": True}
+EVERYTHING = {"context": 2, **BLOCKS_SEEN}
 
 
 def with_prior_as_posterior(params):
@@ -459,6 +460,20 @@ def gaussian_kl(shift, covariance, prior_covariance):
             id="boustrophedon",
         ),
         pytest.param({"num_joint_layers": 2, **EVERYTHING}, id="joint layers"),
+        pytest.param({"state_size": 3, **BLOCKS_SEEN}, id="a state"),
+        pytest.param(
+            {
+                "network": "resnet",
+                "data_shape": (2, 4, 1),
+                "num_layers": 4,
+                "partition": "tiles",
+                "latent_shape": (1, 2, 1),
+                "state_size": 2,
+                **BLOCKS_SEEN,
+            },
+            id="a state on maps",
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"network": "linear"}, id="linear networks"),
         pytest.param({"network": "resnet", **EVERYTHING}, id="residual networks on vectors"),
         pytest.param(
