@@ -81,8 +81,9 @@ class RankOneAffineLayer(nn.Module):
     On maps u is one direction of all positions together, so that f_l can couple any two of them;
     with one direction a position it could only mix the few channels there.
 
-    d lies in (0, 2) and u uᵀ has a norm below 1: the overall scale of z is a gauge that the layers
-    reading z can undo, and without these bounds the product of d over the layers diverges.
+    d lies in (`bijector_diagonal_min`, 2) and u uᵀ has a norm below 1: the overall scale of z is a
+    gauge that the layers reading z can undo, and without these bounds the product of d over the
+    layers diverges.
     """
 
     config: ModelConfig
@@ -102,12 +103,14 @@ class RankOneAffineLayer(nn.Module):
             carry = self.param("carry", nn.initializers.constant(carried), shape[-1:])
             shift += carry * jnp.take(window, -1, axis=-1 - len(shape))
         # Without a constant to start from, u = 0 would be a saddle: d(u uᵀ)/du vanishes there.
-        start = self.param("direction_start", nn.initializers.normal(0.3), shape)
-        half = math.sqrt(1.0 - carried**2) / 2.0
+        direction_start = self.param("direction_start", nn.initializers.normal(0.3), shape)
+        low = self.config.bijector_diagonal_min
+        start = (math.sqrt(1.0 - carried**2) - low) / (2.0 - low)
+        raw = diagonal + math.log(start) - math.log1p(-start)
         return RankOneAffine(
             shift=shift,
-            diagonal=2.0 * jax.nn.sigmoid(diagonal + math.log(half) - math.log1p(-half)),
-            direction=jnp.tanh(direction + start) / math.sqrt(num_latents),
+            diagonal=low + (2.0 - low) * jax.nn.sigmoid(raw),
+            direction=jnp.tanh(direction + direction_start) / math.sqrt(num_latents),
             event_ndims=len(shape),
         )
 

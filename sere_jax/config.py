@@ -33,6 +33,7 @@ from sere_jax.rules import (
     name_in,
     nearest,
     one_of,
+    python_value,
     refusal,
     setting,
     settings_of,
@@ -83,13 +84,26 @@ class ModelConfig:
     )
     block_order: str = _of_sere_vae(
         "raster",
-        "In which order the layers generate the blocks of `checkerboard` and `tiles`: their s x s "
-        "pattern row by row from the left, or `boustrophedon`, every other row from the right, so "
-        "that each block is a neighbour of the one before.",
-        one_of("raster", "boustrophedon"),
+        "In which order the layers generate the s x s pattern of `checkerboard` and `tiles`: row "
+        "by row from the left; `boustrophedon`, every other row from the right; along a `hilbert` "
+        "curve; or `coarse_to_fine`, first every other one of every other row, likewise ordered.",
+        one_of("raster", "boustrophedon", "hilbert", "coarse_to_fine"),
     )
     context: int = _of_sere_vae(
         1, "k, every layer sees the codes z_{l-k} .. z_{l-1}; 1 is the paper.", POSITIVE_INT
+    )
+    state_size: int = _of_sere_vae(
+        0,
+        "Channels of a deterministic state of all codes so far (`sere_jax.top_down`), which layers "
+        "see in the place of the previous code; 0: none.",
+        NATURAL,
+        needs={"context": 1, "carry_start": 0.0},
+    )
+    bijector_diagonal_min: float = _of_sere_vae(
+        0.0,
+        "Lower bound on d of the rank-one affine bijector diag(d) + u uᵀ: noise passes it.",
+        BELOW_ONE,
+        needs={"bijector": "rank_one_affine"},
     )
     data_context: int = _of_sere_vae(
         1,
@@ -320,13 +334,6 @@ def model_config(config: Any) -> ModelConfig:
         if field.default is dataclasses.MISSING and field.name not in values:
             raise ConfigError(f"config.model.{field.name} is missing; it has no default")
     return ModelConfig(**values)
-
-
-def python_value(value: Any) -> Any:
-    """Numbers of NumPy and JAX as Python's; arrays, lists and tuples of them as tuples."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    return tuple(map(python_value, value)) if isinstance(value, list | tuple) else value
 
 
 def choose(field: str, name: str, choices: Mapping[str, Any]) -> Any:

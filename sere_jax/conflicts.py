@@ -1,9 +1,11 @@
 """Fields of `config.model` that do not fit each other, and the names that these checks know."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 NO_LATENTS = (0,)
+HALVING = ("hilbert", "coarse_to_fine")  # orders of blocks of a pattern whose side is halved
 LATTICES = ("checkerboard", "tiles")  # partitions whose blocks are images
 FLOW = "masked_autoregressive_flow"
 SERE_VAE, LADDER_VAE = "sere_vae", "ladder_vae"
@@ -43,6 +45,19 @@ def conflicts(config: Any) -> Iterator[str]:
             f"block_order={config.block_order!r} means nothing to partition={config.partition!r}; "
             "leave it at 'raster', or choose partition='checkerboard' or 'tiles'"
         )
+    side = math.isqrt(config.num_layers)
+    if config.block_order in HALVING and side & (side - 1):
+        yield (
+            f"block_order={config.block_order!r} halves the pattern again and again, and "
+            f"num_layers={config.num_layers} is not 1, 4, 16, 64 ...; choose one of these, or "
+            "block_order='boustrophedon'"
+        )
+    start = math.sqrt(1.0 - config.carry_start**2)
+    if config.bijector_diagonal_min >= start:
+        yield (
+            f"bijector_diagonal_min={config.bijector_diagonal_min} must be below {start:.3g}, "
+            f"where d starts with carry_start={config.carry_start}; lower one of them"
+        )
     if config.block_dropout and not (config.couple_data or config.couple_data_to_prior):
         yield (
             f"block_dropout={config.block_dropout} means nothing where no layer sees the previous "
@@ -76,6 +91,8 @@ def conflicts_of_latents(config: Any) -> Iterator[str]:
             f"data_channels={config.data_channels} needs codes that are vectors, not "
             f"latent_shape={shape}; leave it at 0, or choose a vector such as (10,)"
         )
+    if config.state_size and not config.has_latents:
+        yield f"state_size={config.state_size} needs codes; leave it at 0, or choose at least one"
     if config.system in SYSTEMS and config.system != SERE_VAE and not is_vector:
         yield (f"latent_shape={shape} must be a vector such as (30,) with system={config.system!r}")
     has_parameters = config.prior != "standard_normal" and config.has_latents

@@ -29,6 +29,7 @@ from sere_jax.layer import GivenCode, Latents, Layer, Observed, infer_step
 from sere_jax.networks.family import create_features
 from sere_jax.partition import create_partition, previous_blocks
 from sere_jax.redraw import Redraw
+from sere_jax.top_down import state_shape
 
 
 class Hierarchy(nn.Module):
@@ -99,19 +100,19 @@ class Hierarchy(nn.Module):
             return {}
         return {"dropout": jax.random.split(self.make_rng("dropout"), self.config.num_layers)}
 
-    def decode(self, z: Float[Array, "layers *rest"], observed: Observed) -> tuple[Any, Array]:
-        """Data layers and likelihoods of all layers at once, for codes [L, ..., B, *latent_shape].
+    def decode(self, codes: Float[Array, "layers *rest"], observed: Observed) -> tuple[Any, Array]:
+        """Data layers and likelihoods of all layers at once, for `Latents.codes`.
 
         Returns:
             Data parameters [L, ..., B, h, w, parameters a pixel], and log p(x_l | z_l, x_{l-1}) in
             nats [L, ..., B].
         """
         evaluate = self._all_at_once(Layer.evaluate, (0, 0, 0, 0))
-        return evaluate(self.layer, z, observed.data, observed.block, self._mask)
+        return evaluate(self.layer, codes, observed.data, observed.block, self._mask)
 
     def redraw(
         self,
-        z: Float[Array, "layers batch *latents"],
+        codes: Float[Array, "layers batch *latents"],
         observed: Observed,
         missing: Float[Array, "height width channels"],
         keys: Key[Array, "layers batch"],
@@ -122,7 +123,7 @@ class Hierarchy(nn.Module):
         """
         of_blocks = self.partition.split(missing)[..., :1]
         redraw = self._all_at_once(Layer.redraw, (0, 0, 0, 0, 0, 0))
-        arguments = (z, observed.data, observed.block, of_blocks, keys, self._mask)
+        arguments = (codes, observed.data, observed.block, of_blocks, keys, self._mask)
         blocks, log_prob = redraw(self.layer, *arguments)
         return self.partition.merge(blocks), log_prob
 
@@ -169,14 +170,16 @@ class Hierarchy(nn.Module):
     ) -> tuple[Images, Images]:
         """Images and expected images [B, *data_shape] from codes."""
         step = functools.partial(Layer.regenerate, residual=residual)
-        carry = self._no_blocks(keys.shape[1:])
+        carry = (self._no_codes(keys.shape[1:]), self._no_blocks(keys.shape[1:]))
         _, blocks = self._one_after_another(step, (0, nn.broadcast))(
             self.layer, carry, (z, keys, self._mask), condition
         )
         return jax.tree.map(self.partition.merge, blocks)
 
     def _no_codes(self, batch_shape: tuple[int, ...]) -> Array:
-        return jnp.zeros((*batch_shape, self.config.context, *self.config.latent_shape))
+        config = self.config
+        shape = state_shape(config) if config.state_size else config.latent_shape
+        return jnp.zeros((*batch_shape, config.context, *shape))
 
     def _no_blocks(self, batch_shape: tuple[int, ...]) -> Array:
         return jnp.zeros((*batch_shape, self.config.data_context, *self.partition.block_shape))

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float, Key, Shaped
 
 from sere_jax.arrays import Array, Count, Images, Noise, Values, as_array, as_floats, check_values
-from sere_jax.config import python_value
 from sere_jax.data_layer import data_space_of, has_independent_pixels
 from sere_jax.model import LatentVariableModel
+from sere_jax.rules import python_value
 
 # Numbers that an example's key is folded with; those of the samples of its codes go from 0 up.
 OF_BLOCKS, OF_DROPOUT, OF_ACCEPTANCE = 2**32 - 1, 2**32 - 2, 2**32 - 3

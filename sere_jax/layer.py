@@ -18,6 +18,7 @@ from sere_jax.pixels import Seen
 from sere_jax.posterior import PosteriorLayer, Residual, posterior_sample
 from sere_jax.prior import Prior, PriorLayer
 from sere_jax.redraw import Redraw, redraw_missing
+from sere_jax.top_down import TopDownState
 
 
 class OfCondition(NamedTuple):
@@ -57,6 +58,12 @@ class Latents:
     prior: Prior
     residual: Residual
     bijector: distrax.Bijector  # f_l, its parameters stacked over layers
+    state: Float[Array, "..."] | None  # h_l [..., *state_shape]; None: there is none
+
+    @property
+    def codes(self) -> Array:
+        """What the data layer reads."""
+        return _with_state(self.z, self.state)
 
 
 class Layer(nn.Module):
@@ -75,6 +82,8 @@ class Layer(nn.Module):
         self.posterior = PosteriorLayer(config)
         self.bijector = create_bijector(config)
         self.data_layer = create_data_layer(config, create_partition(config).block_shape)
+        if config.state_size:
+            self.top_down = TopDownState(config)
         if config.couple_data_to_prior:
             self.prior_observed = create_features(
                 config, num_hidden_layers=config.num_hidden_layers - 1, is_generative=True
@@ -143,7 +152,8 @@ class Layer(nn.Module):
         """One step of inference.
 
         Args:
-            window: the last codes [..., k, *latent_shape], newest last.
+            window: the last codes [..., k, *latent_shape], newest last, or h_{l-1}
+                [..., 1, *state_shape].
             inputs: `Observed.prior` and `posterior`; standard normal noise [..., *latent_shape];
                 a mask [*latent_shape], 0 at codes that this layer does not have, or None; and
                 `Observed.condition`.
@@ -162,21 +172,23 @@ class Layer(nn.Module):
         z = masked(bijector.forward(epsilon), mask)
         prior = prior.broadcast_to(epsilon.shape)
         residual = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, epsilon.shape), residual)
-        latents = Latents(epsilon=epsilon, z=z, prior=prior, residual=residual, bijector=bijector)
-        return self._push_code(window, z), latents
+        window, state = self._push_code(window, z)
+        return window, Latents(epsilon, z, prior, residual, bijector, state)
 
-    def decode(self, z: Array, seen: Seen) -> Any:
-        """Parameters γ_l of the data layer; without previous blocks γ¹(z) alone."""
-        return self.data_layer(z if self.config.has_latents else None, seen)
+    def decode(self, codes: Array, seen: Seen) -> Any:
+        """Parameters γ_l for `Latents.codes`; without previous blocks γ¹ alone."""
+        return self.data_layer(codes if self.config.has_latents else None, seen)
 
-    def evaluate(self, z: Array, seen: Seen, block: Array, mask: Array | None) -> tuple[Any, Array]:
+    def evaluate(
+        self, codes: Array, seen: Seen, block: Array, mask: Array | None
+    ) -> tuple[Any, Array]:
         """Parameters γ_l, and log p(x_l | z_l, x_{l-1}) [...] in nats of a block."""
-        parameters = self.decode(z, seen)
+        parameters = self.decode(codes, seen)
         return parameters, self.data_layer.block_log_prob(parameters, block, mask)
 
     def redraw(
         self,
-        z: Array,
+        codes: Array,
         seen: Seen,
         block: Array,
         missing: Array,
@@ -188,7 +200,7 @@ class Layer(nn.Module):
         Returns:
             The block [B, h, w, channels], and log-probabilities of the old one and of it.
         """
-        parameters = self.decode(z, seen)
+        parameters = self.decode(codes, seen)
         return redraw_missing(self.data_layer, parameters, block, missing, keys, mask)
 
     def generate(
@@ -217,20 +229,26 @@ class Layer(nn.Module):
         z = masked(bijector.forward(masked(prior.sample(noise), code_mask)), code_mask)
         if given is not None:
             z = jnp.where(given.is_given, given.z, z)
-        previous, blocks = self._emit(previous, self.decode(z, seen), keys, mask)
-        return (self._push_code(window, z), previous), blocks
+        window, state = self._push_code(window, z)
+        parameters = self.decode(_with_state(z, state), seen)
+        previous, blocks = self._emit(previous, parameters, keys, mask)
+        return (window, previous), blocks
 
     def regenerate(
         self,
-        previous: Array,
+        carry: tuple[Array, Array],
         inputs: tuple[Array, Array, Array | None],
         condition: Array | None,
         residual: bool,
-    ) -> tuple[Array, tuple[Array, Array]]:
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         """One step of `generate` with the code z_l given; without `residual` γ¹(z_l) alone."""
+        window, previous = carry
         z, keys, mask = inputs
         seen = self.data_layer.observe(previous if residual else None, condition)
-        return self._emit(previous, self.decode(z, seen), keys, mask)
+        window, state = self._push_code(window, z)
+        parameters = self.decode(_with_state(z, state), seen)
+        previous, blocks = self._emit(previous, parameters, keys, mask)
+        return (window, previous), blocks
 
     def _emit(
         self, previous: Array, parameters: Any, keys: Array, mask: Array | None
@@ -239,8 +257,14 @@ class Layer(nn.Module):
         previous = _push(previous, block.astype(previous.dtype), event_ndims=3)
         return previous, (block, self.data_layer.expected_blocks(parameters, block))
 
-    def _push_code(self, window: Array, z: Array) -> Array:
-        return _push(window, z, event_ndims=len(self.config.latent_shape))
+    def _push_code(self, window: Array, z: Array) -> tuple[Array, Array | None]:
+        """The next window, and h_l; with a state, it alone is the window."""
+        event_ndims = len(self.config.latent_shape)
+        if not self.config.state_size:
+            return _push(window, z, event_ndims), None
+        axis = -1 - event_ndims
+        state = self.top_down(jnp.squeeze(window, axis), z)
+        return jnp.expand_dims(state, axis), state
 
 
 def infer_step(layer: Layer, window: Array, inputs: tuple[Any, Any, Any]) -> tuple[Array, Latents]:
@@ -248,6 +272,10 @@ def infer_step(layer: Layer, window: Array, inputs: tuple[Any, Any, Any]) -> tup
     variables, rngs, of_layer = inputs
     stepped: Any = layer.apply(variables, window, of_layer, rngs=rngs, method=Layer.infer)
     return stepped[0], stepped[1]
+
+
+def _with_state(z: Array, state: Array | None) -> Array:
+    return z if state is None else jnp.concatenate([z, state], axis=-1)
 
 
 def _push(window: Array, newest: Array, event_ndims: int) -> Array:

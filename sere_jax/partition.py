@@ -154,7 +154,8 @@ def _built_once(
     partition = create(data_shape, num_layers)
     if block_order == "raster":
         return partition
-    return Partition(data_shape, partition.pixels[boustrophedon(math.isqrt(num_layers))])
+    order = BLOCK_ORDERS[block_order](math.isqrt(num_layers))
+    return Partition(data_shape, partition.pixels[order])
 
 
 def boustrophedon(side: int) -> np.ndarray:
@@ -162,6 +163,38 @@ def boustrophedon(side: int) -> np.ndarray:
     rows = np.arange(side * side).reshape(side, side)
     rows[1::2] = rows[1::2, ::-1].copy()
     return rows.reshape(-1)
+
+
+def hilbert(side: int) -> np.ndarray:
+    """[s^2] row-major indices along a curve of Hilbert (1891), for s a power of two.
+
+    Each is a neighbour of the one before, and those of a quadrant follow each other.
+    """
+    table = np.zeros((1, 1), int)  # the number at which the curve comes to each place
+    while len(table) < side:
+        step = table.size
+        left, right = table.T, step + table
+        lower_left, lower_right = 3 * step + np.rot90(table, 2).T, 2 * step + table
+        table = np.block([[left, right], [lower_left, lower_right]])
+    return np.argsort(table, axis=None)
+
+
+def coarse_to_fine(side: int) -> np.ndarray:
+    """[s^2] row-major indices, for s a power of two: at first those of the (s/2) x (s/2) pattern
+    of every other row and column, in this order too; then the others, row by row.
+    """
+    rows = np.arange(side * side).reshape(side, side)
+    if side == 1:
+        return rows.reshape(-1)
+    coarse = rows[::2, ::2].reshape(-1)[coarse_to_fine(side // 2)]
+    return np.concatenate([coarse, np.setdiff1d(rows, coarse)])
+
+
+BLOCK_ORDERS = {
+    "boustrophedon": boustrophedon,
+    "hilbert": hilbert,
+    "coarse_to_fine": coarse_to_fine,
+}
 
 
 def previous_blocks(

@@ -97,6 +97,13 @@ def nearest(name: str, known: Iterable[str], shown: Callable[[str], Any] = str) 
     return f"; did you mean {shown(matches[0])!r}?" if matches else ""
 
 
+def python_value(value: Any) -> Any:
+    """Numbers of NumPy and JAX as Python's; arrays, lists and tuples of them as tuples."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(python_value, value)) if isinstance(value, list | tuple) else value
+
+
 def integer(low: int, bits: int = 31) -> Rule:
     """Integers from `low`. Steps, samples and images are counted by 32-bit integers."""
     allowed = f"an integer from {low} to 2^{bits} - 1"

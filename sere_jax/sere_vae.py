@@ -77,7 +77,7 @@ class SeReVAE(LatentVariableModel):
         """Infers the codes of x [B, *data_shape]; the condition is [B, C], or None without one."""
         observed = self.hierarchy.observe(x, condition)
         latents = self.hierarchy.infer(observed, noise)
-        parameters, log_likelihood = self.hierarchy.decode(latents.z, observed)
+        parameters, log_likelihood = self.hierarchy.decode(latents.codes, observed)
         layers_first = {
             "kl": self._kl(latents, noise),
             "epsilon": latents.epsilon,
@@ -113,7 +113,7 @@ class SeReVAE(LatentVariableModel):
         """See the base class; x and the condition are in `observed`."""
         del x
         latents = self.hierarchy.infer(observed, noise)
-        _, log_likelihood = self.hierarchy.decode(latents.z, observed)
+        _, log_likelihood = self.hierarchy.decode(latents.codes, observed)
         ratio = self._log_density_ratio(latents, noise)
         return jnp.sum(log_likelihood, axis=0), jnp.sum(ratio, axis=0)
 
@@ -180,7 +180,7 @@ class SeReVAE(LatentVariableModel):
         """See the base class."""
         observed = self.observe(x, condition)
         latents = self.hierarchy.follow(observed, jnp.moveaxis(coordinates, 1, 0))
-        _, log_likelihood = self.hierarchy.decode(latents.z, observed)
+        _, log_likelihood = self.hierarchy.decode(latents.codes, observed)
         noise = posterior_noise(latents.prior, latents.residual, latents.epsilon)
         return jnp.sum(log_likelihood + self._log_density_ratio(latents, noise), axis=0)
 
@@ -195,7 +195,7 @@ class SeReVAE(LatentVariableModel):
         """See the base class; priors that see the previous blocks make log p(z) depend on x."""
         observed = self.observe(x, condition)
         latents = self.hierarchy.follow(observed, jnp.moveaxis(coordinates, 1, 0))
-        drawn, log_prob = self.hierarchy.redraw(latents.z, observed, missing, keys)
+        drawn, log_prob = self.hierarchy.redraw(latents.codes, observed, missing, keys)
         return drawn, self._log_prior(latents), log_prob
 
     def _log_prior(self, latents: Latents) -> PerImage:

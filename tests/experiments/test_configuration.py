@@ -40,6 +40,8 @@ DEFAULTS = {
         "bijector": "rank_one_affine",
         "block_dropout": 0.0,
         "block_order": "raster",
+        "bijector_diagonal_min": 0.0,
+        "state_size": 0,
         "carry_start": 0.0,
         "condition_residual_on_latents": True,
         "context": 1,

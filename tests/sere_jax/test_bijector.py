@@ -259,3 +259,19 @@ def test_every_bijective_layer_agrees_with_the_jacobian_whatever_its_shapes(
     np.testing.assert_allclose(inverse_log_det, -expected, rtol=1e-4, atol=1e-4)
     largest = max(1.0, np.abs(x).max(), np.abs(y).max())
     np.testing.assert_allclose(back, x, rtol=0, atol=3e-6 * condition * largest)
+
+
+@pytest.mark.parametrize("carry_start", [0.0, 0.9])
+@pytest.mark.parametrize("low", [0.0, 0.3])
+def test_the_diagonal_starts_where_it_did_and_stays_above_its_bound(
+    tiny_config, random_module, low, carry_start
+):
+    config = tiny_config(bijector_diagonal_min=low, carry_start=carry_start)
+    layer = BIJECTORS["rank_one_affine"](config)
+    window = np.random.default_rng(0).normal(size=(400, 1, 2)).astype(np.float32)
+
+    params = random_module(layer, window)
+    diagonal = layer.apply(jax.tree.map(lambda leaf: 30 * leaf, params), window).diagonal
+    assert low <= diagonal.min() < low + 1e-2 and 2 - 1e-2 < diagonal.max() <= 2
+    start = layer.apply(jax.tree.map(np.zeros_like, params), window).diagonal
+    np.testing.assert_allclose(start, np.sqrt(1 - carry_start**2), rtol=1e-5)

@@ -19,6 +19,7 @@ MODELS = {
     "spline prior, condition": {"prior": "spline", "condition_size": 2, **EVERYTHING},
     "maps": {"latent_shape": (2, 1, 2), "encoder": "shared", "bijector": "spline_coupling"},
     "unequal latents": {"latent_shape": (3,), "latent_sizes": (1, 3, 2)},
+    "state": {"state_size": 3, "data_context": 2, "condition_size": 2},
     "levels": {"data_layer": "discretized_logistic_mixture", "num_mixtures": 2},
     "grey": {"data_layer": "gaussian"},
     "flow": FLOW,

@@ -23,6 +23,7 @@ MODELS = {
     "uncoupled data": {"couple_data": False},
     "prior alone sees blocks": {"couple_data": False, "couple_data_to_prior": True},
     "spline prior": {"prior": "spline", "couple_data_to_prior": True},
+    "state": {"state_size": 3, "couple_data_to_prior": True},
     "condition": {"condition_size": 2, "couple_data_to_prior": True},
     "unequal latents": {"latent_shape": (3,), "latent_sizes": (1, 3, 2), **EVERYTHING},
     "padding": {"data_shape": (1, 5, 1), "num_layers": 2, "bijector": "spline_coupling"},

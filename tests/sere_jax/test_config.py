@@ -92,10 +92,30 @@ def compilations(caplog):
             {**LATTICE, "latent_shape": (1, 2, 2)},
             ["needs codes that are vectors", "latent_shape=(1, 2, 2)", "such as (10,)"],
         ),
+        ({"state_size": -1}, ["state_size=-1", "an integer from 0"]),
+        ({"state_size": 4, "context": 2}, ["state_size=4 means nothing to", "context=2"]),
+        ({"state_size": 4, "carry_start": 0.5}, ["state_size=4 means nothing to", "carry_start"]),
+        (
+            {"state_size": 4, "latent_shape": (0,), "data_layer": "masked_autoregressive_flow"},
+            ["state_size=4 needs codes", "leave it at 0"],
+        ),
+        ({"bijector_diagonal_min": 1.0}, ["bijector_diagonal_min=1.0", "below 1"]),
+        (
+            {"bijector_diagonal_min": 0.3, "carry_start": 0.97},
+            ["bijector_diagonal_min=0.3 must be below 0.243", "carry_start=0.97"],
+        ),
+        (
+            {"bijector_diagonal_min": 0.3, "bijector": "identity"},
+            ["bijector_diagonal_min=0.3 means nothing to", "rank_one_affine"],
+        ),
         ({"block_order": "boustrophedn"}, ["'boustrophedn'", "did you mean 'boustrophedon'?"]),
         (
             {"block_order": "boustrophedon"},
             ["means nothing to partition='raster'", "'checkerboard' or 'tiles'"],
+        ),
+        (
+            {"block_order": "hilbert", "partition": "checkerboard", "num_layers": 9},
+            ["block_order='hilbert'", "num_layers=9 is not 1, 4, 16, 64 ...", "boustrophedon"],
         ),
         ({"latent_sizes": (2, 1, 1), "prior": "spline"}, ["prior='spline'", "set it to ()"]),
         ({"couple_prior": "yes"}, ["couple_prior='yes'", "True or False"]),

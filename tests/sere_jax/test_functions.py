@@ -30,7 +30,8 @@ import sere_jax.functions
 import sere_jax.inputs
 from sere_jax.bijector import BIJECTORS
 
-EVERYTHING = {"context": 2, "data_context": 2, "couple_data_to_prior": True}
+BLOCKS_SEEN = {"data_context": 2, "couple_data_to_prior": True}
+EVERYTHING = {"context": 2, **BLOCKS_SEEN}
 
 
 def with_prior_as_posterior(params):
@@ -459,6 +460,7 @@ def gaussian_kl(shift, covariance, prior_covariance):
             id="boustrophedon",
         ),
         pytest.param({"num_joint_layers": 2, **EVERYTHING}, id="joint layers"),
+        pytest.param({"state_size": 3, **BLOCKS_SEEN}, id="a state"),
         pytest.param({"network": "linear"}, id="linear networks"),
         pytest.param({"network": "resnet", **EVERYTHING}, id="residual networks on vectors"),
         pytest.param(
@@ -483,12 +485,19 @@ def test_probabilities_of_all_images_sum_to_one_and_are_those_of_samples(random_
     assert_normalized_and_sampled(model, params, likelihoods, largest_error=0.08)
 
 
-def test_probabilities_of_data_layers_on_maps_sum_to_one_and_are_those_of_samples(
-    tiny_config, randomize
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param({"data_channels": 3, **EVERYTHING}, id="data layers on maps"),
+        pytest.param({"latent_shape": (1, 2, 1), "state_size": 2, **BLOCKS_SEEN}, id="a state"),
+    ],
+)
+def test_probabilities_of_maps_sum_to_one_and_are_those_of_samples(
+    tiny_config, randomize, overrides
 ):
     """With larger weights the codes decide too much for estimates by samples of the prior."""
-    maps = {"network": "resnet", "data_channels": 3, "partition": "checkerboard"}
-    config = tiny_config(data_shape=(2, 4, 1), num_layers=4, **maps, **EVERYTHING)
+    maps = {"network": "resnet", "partition": "checkerboard", **overrides}
+    config = tiny_config(data_shape=(2, 4, 1), num_layers=4, **maps)
     model = sere_jax.create_model(config)
     shapes = jax.eval_shape(functools.partial(sere_jax.init, model), jax.random.key(0))
     params = randomize(shapes, kernel_scale=0.8)

@@ -14,6 +14,8 @@ from sere_jax.layer import Layer
 from sere_jax.model import apply
 
 EVERYTHING = {"context": 2, "data_context": 2, "couple_data_to_prior": True}
+STATE = {"state_size": 3, "data_context": 2, "couple_data_to_prior": True}
+MAPS = {"network": "resnet", "partition": "checkerboard", "latent_shape": (1, 2, 1)}
 # Blocks of two pixels of two channels; the last pixel of the last block is padding.
 PADDED = {"data_shape": (1, 5, 2)}
 
@@ -147,24 +149,32 @@ def test_each_part_of_a_layer_sees_exactly_what_its_flags_couple(
 
 
 @pytest.mark.parametrize(
-    ("context", "overrides"),
+    ("num_seen", "overrides"),
     [
         (1, {}),
-        (2, {}),
-        (2, {"network": "resnet", "partition": "checkerboard", "latent_shape": (1, 2, 1)}),
-        (2, {"condition_size": 3}),
+        (2, {"context": 2}),
+        (2, {"context": 2, **MAPS}),
+        (2, {"context": 2, "condition_size": 3}),
+        (4, {"state_size": 3}),
+        (4, {"state_size": 3, **MAPS}),
     ],
-    ids=["one code", "two codes", "two codes, residual networks", "two codes, a condition"],
+    ids=[
+        "one code",
+        "two codes",
+        "two codes, residual networks",
+        "two codes, a condition",
+        "a state",
+        "a state, residual networks",
+    ],
 )
 def test_posterior_given_the_last_codes_and_the_image_is_independent_of_older_codes(
-    random_model, context, overrides
+    random_model, num_seen, overrides
 ):
     """∂q_l/∂z_m, by the chain rule from the noise that drives both: (∂q/∂noise) (∂z/∂noise)⁻¹."""
     num_layers, num_latents = 4, 2
     model, params = random_model(
         data_shape=(2, 4, 1),
         num_layers=num_layers,
-        context=context,
         couple_data_to_prior=True,
         **overrides,
     )
@@ -188,7 +198,7 @@ def test_posterior_given_the_last_codes_and_the_image_is_independent_of_older_co
     blocks = q_by_z.reshape(num_layers, 2 * num_latents, num_layers, num_latents)
     depends = np.abs(blocks).max(axis=(1, 3)) > 1e-9
     distance = np.subtract.outer(np.arange(num_layers), np.arange(num_layers))
-    np.testing.assert_array_equal(depends, (distance >= 1) & (distance <= context))
+    np.testing.assert_array_equal(depends, (distance >= 1) & (distance <= num_seen))
 
 
 @pytest.mark.parametrize(
@@ -228,18 +238,38 @@ def on_layer(config, params, index, compute):
     return Layer(config).apply({"params": own}, method=compute)
 
 
+def next_state(config, params, index, state, z):
+    """h_l by its formula, for codes that are vectors."""
+    if not config.state_size:
+        return None
+    own = params["hierarchy"]["layers"]["top_down"]["Dense_0"]
+    raw = beside(state, z) @ own["kernel"][index] + own["bias"][index]
+    share, new = raw[:, : config.state_size], raw[:, config.state_size :]
+    share = 1 / (1 + jnp.exp(1 - share))
+    return (1 - share) * state + share * jnp.tanh(new)
+
+
+def beside(state, z):
+    return z if state is None else jnp.concatenate([z, state], axis=-1)
+
+
+def window_of(config, codes, state, like):
+    return state[:, None] if config.state_size else last(codes, config.context, like)
+
+
 def infer_by_loop(config, params, x, noise):
     """`SeReVAE.__call__` for images of one row, as a Python loop over the layers."""
     length = -(-config.data_shape[1] // config.num_layers)
     missing = config.num_layers * length - config.data_shape[1]
     blocks = jnp.split(jnp.pad(x, [(0, 0), (0, 0), (0, missing), (0, 0)]), config.num_layers, 2)
     codes, results = [], []
+    state = jnp.zeros((len(x), config.state_size))
     for index in range(config.num_layers):
 
-        def infer_layer(layer, index=index):
+        def infer_layer(layer, index=index, state=state):
             previous = last(blocks[:index], config.data_context, blocks[0])
             observed = layer.observe(layer.encode(x), previous, blocks[index])
-            window = last(codes, config.context, noise[0])
+            window = window_of(config, codes, state, noise[0])
             prior, bijector = layer.prior_and_bijector(window, observed.prior)
             residual = layer.posterior(window, observed.posterior)
             mean = prior.mean * residual.scale + residual.mean
@@ -252,11 +282,14 @@ def infer_by_loop(config, params, x, noise):
                 "residual_scale": residual.scale,
                 "epsilon": epsilon,
                 "z": z,
-                "data_parameters": layer.decode(z, observed.data),
+                "data_parameters": layer.decode(
+                    beside(next_state(config, params, index, state, z), z), observed.data
+                ),
             }
 
         results.append(on_layer(config, params, index, infer_layer))
         codes.append(results[-1]["z"])
+        state = next_state(config, params, index, state, codes[-1])
     return {name: jnp.stack([result[name] for result in results], axis=1) for name in results[0]}
 
 
@@ -264,27 +297,31 @@ def generate_by_loop(config, params, noise, keys):
     """`SeReVAE.generate` in the same way."""
     length = -(-config.data_shape[1] // config.num_layers)
     codes, blocks, means = [], [], []
+    state = jnp.zeros((noise.shape[1], config.state_size))
     empty = jnp.zeros((noise.shape[1], 1, length, config.data_shape[2]))
     for index in range(config.num_layers):
 
-        def generate_layer(layer, index=index):
+        def generate_layer(layer, index=index, state=state):
             previous = last(blocks, config.data_context, empty)
             for_prior, for_data = layer.observe_previous(previous)
-            window = last(codes, config.context, noise[0])
+            window = window_of(config, codes, state, noise[0])
             prior, bijector = layer.prior_and_bijector(window, for_prior)
             z = bijector.forward(prior.mean + prior.scale * noise[index])
-            return z, jax.nn.sigmoid(layer.decode(z, for_data))
+            read = beside(next_state(config, params, index, state, z), z)
+            return z, jax.nn.sigmoid(layer.decode(read, for_data))
 
         z, mean = on_layer(config, params, index, generate_layer)
         codes.append(z)
+        state = next_state(config, params, index, state, z)
         means.append(mean)
         blocks.append(jax.vmap(jax.random.bernoulli)(keys[index], mean).astype(jnp.float32))
     width = config.data_shape[1]
     return tuple(jnp.concatenate(parts, axis=2)[:, :, :width] for parts in (blocks, means))
 
 
-def test_scanned_inference_is_a_loop_over_layers(random_model):
-    model, params = random_model(**PADDED, **EVERYTHING)
+@pytest.mark.parametrize("overrides", [EVERYTHING, STATE], ids=["two codes", "a state"])
+def test_scanned_inference_is_a_loop_over_layers(random_model, overrides):
+    model, params = random_model(**PADDED, **overrides)
     x, noise = random_images(7, *model.config.data_shape), random_values(3, 7, 2)
 
     out = jax.jit(model.apply)({"params": params}, x, noise)
@@ -297,8 +334,9 @@ def test_scanned_inference_is_a_loop_over_layers(random_model):
     np.testing.assert_allclose(out.log_likelihood, log_likelihood, rtol=1e-4)
 
 
-def test_scanned_generation_is_a_loop_over_layers(random_model):
-    model, params = random_model(**PADDED, **EVERYTHING)
+@pytest.mark.parametrize("overrides", [EVERYTHING, STATE], ids=["two codes", "a state"])
+def test_scanned_generation_is_a_loop_over_layers(random_model, overrides):
+    model, params = random_model(**PADDED, **overrides)
     noise = random_values(3, 7, 2)
     keys = jax.random.split(jax.random.key(0), (3, 7))
 

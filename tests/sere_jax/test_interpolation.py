@@ -14,6 +14,7 @@ MODELS = {
     "longer_memory": {"context": 2, "data_context": 3, "encoder": "shared"},
     "unequal_latents": {"latent_shape": (3,), "latent_sizes": (1, 3, 2)},
     "maps": {"latent_shape": (2, 1, 2)},
+    "state": {"latent_shape": (2, 1, 2), "state_size": 3},
     "standard_normal": {"prior": "standard_normal", "bijector": "inverse_autoregressive"},
     "grey": {"data_layer": "gaussian", "data_scale": 0.3},
     "ladder": {"system": "ladder_vae", "latent_shape": (4,), "latent_sizes": (4, 2, 1)},

@@ -147,7 +147,37 @@ def test_in_boustrophedon_order_each_block_is_a_neighbour_of_the_one_before(
     np.testing.assert_array_equal(before[1:], expected)
 
 
-@pytest.mark.parametrize("block_order", ["raster", "boustrophedon"])
+@pytest.mark.parametrize("side", [1, 2, 4, 8])
+def test_along_the_curve_of_hilbert_neighbours_follow_each_other(tiny_config, side):
+    places = places_of_layers(tiny_config, side, "hilbert")
+    assert len({*places}) == side**2
+    assert (np.abs(np.diff(places, axis=0)).sum(axis=1) == 1).all()
+    for part in np.split(np.array(places), 4) if side > 1 else ():
+        assert (np.ptp(part, axis=0) == side // 2 - 1).all()  # a quadrant after another
+
+
+@pytest.mark.parametrize("side", [2, 4, 8])
+def test_the_first_layers_from_coarse_to_fine_are_a_coarser_pattern(tiny_config, side):
+    places = places_of_layers(tiny_config, side, "coarse_to_fine")
+    assert len({*places}) == side**2
+    coarser = places_of_layers(tiny_config, side // 2, "coarse_to_fine")
+    assert places[: len(coarser)] == [(2 * i, 2 * j) for i, j in coarser]
+    assert places[len(coarser) :] == sorted(places[len(coarser) :])
+
+
+def places_of_layers(tiny_config, side, block_order):
+    """Where in the pattern the block of each layer stands."""
+    config = tiny_config(
+        partition="checkerboard",
+        num_layers=side**2,
+        data_shape=(side, side, 1),
+        block_order=block_order,
+    )
+    layers = create_partition(config).layer_of_pixel
+    return [tuple(np.argwhere(layers == layer)[0].tolist()) for layer in range(side**2)]
+
+
+@pytest.mark.parametrize("block_order", ["raster", "boustrophedon", "hilbert", "coarse_to_fine"])
 def test_a_checkerboard_of_mnist_has_sixteen_layers(block_order):
     fields = {"data_shape": (28, 28, 1), "num_layers": 16, "latent_shape": (6,), "hidden_size": 8}
     config = ModelConfig(**fields, partition="checkerboard", block_order=block_order)
