@@ -1,0 +1,46 @@
+"""Stand-ins for `cifar_cases.py`, minutes long: 16x16 colour images, to compare options.
+
+    python -m experiments.main --config=configs/cifar_proxy.py:VARIANT
+
+CIFAR-10, each pixel the mean of 2x2; patches of two photographs, without a download, are
+`--config.dataset.name=photos`. `small` has 4 layers with blocks of 8x8, others 16 with blocks of
+4x4. Each sees one block and one code before it, as case 3 does, so that the order counts.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, cifar_cases
+
+FOUR_LAYERS = {"model.num_layers": 4, "model.latent_shape": (8, 8, 2)}
+ORDERS = ("boustrophedon", "hilbert", "coarse_to_fine")
+VARIANTS = {
+    "": {},
+    **{order: {"model.block_order": order} for order in ORDERS},
+    "small": FOUR_LAYERS,
+    "small_boustrophedon": FOUR_LAYERS | {"model.block_order": "boustrophedon"},
+}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Case 3 of `cifar_cases`, smaller, with the overrides of `variant`."""
+    overrides = base.choose_variant(variant, VARIANTS)
+    config = cifar_cases.get_config("case3")
+    config.dataset.shrink = 2
+    config.dataset.image_size = 16
+    config.dataset.validation_size = 1000.0
+    model = config.model
+    model.data_shape = (16, 16, 3)
+    model.latent_shape = (4, 4, 2)
+    model.hidden_size = 24
+    training = config.training
+    training.num_steps = 500
+    training.learning_rate = 4e-3
+    training.warmup = "50 steps"
+    training.ema_decay = 0.99
+    training.evaluate_every = "50%"
+    training.checkpoint_every = "50%"
+    config.evaluation.test_elbo_every = ""
+    config.evaluation.num_examples = 500
+    config.sampling.completion_steps = 0
+    config.update_from_flattened_dict(overrides)
+    return config
