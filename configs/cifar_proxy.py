@@ -4,7 +4,19 @@
 
 CIFAR-10, each pixel the mean of 2x2; patches of two photographs, without a download, are
 `--config.dataset.name=photos`. `small` has 4 layers with blocks of 8x8, others 16 with blocks of
-4x4. Each sees one block and one code before it, as case 3 does, so that the order counts.
+4x4. Each sees one block and one code before it, as case 3 does, so that the order counts. A run
+takes about 4 minutes of one core of two that are busy, of which 2 to 4 of training.
+
+Bits/dim of the ELBO on 1000 held-out training images, with `--config.seed=0` and 1, from
+`--config.dataset.name=cifar10_jpeg` (CIFAR-10 after a lossy JPEG encoding, so that other figures of
+CIFAR-10 do not compare); the standard error of each is 0.02:
+
+    (none)          5.168  5.183        small                4.990  4.960
+    boustrophedon   5.076  5.080        small_boustrophedon  4.911  4.904
+    hilbert         5.123  5.130
+    coarse_to_fine  5.354  5.350
+
+In all of them the first layer alone carries more than 0.2 nats.
 """
 
 from ml_collections import ConfigDict
