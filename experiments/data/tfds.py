@@ -33,8 +33,25 @@ def load_tfds(dataset_config: ml_collections.ConfigDict) -> Dataset:
     for split, images in [("test", test), ("validation", validation)]:
         if images.shape[1:] != train.shape[1:]:
             raise _varying_shapes(builder, split, train.shape[1:], images.shape[1:])
+    shrink = dataset_config.get("shrink", 1)
+    train, validation, test = (_shrunk(images, shrink) for images in (train, validation, test))
     labels = _labels(builder, dataset_config) if needs_labels(dataset_config) else None
     return Dataset(dataset_config.name, train, validation, test, max_value=255, labels=labels)
+
+
+def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:
+    """Means of factor x factor pixels, rounded half up, uint8 [num, h / factor, w / factor, c]."""
+    if factor == 1:
+        return images
+    num, height, width, channels = images.shape
+    if height % factor or width % factor:
+        raise UserError(
+            f"config.dataset.shrink={factor} does not divide images of {height}x{width}; choose a "
+            "divisor of both, or 1"
+        )
+    squares = images.reshape(num, height // factor, factor, width // factor, factor, channels)
+    sums = squares.sum(axis=(2, 4), dtype=np.uint32)
+    return ((sums + factor**2 // 2) // factor**2).astype(np.uint8)
 
 
 def _parts(

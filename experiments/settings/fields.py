@@ -83,6 +83,9 @@ class Dataset:
     )
     num_train_examples: int = setting(0, "Use at most so many, the first ones; 0: all.", NATURAL)
     image_size: int = setting(32, "Side of the patches of `photos`, in pixels.", POSITIVE_INT)
+    shrink: int = setting(
+        1, "n, images of TFDS become means of n x n of their pixels; 1: as they are.", POSITIVE_INT
+    )
     horizontal_flip: bool = setting(False, "Mirror half of the training images.", BOOLEAN)
     random_affine: float = setting(
         0.0, "Share of training images that are turned, stretched and shifted a little.", FRACTION

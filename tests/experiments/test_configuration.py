@@ -34,6 +34,7 @@ DEFAULTS = {
         "placement": "auto",
         "random_affine": 0.0,
         "random_affine_until": "80%",
+        "shrink": 1,
         "validation_size": 0.1,
     },
     "model": {
@@ -137,6 +138,7 @@ INVALID = {
     "dataset.validation_size": [0.0, -3.0, 2.5],
     "dataset.num_train_examples": [-1],
     "dataset.image_size": [0],
+    "dataset.shrink": [0, 1.5],
     "dataset.horizontal_flip": [1],
     "dataset.random_affine": [-0.1, 1.5],
     "dataset.random_affine_until": ["late", "5"],

@@ -514,6 +514,29 @@ def test_tfds_validation_split_is_kept(tmp_path):
         assert _as_set(getattr(dataset, split)) == _as_set(images)
 
 
+def test_tfds_images_that_do_not_shrink_by_a_factor_are_refused(tmp_path):
+    _write_fake(tmp_path, train=4, test=2)
+    message = _refusal(name="fake_images", data_dir=str(tmp_path), shrink=2)
+    assert "shrink=2 does not divide images of 5x4" in message
+
+
+@pytest.mark.parametrize("shrink", [2, 3])
+def test_tfds_shrunk_images_are_what_numpy_averages(shrink, tmp_path):
+    rng = np.random.default_rng(0)
+    images = {split: rng.integers(0, 256, (6, 6, 12), np.uint8) for split in ("train", "test")}
+    _write_splits(tmp_path, **images)
+    fields = {"name": "fake_images", "data_dir": str(tmp_path), "validation_size": 2}
+    whole, shrunk = _load(**fields), _load(**fields, shrink=shrink)
+    for split in ("train", "validation", "test"):
+        before, after = getattr(whole, split), getattr(shrunk, split)
+        assert after.dtype == np.uint8
+        assert after.shape == (len(before), 6 // shrink, 12 // shrink, 1)
+        for i, j in np.ndindex(after.shape[1:3]):
+            square = before[:, i * shrink : (i + 1) * shrink, j * shrink : (j + 1) * shrink]
+            mean = square.reshape(len(before), -1).mean(axis=1)
+            np.testing.assert_array_equal(after[:, i, j, 0], np.floor(mean + 0.5))
+
+
 def test_tfds_without_a_usable_split_is_refused(tmp_path):
     _write_fake(tmp_path, train=10, extra=4)
     message = _refusal(name="fake_images", data_dir=str(tmp_path))
