@@ -176,9 +176,9 @@ class ModelConfig:
     )
     encoder: str = _of_sere_vae(
         "independent",
-        "`independent`, one of each layer's own, as in the paper; or `shared`, one of the image "
-        "that is refined from layer L to layer 1.",
-        one_of("independent", "shared"),
+        "`independent`: each layer's own, as in the paper; `shared`: one, refined from layer L to "
+        "1; `local`: each layer's own, of x_{l-1}, x_l and x_{l+1} alone, and q is not exact.",
+        one_of("independent", "shared", "local"),
     )
     hidden_size: int = setting(
         200, "Width of hidden layers, or channels of hidden maps.", POSITIVE_INT

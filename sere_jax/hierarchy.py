@@ -27,7 +27,7 @@ from sere_jax.config import ModelConfig
 from sere_jax.data_layer import create_data_layer
 from sere_jax.layer import GivenCode, Latents, Layer, Observed, infer_step
 from sere_jax.networks.family import create_features
-from sere_jax.partition import create_partition, previous_blocks
+from sere_jax.partition import blocks_around, create_partition, previous_blocks
 from sere_jax.redraw import Redraw
 from sere_jax.top_down import state_shape
 
@@ -60,6 +60,9 @@ class Hierarchy(nn.Module):
             hidden = self.encoder(self.data_layer.to_network(x), 3, condition)
             refine = self._one_after_another(Layer.refine, reverse=True)
             _, encodings = refine(self.layer, hidden, None)
+        elif self.config.encoder == "local":
+            encode = self._all_at_once(Layer.encode, (0, None))
+            encodings = encode(self.layer, blocks_around(blocks), condition)
         else:
             encodings = self._encode(x, condition)
         observe = self._all_at_once(Layer.observe, (0, 0, 0, None))

@@ -42,7 +42,7 @@ class GivenCode(NamedTuple):
 class Observed:
     """What the layers know of the image, such as features [..., hidden_size]; None: nothing."""
 
-    posterior: Float[Array, "..."] | None  # of the whole image; None if there are no latents
+    posterior: Float[Array, "..."] | None  # of what the encoder sees; None if there are no latents
     prior: Float[Array, "..."] | None  # of the previous blocks, for prior and posterior
     data: Seen  # what the data layer takes from the previous blocks and the condition
     block: Shaped[Array, "*batch h w channels"]  # x_l
@@ -92,10 +92,14 @@ class Layer(nn.Module):
         self.bijector_condition = create_condition(config)
 
     def encode(self, x: Array, condition: Array | None = None) -> Array | None:
-        """Features of x [..., *data_shape] and a condition [..., C] from an encoder of its own."""
+        """Features of x [..., *data_shape] and a condition [..., C] from an encoder of its own.
+
+        With `encoder="local"` x are the blocks around its own, [..., 3, h, w, channels].
+        """
         if not self.config.has_latents:
             return None
-        return self.encoder(self.data_layer.to_network(x), 3, condition)
+        event_ndims = 4 if self.config.encoder == "local" else 3
+        return self.encoder(self.data_layer.to_network(x), event_ndims, condition)
 
     def refine(self, hidden: Array, _: None) -> tuple[Array, Array]:
         """One step of the shared encoder: what layer l - 1 gets, and the features of layer l."""

@@ -207,6 +207,14 @@ def previous_blocks(
     return jnp.stack(windows, axis=-4)
 
 
+def blocks_around(
+    blocks: Shaped[Array, "layers *batch h w channels"],
+) -> Shaped[Array, "layers *batch 3 h w channels"]:
+    """x_{l-1}, x_l and x_{l+1} of each layer; those before the first and after the last are 0."""
+    padded = jnp.pad(blocks, [(1, 1)] + [(0, 0)] * (blocks.ndim - 1))
+    return jnp.stack([padded[:-2], blocks, padded[2:]], axis=-4)
+
+
 def _pixel_indices(data_shape: DataShape) -> np.ndarray:
     height, width, _ = data_shape
     return np.arange(height * width).reshape(height, width)

@@ -23,6 +23,7 @@ MODELS = {
     "levels": {"data_layer": "discretized_logistic_mixture", "num_mixtures": 2},
     "grey": {"data_layer": "gaussian"},
     "flow": FLOW,
+    "local encoders": {"encoder": "local", **FLOW},
     "ladder": {"system": "ladder_vae", "latent_shape": (4,), "latent_sizes": (4, 2, 1)},
     "iaf": {"system": "iaf_vae", "num_flows": 2, **ONE},
     "relaxed bernoulli": {"system": "relaxed_bernoulli_vae", **ONE},

@@ -462,6 +462,7 @@ def gaussian_kl(shift, covariance, prior_covariance):
         pytest.param({"num_joint_layers": 2, **EVERYTHING}, id="joint layers"),
         pytest.param({"state_size": 3, **BLOCKS_SEEN}, id="a state"),
         pytest.param({"network": "linear"}, id="linear networks"),
+        pytest.param({"encoder": "local", **EVERYTHING}, id="local encoders"),
         pytest.param({"network": "resnet", **EVERYTHING}, id="residual networks on vectors"),
         pytest.param(
             {

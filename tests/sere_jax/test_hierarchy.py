@@ -227,6 +227,35 @@ def test_data_layers_see_exactly_the_last_blocks(random_model, couple_data, data
     np.testing.assert_array_equal(depends, expected)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "overrides", "reach"),
+    [
+        ("independent", {}, 3),
+        ("shared", {}, 3),
+        ("local", {}, 1),
+        ("local", {"condition_size": 2, "data_layer": "gaussian"}, 1),
+        ("local", MAPS, 1),
+    ],
+)
+def test_encoders_see_all_blocks_or_those_around_their_own(random_model, encoder, overrides, reach):
+    model, params = random_model(data_shape=(2, 4, 1), num_layers=4, encoder=encoder, **overrides)
+    size = model.config.condition_size
+    given = (random_values(1, size),) if size else ()
+
+    def features(model, blocks):
+        x = model.hierarchy.partition.merge(blocks)
+        return model.observe(x, *given).posterior.reshape(4, -1)
+
+    blocks = model.bind({"params": params}).hierarchy.partition.split(random_images(1, 2, 4, 1))
+    jacobian = jax.jit(jax.jacrev(functools.partial(model.apply, method=features), argnums=1))(
+        {"params": params}, blocks
+    )
+
+    depends = np.abs(jacobian).reshape(4, -1, 4, 2).max(axis=(1, 3)) > 1e-6
+    distance = np.subtract.outer(np.arange(4), np.arange(4))
+    np.testing.assert_array_equal(depends, np.abs(distance) <= reach)
+
+
 def last(items, count, like):
     """The last `count` items, newest last, after zeros if there are not so many."""
     return jnp.stack(([jnp.zeros_like(like)] * count + items)[-count:], axis=1)

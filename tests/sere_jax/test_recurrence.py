@@ -40,7 +40,7 @@ OPTIONS = {
     "residual networks on maps": {**MAPS, "latent_shape": (1, 2, 2)},
     "vectors to maps in data layers": {**MAPS, "data_channels": 3},
     "a state": {"state_size": 4, "latent_sizes": (2, 1, 1)},
-    "a state on maps": {**MAPS, "latent_shape": (1, 2, 2), "state_size": 3},
+    "a state on maps": {**MAPS, "encoder": "local", "latent_shape": (1, 2, 2), "state_size": 3},
     "a condition": {"condition_size": 3, "couple_prior": False, "bijector": "spline_coupling"},
     "a condition on maps": {**MAPS, "latent_shape": (1, 2, 2), "condition_size": 2},
 }

@@ -47,6 +47,8 @@ SYSTEMS = {
     "unequal_latents": {"latent_shape": (3,), "latent_sizes": (1, 3, 2)},
     "shared_encoder": {"encoder": "shared"},
     "carried_codes": {"carry_start": 0.9},
+    "state": {"state_size": 4},
+    "local_encoders": {"encoder": "local"},
 }
 
 

@@ -14,6 +14,7 @@ MODELS = {
     "spline_coupling": {"bijector": "spline_coupling", "data_layer": "gaussian"},
     "masked_autoregressive": {"bijector": "masked_autoregressive", "prior": "standard_normal"},
     "resnet": {"network": "resnet", "encoder": "shared", "carry_start": 0.5},
+    "state": {"encoder": "local", "state_size": 3, "bijector_diagonal_min": 0.1},
     "mixture": {"data_layer": "discretized_logistic_mixture", "couple_bijector": False},
     "flow": FLOW,
     "plain flow": {**FLOW, "latent_shape": (0,)},
