@@ -11,6 +11,7 @@ from experiments.reporting.report import write_report
 from experiments.run_folder.folder import RunFolder
 from experiments.system import computer
 from experiments.system.progress import progress_bar
+from experiments.training.early_stopping import early_stop
 from experiments.training.evaluation import standard_error
 from experiments.training.experiment import Experiment
 from experiments.training.state import count_parameters
@@ -37,6 +38,8 @@ def evaluate_and_report(experiment: Experiment, folder: RunFolder, command: str)
     }
     if continuations := folder.continuations():
         results["continuations"] = continuations
+    if stop := early_stop(experiment, folder):
+        results["stopped_early"] = stop
     folder.save_arrays("test_images", elbo=elbos, log_likelihood=log_likelihood)
     folder.show_in_tensorboard(experiment.config, results)
     folder.save_results(results)  # after which a relaunch does nothing of this again

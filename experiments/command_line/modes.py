@@ -17,6 +17,7 @@ from experiments.run_folder.lock import lock
 from experiments.run_folder.same_run import check_configuration_of
 from experiments.settings.checks import check_configuration
 from experiments.system.files import open_atomically
+from experiments.training import early_stopping
 from experiments.training.agreement import create_same_experiment
 from experiments.training.continuation import continued, described
 from experiments.training.loop import train_to_last_step
@@ -46,7 +47,7 @@ def train(
 
     Raises:
         UserError: bad input.
-        TrainingDivergedError: too many updates in a row were not finite.
+        TrainingDivergedError: the training cannot go on.
     """
     with RunFolder(workdir) as folder:
         check = functools.partial(folder.check_can_train, extend=extend)
@@ -62,7 +63,9 @@ def train(
         experiment = continued(experiment, continuations)
         if not train_to_last_step(experiment, folder, command):
             return
-        if folder.is_evaluated(config.evaluation):
+        stop = early_stopping.early_stop(experiment, folder)
+        tell(*early_stopping.described(stop))
+        if folder.is_evaluated(config.evaluation, stop):
             _report_again(workdir)
         else:
             evaluate_and_report(experiment, folder, command)
@@ -73,6 +76,7 @@ def evaluate(config: Any, workdir: pathlib.Path, command: str) -> None:
     with RunFolder(workdir) as folder:
         experiment = create_same_experiment(config, "evaluate", folder.check_trained)
         folder.lock()
+        experiment = continued(experiment, folder.continuations())
         evaluate_and_report(experiment, folder, command)
 
 

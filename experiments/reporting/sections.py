@@ -14,6 +14,7 @@ from experiments.reporting.text import (
     count,
     decimal,
     duration,
+    early_stop,
     extensions,
     hardware,
     is_number,
@@ -224,6 +225,7 @@ _RESULTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "num_params": ("Parameters", count),
     "train_seconds": ("Training time", duration),
     "continuations": ("Trained for longer", extensions),
+    "stopped_early": ("Stopped early", early_stop),
 }
 _ORIGIN: dict[str, tuple[str, Callable[[Any], str]]] = {
     "command": ("Command of the training", command),

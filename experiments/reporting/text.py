@@ -87,6 +87,14 @@ def extensions(continuations: Any) -> str:
     )
 
 
+def early_stop(stop: Any) -> str:
+    """At which step, and since which one the validation ELBO had not risen."""
+    if not isinstance(stop, Mapping):
+        return plain(stop)
+    step, best = count(stop.get("step")), count(stop.get("best_step"))
+    return f"at step {step}, without a rise of the validation ELBO since step {best}"
+
+
 def hardware(computer: Mapping[str, Any]) -> str:
     """The devices and the processor of a record of `experiments.system.computer`."""
     devices: Sequence[Any] = computer.get("devices") or ()

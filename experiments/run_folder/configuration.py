@@ -27,6 +27,7 @@ FREE_FIELDS = (
     "sampling",
     "paper",
     "training.keep_checkpoints",
+    "training.patience",
     "training.sinks",
 )
 # What `--extend` may change.

@@ -194,6 +194,12 @@ class RunFolder(contextlib.ExitStack):
         self._checkpoints.wait()
         return self._checkpoints.steps()
 
+    @done_by_first_process
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the highest validation ELBO, once the last one is saved."""
+        self._checkpoints.wait()
+        return self._checkpoints.best_step()
+
     def load_weights(self, template: Any, which: str) -> tuple[Any, dict[str, Any]]:
         """See the function `load_weights`."""
         loaded = restored_by_first_process(
@@ -222,6 +228,15 @@ class RunFolder(contextlib.ExitStack):
             if entry["to_steps"] not in in_log:
                 record = {name: entry[name] for name in known}
                 self.log(step, step / steps_per_epoch, "continuation", record)
+
+    @done_by_first_process
+    def validation_elbos(self, last_step: int) -> list[tuple[int, float | None]]:
+        """Steps and validation ELBOs in nats that were logged until `last_step`, oldest first."""
+        return [
+            (record["step"], record.get("elbo"))
+            for record in read_metrics(self.path)
+            if record.get("split") == "validation" and record["step"] <= last_step
+        ]
 
     def _new_logger(self, resume_step):
         return MetricsLogger(self.path, resume_step=resume_step, config=self._config)
@@ -253,8 +268,11 @@ class RunFolder(contextlib.ExitStack):
         write_outcome(directory, results["step"], fields, figures, pictures)
 
     @done_by_first_process
-    def is_evaluated(self, evaluation: Any) -> bool:
-        """Whether `results.json` is of the weights and of the settings `config.evaluation`."""
+    def is_evaluated(self, evaluation: Any, stopped_early: dict[str, Any] | None) -> bool:
+        """Whether `results.json` is of the weights and of the settings `config.evaluation`.
+
+        `stopped_early` is what it has to say of that.
+        """
         path = self.path / RESULTS_FILE
         if not path.exists():
             return False
@@ -262,6 +280,7 @@ class RunFolder(contextlib.ExitStack):
             results = json.loads(path.read_bytes())
             step = self._checkpoints.choose(evaluation.checkpoint)
             is_of_this_length = results.get("continuations", []) == read_continuations(self.path)
+            is_of_this_length &= results.get("stopped_early") == stopped_early
             is_same = results["evaluation"] == evaluation.to_dict() and results["step"] == step
             return is_same and is_of_this_length
         except (ValueError, TypeError, KeyError):  # damaged: evaluated anew

@@ -184,6 +184,11 @@ class Training:
         "1 epochs", "How often the ELBO of the validation images is computed.", INTERVAL
     )
     checkpoint_every: str = setting("1 epochs", "How often a checkpoint is saved.", INTERVAL)
+    patience: str = setting(
+        "",
+        "How long the ELBO of the validation images may fail to rise before the training stops.",
+        INTERVAL_OR_NONE,
+    )
     keep_checkpoints: int = setting(
         2, "How many of the latest checkpoints stay; so does the best one.", POSITIVE_INT
     )

@@ -22,7 +22,7 @@ class UserError(Exception):
 
 
 class TrainingDivergedError(Exception):
-    """Too many updates in a row were not finite: shown as one line on stderr, exit code 3."""
+    """A training that cannot go on: shown as one line on stderr, exit code 3."""
 
 
 def explain_system_error(error: OSError, workdir: pathlib.Path) -> str:

@@ -243,6 +243,15 @@ def bits_per_dim(nll: float, config: ModelConfig, max_value: int, log_volume: fl
     return bits + math.log2(max_value + 1) if data_space_of(config).is_density else bits
 
 
+def bits_of_noise(config: ModelConfig, max_value: int) -> float:
+    """Bits per value of an image for a model to which all images are equally likely."""
+    space = data_space_of(config)
+    if space.is_density or space.limits is None:
+        return math.log2(max_value + 1)
+    least, largest = space.limits
+    return math.log2(largest - least + 1)
+
+
 def standard_error(values: np.ndarray) -> float:
     """Standard error of the mean of values [num]."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0

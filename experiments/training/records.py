@@ -3,11 +3,19 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from experiments.run_folder.folder import RunFolder
 from experiments.system.errors import TrainingDivergedError
-from experiments.training.evaluation import Elbo
+from experiments.training.evaluation import Elbo, bits_of_noise
 from experiments.training.experiment import Experiment
 from experiments.training.state import TrainState
+
+# Times the bits of uniform noise; at their start healthy runs need up to 1.1 times as many.
+TOO_MANY_BITS = 2.0
+_WAY_OUT = (
+    "lower config.training.learning_rate or config.training.max_gradient_norm in a new --workdir"
+)
 
 
 def train_record(
@@ -64,6 +72,48 @@ def check_convergence(
     raise TrainingDivergedError(
         f"stopped at step {int(state.step)}: {reason} (largest gradient norm "
         f"{metrics.max_gradient_norm:.4g}, parameter norm {metrics.parameter_norm:.4g}); {last}; "
-        "lower config.training.learning_rate or config.training.max_gradient_norm in a new "
-        "--workdir"
+        f"{_WAY_OUT}"
     )
+
+
+def check_bounds(
+    experiment: Experiment,
+    folder: RunFolder,
+    step: int,
+    training_bits: float,
+    validation_elbos: np.ndarray,
+) -> None:
+    """Stops a run whose model has become much worse than uniform noise, before it is saved.
+
+    Args:
+        experiment: of the run.
+        folder: of the run.
+        step: updates so far.
+        training_bits: bits/dim of the last dispatch.
+        validation_elbos: of each validation image, in nats.
+
+    Raises:
+        TrainingDivergedError: `has_diverged` says so of the median validation image.
+    """
+    validation_bits = experiment.bits_per_dim(-float(np.median(validation_elbos)), "validation")
+    of_noise = bits_of_noise(experiment.model.config, experiment.dataset.max_value)
+    if not has_diverged(training_bits, validation_bits, of_noise):
+        return
+    best = folder.best_step()
+    kept = "there is no checkpoint that was evaluated before"
+    if best is not None:
+        kept = f"the best checkpoint, of step {best}, stays, and --mode=evaluate evaluates it"
+    raise TrainingDivergedError(
+        f"stopped at step {step}: the training has diverged, with {training_bits:.4g} bits/dim in "
+        f"the last updates and {validation_bits:.4g} of the median validation image (uniform noise "
+        f"has {of_noise:.4g}); {kept}; {_WAY_OUT}"
+    )
+
+
+def has_diverged(training_bits: float, validation_bits: float, of_noise: float) -> bool:
+    """Whether both are above `TOO_MANY_BITS` times those of uniform noise, or NaN.
+
+    Single batches may be bad in a run that goes well, and validation images in one that overfits.
+    """
+    most = TOO_MANY_BITS * of_noise
+    return not (training_bits <= most or validation_bits <= most)

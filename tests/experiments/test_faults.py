@@ -378,6 +378,7 @@ def test_persistent_nan_stops_the_run_and_the_last_good_checkpoint_stays(tmp_pat
         "--config.training.learning_rate=1e12",
         "--config.training.max_gradient_norm=0",
         "--config.training.warmup=20 steps",
+        "--config.training.evaluate_every=60 steps",  # else what is finite would stop it before
     )
     stories = []
     for _ in range(2):  # the relaunch resumes, and comes to the same end
