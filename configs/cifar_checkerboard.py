@@ -54,6 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.num_layers = 16
     model.latent_shape = (8, 8, 2)
     model.partition = "checkerboard"
+    model.block_order = "boustrophedon"
     model.data_layer = "discretized_logistic_mixture"
     model.network = "resnet"
     model.hidden_size = 64

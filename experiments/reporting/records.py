@@ -55,8 +55,11 @@ class Run:
     @property
     def layers_in_use(self) -> str:
         """How many layers have a KL of at least `LEAST_KL`, of how many."""
-        kl = self.results["kl_per_layer"]
-        return f"{sum(value >= LEAST_KL for value in kl)} of {len(kl)}"
+        return f"{self.layers_above(LEAST_KL)} of {len(self.results['kl_per_layer'])}"
+
+    def layers_above(self, nats: float) -> int:
+        """How many layers have a KL of at least so many nats, in the mean over the test images."""
+        return sum(value >= nats for value in self.results["kl_per_layer"])
 
     @property
     def options_in_use(self) -> str:
@@ -76,6 +79,12 @@ class Run:
         file = "test_images.npz" if step is None else f"test_elbo_{step}.npz"
         values = np.load(self.directory / file)[name].astype(np.float64)
         return -values / (math.prod(self.config["model"]["data_shape"]) * math.log(2))
+
+    def held_out_bits_per_dim(self) -> tuple[float, float]:
+        """Bits/dim of the last ELBO of the held-out training images, and their standard error."""
+        last = [record for record in self.metrics if record["split"] == "validation"][-1]
+        in_bits = math.prod(self.config["model"]["data_shape"]) * math.log(2)
+        return -last["elbo"] / in_bits, last["elbo_stderr"] / in_bits
 
     def log_likelihood(self) -> np.ndarray:
         """Importance-weighted log p(x) of each test image, in nats, [num]."""

@@ -116,7 +116,7 @@ def cases_tables(runs: Mapping[str, Run]) -> list[str]:
     for case in CASES:
         rows += [_case_cells(run) for run in by_case[case].values()] or [[case, "not run"]]
     columns = ["run", "updates", "ELBO after half", "ELBO", "importance-weighted"]
-    columns += ["layers in use", "parameters", "minutes", "kept as"]
+    columns += ["layers in use", "above 1 nat", "parameters", "minutes", "kept as"]
     gaps = [
         [f"{before} - {after}", *_gap_cells(by_case[before], by_case[after], seeds)]
         for before, after in itertools.pairwise(CASES)
@@ -142,10 +142,36 @@ def _case_cells(run: Run) -> list[str]:
         _mean_and_error(_elbo(run)),
         f"{_mean_and_error(_importance_weighted(run))} (K = {results['num_importance_samples']})",
         run.layers_in_use,
+        str(run.layers_above(1.0)),
         f"{results['num_params']:,}",
         _minutes(run),
         run.kind,
     ]
+
+
+def stand_ins_table(runs: Mapping[str, Run], descriptions: Mapping[str, str]) -> list[str]:
+    """The runs VARIANT_seedN, a row each variant, in the order of what is said of them."""
+    rows = []
+    for variant, what in descriptions.items():
+        seeds = [run for name, run in runs.items() if name.rpartition("_seed")[0] == variant]
+        if not seeds:
+            rows.append([f"`{variant}`", what, "not run"])
+            continue
+        bits, errors = zip(*(run.held_out_bits_per_dim() for run in seeds), strict=True)
+        row = [
+            f"`{variant}`",
+            what,
+            ", ".join(f"{value:.3f}" for value in bits),
+            f"{max(errors):.3f}",
+            ", ".join(run.layers_in_use for run in seeds),
+            ", ".join(str(run.layers_above(1.0)) for run in seeds),
+            ", ".join(f"{sum(run.results['kl_per_layer']):.1f}" for run in seeds),
+            f"{seeds[0].results['num_params']:,}",
+        ]
+        rows.append(row)
+    columns = ["variant", "what differs", "bits/dim of each seed", "± over images"]
+    columns += ["layers in use", "above 1 nat", "KL, nats", "parameters"]
+    return table(columns, rows)
 
 
 def _gap_cells(

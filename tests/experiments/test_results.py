@@ -15,6 +15,7 @@ from experiments.reporting.tables import (
     flows_table,
     likelihood_table,
     spread_over_seeds,
+    stand_ins_table,
 )
 from experiments.run_folder.metrics import read_metrics
 from experiments.system.errors import UserError
@@ -72,9 +73,7 @@ def test_cases_are_compared_at_half_and_at_the_end(tmp_path):
     row = next(line for line in text.split("\n") if line.startswith("| case2 - case3"))
     for value in (0.5, 1.0, 1.1):
         assert f"{value:.3f} ± 0.000 (seeds: {value:.3f}, {value:.3f})" in row
-    assert (
-        "| 100 |" in text and "1,234" in text and "(K = 5) | 2 of 3 | 1,234 | 10 | record |" in text
-    )
+    assert "| 100 |" in text and "(K = 5) | 2 of 3 | 1 | 1,234 | 10 | record |" in text
 
 
 def test_without_elbos_after_half_these_are_left_out(tmp_path):
@@ -99,6 +98,26 @@ def test_gaps_are_those_of_the_seeds_that_both_systems_have(tmp_path):
     )
 
     assert "0.500 ± 0.000 (seeds: 0.500)" in row
+
+
+def test_stand_ins_are_listed_as_they_are_described_with_all_of_their_seeds(tmp_path):
+    for name, elbo in (("hilbert_seed0", -40.0), ("hilbert_seed1", -42.0), ("local_seed0", -50.0)):
+        keep_run(tmp_path / name, (7.0, 6.0, 5.9))
+        records = [
+            {"step": 50, "split": "validation", "elbo": -90.0, "elbo_stderr": 9.0},
+            {"step": 100, "split": "validation", "elbo": elbo, "elbo_stderr": 2.0},
+            {"step": 100, "split": "train", "elbo": -10.0},
+        ]
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / name / "metrics.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+
+    described = {"state": "a state", "local": "near blocks", "hilbert": "a curve"}
+    rows = stand_ins_table(finished_runs(tmp_path), described)[2:]
+
+    # 12 values an image: 50 nats are 50 / (12 ln 2) bits/dim.
+    assert rows[0].startswith("| `state` | a state | not run |")
+    assert "| `local` | near blocks | 6.011 | 0.240 | 2 of 3 | 1 | " in rows[1]
+    assert "| `hilbert` | a curve | 4.809, 5.049 | 0.240 | 2 of 3, 2 of 3 | 1, 1 | " in rows[2]
 
 
 def test_flows_are_listed_best_first_and_bounds_apart_from_exact_values(tmp_path):
