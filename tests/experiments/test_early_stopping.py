@@ -69,7 +69,7 @@ def validation_curve(workdir):
 @pytest.mark.slow
 def test_a_run_stops_where_the_curve_says_and_a_killed_or_continued_one_is_the_same(tmp_path):
     whole, stopped, killed = (tmp_path / name for name in ("whole", "stopped", "killed"))
-    finished = train(whole, *_UNSTEADY)
+    finished = train(whole, *_UNSTEADY, "--config.training.keep_checkpoints=60")
     assert "stopped early" not in finished.stderr
     assert "stopped_early" not in json.loads((whole / "results.json").read_text())
     stop, best = expected_stop(validation_curve(whole), 6)
