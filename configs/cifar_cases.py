@@ -5,8 +5,8 @@
     python -m experiments.main --config=configs/cifar_cases.py:case3
 
 The budget is one of time, so that the cheaper cases make more updates: 10 minutes of one idle core
-for each run. The ELBO of the first 2000 test images is logged after half of it. Learning rates were chosen for each
-case, by bits/dim of 1000 held-out images after 300 updates (seed 0):
+for each run. The ELBO of the first 2000 test images is logged after half of it. Learning rates were
+chosen for each case, by bits/dim of 1000 held-out images after 300 updates (seed 0):
 
              3e-3   6e-3   1.2e-2  2.4e-2
     case1           6.467  6.441   6.456
