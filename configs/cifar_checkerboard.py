@@ -18,6 +18,7 @@ BEST = {"model.data_context": 16, "model.couple_data_to_prior": True}
 SMALL = {
     "dataset.name": "photos",
     "dataset.validation_size": 200.0,
+    "model.block_order": "raster",
     "model.hidden_size": 24,
     "training.batch_size": 32,
     "training.num_steps": 500,
