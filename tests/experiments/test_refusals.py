@@ -231,7 +231,7 @@ COMMANDS = {
     "--config.num_epochs=4": ["config has no field", "mean '--config.training.num_epochs'?"],
     "--config.model.num_epochs=4": ["has no field", "mean '--config.training.num_epochs'?"],
     "--config=configs/cifar_cases.py --config.training.num_epochs=4": [
-        "num_epochs=4 means nothing beside config.training.num_steps=3550",
+        "num_epochs=4 means nothing beside config.training.num_steps=790",
         "add --config.training.num_steps=0",
     ],
     "--licence=cc0-1.0": ["--licence=cc0-1.0 means nothing to --mode=train"],
