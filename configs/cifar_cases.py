@@ -13,9 +13,9 @@ chosen for each case, by bits/dim of 1000 held-out images after 300 updates (see
     case2    4.681  4.427  4.227   4.172
     case3    4.537  4.332  4.207  14.691
 
-The best of them are too high for the whole budget, with which case 2 lost at 2.4e-2, and case 3 at
-1.2e-2, within 150 updates what they had learned. Case 2 has half of that, and case 3 a rate of
-9e-3: it came to 3.964 bits/dim of 5000 held-out images, and to 4.033 at 6e-3 (seed 0).
+With the whole budget the best of these are too high: at 2.4e-2 case 2, and at 1.2e-2 case 3, lost
+what they had learned within 150 updates. So case 2 has 1.2e-2, and case 3 has 9e-3: with the whole
+budget 3.964 bits/dim of 5000 held-out images, and 4.033 at 6e-3 (seed 0).
 
 Case 3 hands z_{l-1} on from the start: without it (`--config.model.carry_start=0.0`) 4.351, not
 4.332, at 6e-3. Cases 1 and 2 hand nothing on.

@@ -233,10 +233,7 @@ class Layer(nn.Module):
         z = masked(bijector.forward(masked(prior.sample(noise), code_mask)), code_mask)
         if given is not None:
             z = jnp.where(given.is_given, given.z, z)
-        window, state = self._push_code(window, z)
-        parameters = self.decode(_with_state(z, state), seen)
-        previous, blocks = self._emit(previous, parameters, keys, mask)
-        return (window, previous), blocks
+        return self._emit(carry, z, seen, keys, mask)
 
     def regenerate(
         self,
@@ -246,20 +243,20 @@ class Layer(nn.Module):
         residual: bool,
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         """One step of `generate` with the code z_l given; without `residual` γ¹(z_l) alone."""
-        window, previous = carry
         z, keys, mask = inputs
-        seen = self.data_layer.observe(previous if residual else None, condition)
-        window, state = self._push_code(window, z)
-        parameters = self.decode(_with_state(z, state), seen)
-        previous, blocks = self._emit(previous, parameters, keys, mask)
-        return (window, previous), blocks
+        seen = self.data_layer.observe(carry[1] if residual else None, condition)
+        return self._emit(carry, z, seen, keys, mask)
 
     def _emit(
-        self, previous: Array, parameters: Any, keys: Array, mask: Array | None
-    ) -> tuple[Array, tuple[Array, Array]]:
+        self, carry: tuple[Array, Array], z: Array, seen: Seen, keys: Array, mask: Array | None
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        """Draws x_l: what the next layer gets, and the block and its expectation."""
+        window, previous = carry
+        window, state = self._push_code(window, z)
+        parameters = self.decode(_with_state(z, state), seen)
         block = self.data_layer.sample_blocks(parameters, keys, mask)
         previous = _push(previous, block.astype(previous.dtype), event_ndims=3)
-        return previous, (block, self.data_layer.expected_blocks(parameters, block))
+        return (window, previous), (block, self.data_layer.expected_blocks(parameters, block))
 
     def _push_code(self, window: Array, z: Array) -> tuple[Array, Array | None]:
         """The next window, and h_l; with a state, it alone is the window."""

@@ -78,13 +78,17 @@ class Run:
         """
         file = "test_images.npz" if step is None else f"test_elbo_{step}.npz"
         values = np.load(self.directory / file)[name].astype(np.float64)
-        return -values / (math.prod(self.config["model"]["data_shape"]) * math.log(2))
+        return -values / self._nats_of_a_bit_per_dim
 
     def held_out_bits_per_dim(self) -> tuple[float, float]:
         """Bits/dim of the last ELBO of the held-out training images, and their standard error."""
         last = [record for record in self.metrics if record["split"] == "validation"][-1]
-        in_bits = math.prod(self.config["model"]["data_shape"]) * math.log(2)
-        return -last["elbo"] / in_bits, last["elbo_stderr"] / in_bits
+        nats = self._nats_of_a_bit_per_dim
+        return -last["elbo"] / nats, last["elbo_stderr"] / nats
+
+    @property
+    def _nats_of_a_bit_per_dim(self) -> float:
+        return math.prod(self.config["model"]["data_shape"]) * math.log(2)
 
     def log_likelihood(self) -> np.ndarray:
         """Importance-weighted log p(x) of each test image, in nats, [num]."""
