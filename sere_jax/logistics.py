@@ -6,30 +6,30 @@ import numpy as np
 
 from sere_jax.arrays import Array
 
-WINDOW = 6  # values to each side of the mean whose rounding is counted
+WINDOW = 6  # values to each side of the mean that are added one by one
 WIDE = 8.0  # scales, in values, from which rounding changes the expectation by less than 0.003
 
 
 def expectation(mean: Array, scale: Array) -> Array:
     """E[v] of v = X rounded to 0..255, with all that lies beyond at the ends, for X logistic.
 
-    It is Σ_t P(v >= t) = Σ_t σ((mean - t + 1/2) / scale) over t = 1..255. An integral over t has a
-    closed form; what the sum has more is added for the t near the mean, as elsewhere both agree.
-    `mean` and `scale` [...] are in the units of v.
+    It is Σ_t P(v >= t) = Σ_t σ((mean - t + 1/2) / scale) over t = 1..255. Far from the mean, or
+    with a wide scale, an integral over t agrees with the sum and has a closed form. The terms near
+    the mean are added one by one. `mean` and `scale` [...] are in the units of v.
     """
 
     def integral(start: Array | float, end: Array | float) -> Array:
         upper, lower = (mean - start + 0.5) / scale, (mean - end + 0.5) / scale
         return scale * (jax.nn.softplus(upper) - jax.nn.softplus(lower))
 
-    def add(total: Array, offset: Array) -> tuple[Array, None]:
-        t = jnp.floor(mean) + 1.0 + offset
-        more = jax.nn.sigmoid((mean - t + 0.5) / scale) - integral(t - 0.5, t + 0.5)
-        counts = (t >= 1.0) & (t <= 255.0) & (scale < WIDE)
-        return total + jnp.where(counts, more, 0.0), None
-
-    offsets = jnp.arange(-WINDOW, WINDOW + 1, dtype=jnp.float32)
-    return jax.lax.scan(add, integral(0.5, 255.5), offsets)[0]
+    nearest = jnp.floor(mean) + 1.0
+    first = jnp.clip(nearest - WINDOW, 1.0, 256.0)
+    last = jnp.where(scale < WIDE, jnp.clip(nearest + WINDOW, 0.0, 255.0), first - 1.0)
+    total = integral(0.5, first - 0.5) + integral(last + 0.5, 255.5)
+    for offset in range(2 * WINDOW + 1):  # unrolled, so that XLA makes one loop over memory of it
+        t = first + offset
+        total += jnp.where(t <= last, jax.nn.sigmoid((mean - t + 0.5) / scale), 0.0)
+    return total
 
 
 def quantiles(num: int, channel: int) -> np.ndarray:

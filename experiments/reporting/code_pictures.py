@@ -1,7 +1,7 @@
 """Pictures of what single codes do, and of how the model goes on from parts of images."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,9 @@ from sere_jax.data_layer import has_independent_pixels
 from sere_jax.inputs import example_keys
 
 Array = jax.Array
+_Place = tuple[int, tuple[int, ...]]  # of a code: its layer, and where it is there
 _NUM_CODES, _NUM_VALUES = 6, 8
-_NUM_TRIED = 24  # of which those are shown that change the image most
+_NUM_TRIED = 24  # of which those are shown that change the image most; as many images as are shown
 _NUM_COMPLETED, _NUM_WAYS = 8, 3
 
 
@@ -36,34 +37,39 @@ def save_traversals(
     of other layers vary too, with the codes before them.
     """
     z = jax.tree.map(np.asarray, sere_jax.encode(model, params, x, condition=condition))
-    chosen = _most_varied(z, model, np.flatnonzero(kl >= min(LEAST_KL, kl.max())))
-    num = len(chosen) * _NUM_VALUES
-    changed = jax.tree.map(lambda part: np.repeat(part[:1], num, axis=0), z)
-    for row, (layer, index) in enumerate(chosen):
-        codes = np.moveaxis(_of_layer(changed, layer, model), 0, -1)[index]  # [num], a view
-        way = _way(np.moveaxis(_of_layer(z, layer, model), 0, -1)[index], model)
-        codes[row * _NUM_VALUES :][:_NUM_VALUES] = way
-    # `sere_jax.traverse` would be compiled for each code.
-    keys = jnp.broadcast_to(example_keys(key, 1)[0], (num,))
-    given = None if condition is None else jnp.repeat(condition[:1], num, axis=0)
-    images = sere_jax.decode(model, params, changed, keys, expected=True, condition=given)
+    tried = _most_varied(z, model, np.flatnonzero(kl >= min(LEAST_KL, kl.max())))
+
+    def images(places: Sequence[_Place], num_values: int) -> np.ndarray:
+        """[places, num_values, h, w, c] of the first image, with one code along its way."""
+        num = len(places) * num_values
+        changed = jax.tree.map(lambda part: np.repeat(part[:1], num, axis=0), z)
+        for row, (layer, index) in enumerate(places):
+            codes = np.moveaxis(_of_layer(changed, layer, model), 0, -1)[index]  # [num], a view
+            values = np.moveaxis(_of_layer(z, layer, model), 0, -1)[index]
+            codes[row * num_values :][:num_values] = _way(values, num_values, model)
+        # `sere_jax.traverse` would be compiled for each code.
+        keys = jnp.broadcast_to(example_keys(key, 1)[0], (num,))
+        given = None if condition is None else jnp.repeat(condition[:1], num, axis=0)
+        drawn = sere_jax.decode(model, params, changed, keys, expected=True, condition=given)
+        return pixels(model, drawn).reshape(len(places), num_values, *drawn.shape[1:3], -1)
+
+    ends = images(tried, 2).astype(float)
+    changes = np.abs(ends[:, 1] - ends[:, 0]).mean(axis=(1, 2, 3))
+    chosen = [tried[i] for i in sorted(np.argsort(changes)[-_NUM_CODES:])]
     names = (
         f"layer {layer + 1}: {', '.join(str(i + 1) for i in index)}" for layer, index in chosen
     )
-    drawn = np.split(pixels(model, images), len(chosen))
-    changes = [float(np.abs(row[-1].astype(float) - row[0]).mean()) for row in drawn]
-    shown = np.argsort(changes)[-_NUM_CODES:]
-    rows = {name: row for i, (name, row) in enumerate(zip(names, drawn, strict=True)) if i in shown}
+    rows = dict(zip(names, images(chosen, _NUM_VALUES), strict=True))
     sheets.save_comparison(rows, workdir / "traversals.png")
 
 
-def _way(values: np.ndarray, model: sere_jax.LatentVariableModel) -> np.ndarray:
-    """From two standard deviations below the mean to two above, of what a code can be."""
+def _way(values: np.ndarray, num: int, model: sere_jax.LatentVariableModel) -> np.ndarray:
+    """`num` values a code can have, from two standard deviations below the mean to two above."""
     mean, deviation = values.mean(), values.std()
     low, high = mean - 2.0 * deviation, mean + 2.0 * deviation
     if model.code_limits is not None:
         low, high = np.clip([low, high], *(np.array(model.code_limits) + [1e-3, -1e-3]))
-    return np.linspace(low, high, _NUM_VALUES)
+    return np.linspace(low, high, num)
 
 
 def save_completions(
@@ -106,8 +112,8 @@ def three_or_one(images: np.ndarray) -> np.ndarray:
 
 def _most_varied(
     z: Any, model: sere_jax.LatentVariableModel, layers: Iterable[int]
-) -> list[tuple[int, tuple[int, ...]]]:
-    """Layers, and places of codes in them, by layers, among `layers`."""
+) -> list[_Place]:
+    """In the order of the layers, among `layers`."""
     found = [
         (float(deviation), int(layer), place)
         for layer in layers
