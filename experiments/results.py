@@ -126,13 +126,14 @@ FLOWS = """
 
 `configs/cifar_maf.py` on `cifar10_jpeg`, all 10,000 test images. Nats in logit space,
 more are better: a bound (ELBO) for `sere_maf`, exact for the others. The rows `_direct` have
-direct connections and ran side by side on one H100, products at full float32 precision, with
-the checkpoint that is best on 5,000 held-out images (they overfit from there) of trainings of
-2,400 and 2,000 updates of 200 images; the learning rate of `maf10`, 2.5e-4, is half that of
-`sere_maf`, at which single batches of `maf10` diverged. The images were read from an `npz`
-file of the same pixels. The others: equal time, as many updates as take an hour on two idle
-cores, at 556 ms an update of `sere_maf`, 634 of `maf10` and 340 of `maf5`. (Minutes in the
-table: other work ran beside some of them.)
+direct connections, and the checkpoint that is best on 5,000 held-out images (they overfit from
+there) of trainings with 200 images an update: 2,400 updates of `sere_maf`, 2,000 of the others.
+The learning rate of `maf5` and `maf10`, 2.5e-4, is half that of `sere_maf`, at which single batches
+of theirs diverged. `sere_maf` and `maf10` ran side by side on one H100, products at full float32
+precision, with the images in an `npz` file of the same pixels; `maf5` on two CPU cores. The other
+rows: equal time, as many updates as take an hour on two idle cores, at 556 ms an update of
+`sere_maf`, 634 of `maf10` and 340 of `maf5`. (Minutes in the table are up to the checkpoint; other
+work ran beside some of them.)
 """
 
 
