@@ -13,14 +13,14 @@ FLAG = f"--{OPTION}=-reduce"
 def set_flag() -> None:
     """Adds `FLAG` to XLA_FLAGS, unless the option is set there or this jaxlib does not know it."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if OPTION not in flags and is_known():
+    if OPTION not in flags and is_known(OPTION):
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
 
 
 @functools.cache
-def is_known() -> bool:
+def is_known(option: str) -> bool:
     """Whether XLA accepts the option, which aborts the process if it does not know it."""
-    name = b"\0" + OPTION.encode() + b"\0"
+    name = b"\0" + option.encode() + b"\0"
     for path in _files_of_jaxlib():
         if path.suffix not in (".so", ".dylib", ".pyd", ".dll") or not path.stat().st_size:
             continue

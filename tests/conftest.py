@@ -9,7 +9,7 @@ import tempfile
 
 import jax
 import pytest
-from command_line import SHARED_FOLDER
+from command_line import QUICK_FLAGS, SHARED_FOLDER
 
 import sere_jax  # noqa: F401 (its import sets XLA's flag, before anything compiles)
 
@@ -24,6 +24,7 @@ def pytest_configure(config):
     the same one.
     """
     if not hasattr(config, "workerinput"):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_FLAGS}".strip()
         folder = tempfile.TemporaryDirectory(prefix="sere_jax_tests_")
         config.add_cleanup(folder.cleanup)
         os.environ[SHARED_FOLDER] = folder.name

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from command_line import ROOT, environment
 
 import sere_jax
 from configs import base
@@ -27,6 +28,9 @@ from experiments.training.stream import TrainingStream, spans
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NUM_EXAMPLES, BATCH = 24, 8
+FOUND_FROM_ELSEWHERE = {  # this file, in other processes
+    "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("", "tests", "tests/experiments"))
+}
 AFFINE_UNTIL = 4
 CONDITION_SIZES = {"": 0, "affine": 6, "label": 3}
 LABELS = (np.arange(NUM_EXAMPLES) * 7 % 10 % 3).astype(np.int32)
@@ -238,16 +242,19 @@ def test_a_run_goes_on_with_the_same_bits_whatever_its_products_and_pieces(preci
     assert largest < 0.05
 
 
+IN_BFLOAT16 = """
+import numpy as np, test_training as t
+_, dispatch, state, images = t.create(precision="bfloat16")
+state, metrics = t.run(dispatch, state, images, [3, 3])
+assert float(metrics.count) == 3 and np.isfinite(float(metrics.objective))
+"""
+
+
 def test_products_in_bfloat16_run_as_xla_optimizes_them_too():
     # What XLA merges a product with decides whether it can compute it on CPUs.
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
-        _, dispatch, state, images = create(precision="bfloat16")
-        state, metrics = run(dispatch, state, images, [3, 3])
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-    assert float(metrics.count) == 3 and np.isfinite(float(metrics.objective))
+    compiled_as_users_do = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    variables = environment() | FOUND_FROM_ELSEWHERE | compiled_as_users_do
+    subprocess.run([sys.executable, "-c", IN_BFLOAT16], env=variables, check=True)
 
 
 def test_the_kind_of_key_that_jax_is_set_to_changes_no_bit():
@@ -392,14 +399,13 @@ def test_several_samples_are_drawn_from_the_step_that_says_so():
 WORKER = """
 import sys
 import numpy as np, jax, optax
-sys.path.insert(0, sys.argv[1])
 import test_training as t
 _, dispatch, state, images = t.create(
-    optimizer=optax.sgd(0.05), accumulate_steps=int(sys.argv[3]), **t.RUNS[sys.argv[4]]
+    optimizer=optax.sgd(0.05), accumulate_steps=int(sys.argv[2]), **t.RUNS[sys.argv[3]]
 )
 state, metrics = t.run(dispatch, state, images, [3, 3, 3])
 leaves = jax.tree.leaves(t.host(state.params))
-np.savez(sys.argv[2], devices=jax.device_count(), metrics=float(metrics.objective), *leaves)
+np.savez(sys.argv[1], devices=jax.device_count(), metrics=float(metrics.objective), *leaves)
 """
 
 
@@ -427,16 +433,9 @@ def run_on_one_device(name):
 def test_several_devices_compute_the_run_of_one(num_devices, pieces, name, tmp_path):
     state, metrics = run_on_one_device(name)
     path = tmp_path / "several.npz"
-    subprocess.run(
-        [sys.executable, "-c", WORKER, os.path.dirname(__file__), str(path), str(pieces), name],
-        env={
-            **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        },
-        check=True,
-    )
+    arguments = [sys.executable, "-c", WORKER, str(path), str(pieces), name]
+    variables = environment(num_devices) | FOUND_FROM_ELSEWHERE
+    subprocess.run(arguments, env=variables, check=True)
     several = np.load(path)
     assert several["devices"] == num_devices
     assert several["metrics"] == pytest.approx(float(metrics.objective), rel=1e-5)
