@@ -17,7 +17,9 @@ from sere_jax.inputs import example_keys
 Array = jax.Array
 _Place = tuple[int, tuple[int, ...]]  # of a code: its layer, and where it is there
 _NUM_CODES, _NUM_VALUES = 6, 8
-_NUM_TRIED = 24  # of which those are shown that change the image most; as many images as are shown
+# Of these, codes are shown that change the image most. Both ends of each are as many images as are
+# shown, so that one compiled program decodes both.
+_NUM_TRIED = _NUM_CODES * _NUM_VALUES // 2
 _NUM_COMPLETED, _NUM_WAYS = 8, 3
 
 

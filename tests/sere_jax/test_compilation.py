@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import EMITTERS
 from jax.flatten_util import ravel_pytree
 
 import sere_jax
@@ -152,7 +153,6 @@ def test_a_version_that_does_not_know_the_flag_does_not_get_it(monkeypatch):
     assert os.environ["XLA_FLAGS"] == "--a=1"
 
 
-EMITTERS = "xla_cpu_use_fusion_emitters"  # which tests turn off for the whole process
 AS_XLA_DOES = {EMITTERS: True} if xla_flag.is_known(EMITTERS) else {}
 
 
