@@ -89,7 +89,7 @@ def decompose(
     experiment: Experiment, params: Any, effort: Effort
 ) -> dict[str, tuple[float, float]]:
     """Each difference in nats with its standard error over images."""
-    test = experiment.test_images()[: effort.num_images]
+    test = experiment.dataset.test[: effort.num_images]
     train = experiment.dataset.train[: effort.num_images]
     bounds = functools.partial(bounds_of, experiment, params, num_samples=effort.num_samples)
     of_test, of_train = bounds(test, "test"), bounds(train, "train")

@@ -1,4 +1,4 @@
-"""Results of a run on the test set, and the report of it."""
+"""Results of a run on the test set, or on the validation images, and the report of it."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ from experiments.training.state import count_parameters
 
 
 def evaluate_and_report(experiment: Experiment, folder: RunFolder, command: str) -> None:
-    """Evaluates the run's weights on the test set; writes results, pictures and the report."""
-    which = experiment.config.evaluation.checkpoint
+    """Evaluates the run's weights as it asks for; writes results, pictures and the report."""
+    which, split = experiment.config.evaluation.checkpoint, experiment.config.evaluation.split
     averages, about = folder.load_weights(experiment.state_template(), which)
     _tell_of_other_images(experiment, folder, about)
     params = replicate(averages)
-    images, labels = experiment.place(experiment.test_images()), experiment.test_labels()
-    elbo = experiment.evaluator.elbo(params, images, labels=labels)
+    images, labels = experiment.place(experiment.evaluated_images()), experiment.evaluated_labels()
+    elbo = experiment.evaluator.elbo(params, images, split, labels)
     tell("drawing pictures")
     done_by_first_process(save_pictures)(experiment, averages, elbo.kl, folder.path)
     log_likelihood, elbos = _log_likelihood(experiment, params, images, labels)
@@ -34,13 +34,14 @@ def evaluate_and_report(experiment: Experiment, folder: RunFolder, command: str)
         "kl_per_layer": elbo.means()["kl_per_layer"],
         "num_importance_samples": experiment.config.evaluation.num_importance_samples,
         "num_examples": len(log_likelihood),
+        "split": split,
         **_origin(experiment, about, count_parameters(averages), command),
     }
     if continuations := folder.continuations():
         results["continuations"] = continuations
     if stop := early_stop(experiment, folder):
         results["stopped_early"] = stop
-    folder.save_arrays("test_images", elbo=elbos, log_likelihood=log_likelihood)
+    folder.save_arrays(f"{split}_images", elbo=elbos, log_likelihood=log_likelihood)
     folder.show_in_tensorboard(experiment.config, results)
     folder.save_results(results)  # after which a relaunch does nothing of this again
     _report(folder, results)
@@ -70,7 +71,10 @@ def _log_likelihood(
             bar.update(num_images)
             bar.set_postfix_str(f"log p(x) {mean:.2f}", refresh=False)
 
-        return experiment.evaluator.log_likelihood(params, images, advance, labels=labels)
+        split = experiment.config.evaluation.split
+        return experiment.evaluator.log_likelihood(
+            params, images, advance, split=split, labels=labels
+        )
 
 
 def _likelihoods(
@@ -83,8 +87,8 @@ def _likelihoods(
         "nll_stderr": standard_error(log_likelihood),
         "elbo": elbo,
         "elbo_stderr": standard_error(elbos),
-        "bits_per_dim": experiment.bits_per_dim(nll, "test"),
-        "elbo_bits_per_dim": experiment.bits_per_dim(-elbo, "test"),
+        "bits_per_dim": experiment.bits_per_dim(nll, "evaluated"),
+        "elbo_bits_per_dim": experiment.bits_per_dim(-elbo, "evaluated"),
     }
 
 
@@ -92,7 +96,7 @@ def _by_class(
     experiment: Experiment, log_likelihood: np.ndarray, elbos: np.ndarray
 ) -> dict[str, list[float | None]]:
     """Means over the images of each class in nats, None of a class without any."""
-    labels, classes = experiment.test_labels(), experiment.dataset.labels
+    labels, classes = experiment.evaluated_labels(), experiment.dataset.labels
     if labels is None or classes is None:
         return {}
 
@@ -130,7 +134,7 @@ def _report(folder: RunFolder, results: dict[str, Any]) -> None:
     save_curves(folder.path)
     write_report(folder.path)
     print(
-        f"test: -log p(x) {results['nll']:.2f} ± {results['nll_stderr']:.2f} nats "
+        f"{results['split']}: -log p(x) {results['nll']:.2f} ± {results['nll_stderr']:.2f} nats "
         f"(K = {results['num_importance_samples']}, {results['num_examples']} images), "
         f"ELBO {results['elbo']:.2f} nats, {results['bits_per_dim']:.4f} bits/dim; "
         f"report in {folder.path / 'report.html'}"

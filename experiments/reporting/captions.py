@@ -11,15 +11,15 @@ LEAST_KL = 0.1  # nats of a layer whose codes say something of the image
 # In the order of the page; the first two stand side by side above all else.
 PICTURES = {
     "samples.png": "Samples: expected pixels, drawn once and not selected.",
-    "real_images.png": "Images of the test set, to compare them with.",
-    "reconstructions.png": "Test images, and below each what the model makes of its codes.",
-    "completions.png": "Test images, their upper halves, and below each three ways to "
-    "go on that the model draws.",
-    "interpolation.png": "Each row goes from one test image to another through the codes.",
-    "traversals.png": "Each row changes one code of a test image, over the range that the code has "
-    "among test images, and keeps all others; shown are those that change it most.",
+    "real_images.png": "Images that were not trained on, to compare them with.",
+    "reconstructions.png": "Images, and below each what the model makes of its codes.",
+    "completions.png": "Images, their upper halves, and below each three ways to go on that "
+    "the model draws.",
+    "interpolation.png": "Each row goes from one image to another through the codes.",
+    "traversals.png": "Each row changes one code of an image, over the range that the code has "
+    "among other images, and keeps all others; shown are those that change it most.",
     "build_up.png": "Samples as they come into being, layer by layer; gray is still to come.",
-    "residual_layers.png": "Test images, their reconstructions, and these without the data "
+    "residual_layers.png": "Images, their reconstructions, and these without the data "
     "layers' residual δγ: what it adds is the difference of the two lower rows.",
 }
 # Files of charts, which the page draws itself.

@@ -39,13 +39,13 @@ def cards(
     if results is None:
         return _while_training(config, metrics)
     nll, error = results.get("nll"), results.get("nll_stderr")
-    shown = []
+    split, shown = results.get("split", "test"), []
     if nll is not None:
         notes = [f"± {stderr(error)}, standard error"] if error is not None else []
         notes += _compared(nll, results, config)
-        shown.append(Card("−log p(x), test set", decimal(nll), "nats", notes))
+        shown.append(Card(f"−log p(x), {split} set", decimal(nll), "nats", notes))
     for key, label, show, unit in (
-        ("elbo", "ELBO, test set", decimal, "nats"),
+        ("elbo", f"ELBO, {split} set", decimal, "nats"),
         ("bits_per_dim", "Bits per dimension", bits, ""),
     ):
         if results.get(key) is not None:

@@ -30,7 +30,7 @@ def save_pictures(
 ) -> None:
     """Draws samples and real images; of a model with codes also what its codes do, and KLs.
 
-    `kl` [num, L], in nats, is that of the test images.
+    `kl` [num, L], in nats, is that of the images evaluated.
     """
     model = experiment.model
     save_samples(model, params, experiment.config, workdir)
@@ -39,9 +39,9 @@ def save_pictures(
         return
     history = charts.kl_history(read_metrics(workdir))
     charts.save_kl_per_layer(kl.mean(axis=0), workdir / "kl_per_layer.png", history=history)
-    images = experiment.test_images()[:16]
-    x, keys = experiment.evaluator.to_data_space(images, np.arange(len(images)))
-    labels = experiment.test_labels()
+    images, split = experiment.evaluated_images()[:16], experiment.config.evaluation.split
+    x, keys = experiment.evaluator.to_data_space(images, np.arange(len(images)), split)
+    labels = experiment.evaluated_labels()
     labels = None if labels is None else labels[: len(images)]
     condition = condition_rows(labels, len(images), model.config.condition_size)
     _save_reconstructions(model, params, x, keys, condition, workdir)
@@ -84,8 +84,8 @@ def save_samples(
 
 
 def _save_real_images(experiment: Experiment, workdir: pathlib.Path) -> None:
-    """Test images as they are in the data set, in the places of the samples of their classes."""
-    images, labels = experiment.test_images(), experiment.test_labels()
+    """Images as they are in the data set, in the places of the samples of their classes."""
+    images, labels = experiment.evaluated_images(), experiment.evaluated_labels()
     num, size = experiment.config.sampling.num_images, experiment.model.config.condition_size
     chosen, num_columns = np.arange(min(num, len(images))), math.ceil(math.sqrt(num))
     if labels is not None and size <= MOST_COLUMNS:

@@ -58,7 +58,7 @@ class Run:
         return f"{self.layers_above(LEAST_KL)} of {len(self.results['kl_per_layer'])}"
 
     def layers_above(self, nats: float) -> int:
-        """How many layers have a KL of at least so many nats, in the mean over the test images."""
+        """How many layers have a KL of at least so many nats, in the mean over images."""
         return sum(value >= nats for value in self.results["kl_per_layer"])
 
     @property
@@ -72,12 +72,14 @@ class Run:
         return f"[{self.directory.name}]({self.directory.as_posix()})"
 
     def bits_per_dim(self, name: str, step: int | None = None) -> np.ndarray:
-        """Bits/dim of each test image [num] by its `elbo` or `log_likelihood`.
+        """Bits/dim of each image [num] by its `elbo` or `log_likelihood`.
 
         They are those of the final evaluation, or of an evaluation during training at `step`.
         """
-        file = "test_images.npz" if step is None else f"test_elbo_{step}.npz"
-        values = np.load(self.directory / file)[name].astype(np.float64)
+        if step is None:
+            values = self._of_images(name)
+        else:
+            values = np.load(self.directory / f"test_elbo_{step}.npz")[name].astype(np.float64)
         return -values / self._nats_of_a_bit_per_dim
 
     def held_out_bits_per_dim(self) -> tuple[float, float]:
@@ -91,8 +93,12 @@ class Run:
         return math.prod(self.config["model"]["data_shape"]) * math.log(2)
 
     def log_likelihood(self) -> np.ndarray:
-        """Importance-weighted log p(x) of each test image, in nats, [num]."""
-        return np.load(self.directory / "test_images.npz")["log_likelihood"].astype(np.float64)
+        """Importance-weighted log p(x) of each image, in nats, [num]."""
+        return self._of_images("log_likelihood")
+
+    def _of_images(self, name: str) -> np.ndarray:
+        file = f"{self.results.get('split', 'test')}_images.npz"
+        return np.load(self.directory / file)[name].astype(np.float64)
 
     def tested_steps(self) -> list[int]:
         """Steps during training of which the test images' ELBOs are kept, in order."""

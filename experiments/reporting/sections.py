@@ -51,18 +51,21 @@ class Section:
 
 
 def results_section(results: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> Section:
-    """All figures of the test set."""
+    """All figures of the evaluation."""
     paper_nll = paper_figure(results, config)
     if results is None:
         rows = [("Negative log-likelihood in the paper", Cell(nats(paper_nll)))]
         return Section("The final evaluation has not run.", rows if paper_nll is not None else ())
 
     others = dict(results)
+    split = others.pop("split", "test")
     for shown_elsewhere in ("paper_nll", "kl_per_layer", "evaluation", *_COMPUTERS, *_ORIGIN):
         others.pop(shown_elsewhere, None)
     nll, nll_stderr = others.pop("nll", None), others.pop("nll_stderr", None)
-    rows = [("Negative log-likelihood of the test set", _nll_cell(nll, nll_stderr, paper_nll))]
-    rows += _named(others, _RESULTS)
+    rows = [
+        (f"Negative log-likelihood of the {split} set", _nll_cell(nll, nll_stderr, paper_nll)),
+        *((label.format(split=split), cell) for label, cell in _named(others, _RESULTS)),
+    ]
     by_class = [others.pop(f"{name}_by_class", None) for name in ("nll", "elbo")]
     others = {key: value for key, value in others.items() if key not in _RESULTS}
     rows += [(key, Cell(plain(rounded(value)))) for key, value in others.items()]
@@ -212,12 +215,12 @@ def _keyed(value: Mapping[str, Any] | list[Any]) -> Mapping[str, Any]:
 
 # How entries of results.json are told, in this order.
 _RESULTS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "elbo": ("ELBO of the test set", nats),
+    "elbo": ("ELBO of the {split} set", nats),
     "elbo_stderr": ("Standard error of the ELBO", nats),
     "bits_per_dim": ("Bits per dimension of the log-likelihood", bits),
     "elbo_bits_per_dim": ("Bits per dimension of the ELBO", bits),
     "num_importance_samples": ("Importance samples per example", count),
-    "num_examples": ("Test images", count),
+    "num_examples": ("Images of the {split} set", count),
     "dataset": ("Data set", plain),
     "validation_elbo": ("Validation ELBO", nats),
     "step": ("Step of the weights evaluated", count),

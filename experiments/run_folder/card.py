@@ -47,7 +47,8 @@ def write_card(
 def _figures(results: dict[str, Any]) -> dict[str, Any]:
     if "nll" not in results:
         return {"test figures": "the run was not evaluated"}
-    of = f"K = {results['num_importance_samples']}, {results['num_examples']} test images"
+    images = f"{results['num_examples']} {results.get('split', 'test')} images"
+    of = f"K = {results['num_importance_samples']}, {images}"
     return {
         "-log p(x)": f"{results['nll']:.2f} ± {results['nll_stderr']:.2f} nats ({of})",
         "ELBO": f"{results['elbo']:.2f} nats",

@@ -30,6 +30,7 @@ from experiments.run_folder.same_run import (
 from experiments.run_folder.sinks import check_sinks
 from experiments.run_folder.tensorboard import write_outcome
 from experiments.settings.checks import flat
+from experiments.settings.fields import defaults
 from experiments.system.errors import UserError
 from experiments.system.files import open_atomically, write_json_atomically
 from experiments.system.paths import check_name
@@ -260,10 +261,10 @@ class RunFolder(contextlib.ExitStack):
 
     @done_by_first_process
     def show_in_tensorboard(self, config: Any, results: dict[str, Any]) -> None:
-        """Adds hyperparameters, figures of the test set and the samples to TensorBoard's log."""
+        """Adds hyperparameters, figures of the evaluation and samples to TensorBoard's log."""
         samples = self.path / "samples.png"
         pictures = {"samples": samples.read_bytes()} if samples.exists() else {}
-        figures = {name: results[name] for name in _FIGURES}
+        figures = {f"{results['split']}/{name}": results[name] for name in _FIGURES}
         fields, directory = flat(config.to_dict()), self.path / TENSORBOARD_DIRECTORY
         write_outcome(directory, results["step"], fields, figures, pictures)
 
@@ -281,7 +282,9 @@ class RunFolder(contextlib.ExitStack):
             step = self._checkpoints.choose(evaluation.checkpoint)
             is_of_this_length = results.get("continuations", []) == read_continuations(self.path)
             is_of_this_length &= results.get("stopped_early") == stopped_early
-            is_same = results["evaluation"] == evaluation.to_dict() and results["step"] == step
+            # Earlier versions had fewer settings.
+            settings = defaults()["evaluation"] | results["evaluation"]
+            is_same = settings == evaluation.to_dict() and results["step"] == step
             return is_same and is_of_this_length
         except (ValueError, TypeError, KeyError):  # damaged: evaluated anew
             return False

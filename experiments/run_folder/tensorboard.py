@@ -75,7 +75,7 @@ def write_outcome(
         directory: of all event files of the run.
         step: of the weights that were evaluated.
         fields: of the configuration, by their paths: the hyperparameters.
-        figures: of the test set, by their names; `test/NAME` there.
+        figures: of the evaluation, by their names there, such as `test/nll`.
         pictures: PNG files by their names.
     """
     with _without_torch():
@@ -84,9 +84,8 @@ def write_outcome(
         from tensorboardX.record_writer import RecordWriter
         from tensorboardX.summary import hparams
 
-    scalars = {f"test/{name}": value for name, value in figures.items()}
     texts = {name: v if isinstance(v, int | float) else str(v) for name, v in fields.items()}
-    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
     for name, content in pictures.items():
         width, height = (int.from_bytes(content[start : start + 4]) for start in (16, 20))
         image = Summary.Image(
@@ -101,7 +100,7 @@ def write_outcome(
     try:
         for event in (
             Event(file_version="brain.Event:2"),
-            *(Event(summary=part) for part in hparams(texts, scalars)),
+            *(Event(summary=part) for part in hparams(texts, figures)),
             Event(step=step, summary=Summary(value=values)),
         ):
             event.wall_time = time.time()

@@ -32,6 +32,13 @@ def check_configuration(config: Any) -> None:
             f"config.training.weight_decay_on={training['weight_decay_on']!r} means nothing with "
             "config.training.weight_decay=0.0; choose a decay, or set it to 'all'"
         )
+    evaluation = fields["evaluation"]
+    if evaluation["split"] != "test" and evaluation["test_elbo_every"]:
+        raise UserError(
+            f"config.evaluation.test_elbo_every={evaluation['test_elbo_every']!r} asks for the "
+            f"test set, which config.evaluation.split={evaluation['split']!r} leaves alone; set it "
+            "to '', or split='test'"
+        )
     dataset = fields["dataset"]
     if dataset["condition"] == "affine" and not dataset["random_affine"]:
         raise UserError(

@@ -199,7 +199,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The figures of the test set."""
+    """The figures at the end, of the test set as a rule."""
 
     num_importance_samples: int = setting(1000, "Samples of the codes per image.", POSITIVE_INT)
     batch_size: int = setting(
@@ -208,10 +208,17 @@ class Evaluation:
     samples_at_once: int = setting(
         10, "Samples of an image at once; memory grows with them.", POSITIVE_INT
     )
-    num_examples: int = setting(0, "How many test images; 0: all.", NATURAL)
+    split: str = setting(
+        "test",
+        "Which images, in figures and pictures: `test`, or `validation`, those held out, to choose "
+        "between configurations.",
+        one_of("test", "validation"),
+    )
+    num_examples: int = setting(0, "How many of them, the first ones; 0: all.", NATURAL)
     test_elbo_every: str = setting(
         "",
-        "How often training also logs the test set's ELBO, which chooses nothing.",
+        "How often training also logs the test set's ELBO, which chooses nothing. Only with "
+        "`split='test'`.",
         INTERVAL_OR_NONE,
     )
     checkpoint: str = setting(

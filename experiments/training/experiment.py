@@ -123,7 +123,7 @@ class Experiment:
     def _bytes_trained_with(self) -> int:
         parts = [self.dataset.train, self.dataset.validation]
         if self.config.evaluation.test_elbo_every:
-            parts.append(self.test_images())
+            parts.append(self.evaluated_images())
         return sum(images.nbytes for images in parts)
 
     def place(self, images: Images) -> Images | jax.Array:
@@ -163,7 +163,8 @@ class Experiment:
 
         Args:
             nll: mean -log p(x) in nats, in the data space of the model.
-            split: "train", "validation" or "test", the images that it is the mean of.
+            split: "train", "validation" or "test", the images that it is the mean of; or
+                "evaluated", those of `evaluated_images`.
         """
         max_value = self.dataset.max_value
         return bits_per_dim(nll, self.model.config, max_value, self._log_volume(split))
@@ -171,12 +172,12 @@ class Experiment:
     def _log_volume(self, split: str) -> float:
         """Of "train" that of the first images, the same to a few thousandths of a bit."""
         if split not in self._log_volumes:
-            images = {
-                "train": self.dataset.train[:NUM_VOLUME_IMAGES],
-                "validation": self.dataset.validation,
-                "test": self.test_images(),
-            }
-            self._log_volumes[split] = self.evaluator.log_volume(images[split], split)
+            evaluated = self.config.evaluation.split, self.evaluated_images()
+            name, images = {
+                "train": (split, self.dataset.train[:NUM_VOLUME_IMAGES]),
+                "validation": (split, self.dataset.validation),
+            }.get(split, evaluated)
+            self._log_volumes[split] = self.evaluator.log_volume(images, name)
         return self._log_volumes[split]
 
     @functools.cached_property
@@ -206,10 +207,12 @@ class Experiment:
             of_dispatch = num * math.prod(dataset.image_shape) / 1e6
             images = f"two dispatches of {of_dispatch:.3g} MB, streamed from {images}"
         shape = "x".join(map(str, dataset.image_shape))
+        purpose = "to test" if self.config.evaluation.split == "test" else "of these to evaluate"
+        evaluated = f"{len(self.evaluated_images())} {purpose}"
         epochs = self.total_steps / self.steps_per_epoch
         return [
             f"data: {len(dataset.train)} images of {dataset.name!r} to train, "
-            f"{len(dataset.validation)} to validate, {len(self.test_images())} to test, {shape}",
+            f"{len(dataset.validation)} to validate, {evaluated}, {shape}",
             f"model: {self.model.config.system}, {params:,} parameters; {self.total_steps} steps "
             f"of {training.batch_size} images, {epochs:.4g} epochs",
             f"devices: {num_devices()} ({jax.default_backend()}); memory of each: {images}, "
@@ -217,14 +220,17 @@ class Experiment:
             "the activations of one step",
         ]
 
-    def test_images(self) -> Images:
-        """The part of the test set that is evaluated, [num, h, w, c] uint8."""
-        return self.dataset.test[: self.config.evaluation.num_examples or None]
+    def evaluated_images(self) -> Images:
+        """The images of `config.evaluation.split` that are evaluated, [num, h, w, c] uint8."""
+        images = getattr(self.dataset, self.config.evaluation.split)
+        return images[: self.config.evaluation.num_examples or None]
 
-    def test_labels(self) -> np.ndarray | None:
-        """The labels of `test_images`, [num]; None where the model is not conditional on them."""
+    def evaluated_labels(self) -> np.ndarray | None:
+        """Theirs, [num]; None where the model is not conditional on them."""
         labels = self.dataset.labels
-        return None if labels is None else labels.test[: len(self.test_images())]
+        if labels is None:
+            return None
+        return getattr(labels, self.config.evaluation.split)[: len(self.evaluated_images())]
 
     def uses_extension(self) -> bool:
         """Whether a part that the configuration names is defined outside this project."""

@@ -100,8 +100,8 @@ class _Training:
         self._test_every = None
         if config.evaluation.test_elbo_every:
             self._test_every = experiment.interval_in_steps("evaluation", "test_elbo_every")
-            self._test_images = experiment.place(experiment.test_images())
-            self._test_labels = None if labels is None else replicate(experiment.test_labels())
+            self._test_images = experiment.place(experiment.evaluated_images())
+            self._test_labels = None if labels is None else replicate(experiment.evaluated_labels())
         self._origin = {
             "dataset_fingerprint": dataset.fingerprint,
             "config": as_json(config),

@@ -63,11 +63,12 @@ def check_images(config: Any, model: sere_jax.LatentVariableModel, dataset: Data
             f"{max_value}, the images of {name!r} have 0 to {dataset.max_value}; "
             "choose 'bernoulli' or 'gaussian'"
         )
-    num_examples = config.evaluation.num_examples
-    if num_examples > len(dataset.test):
+    split, num_examples = config.evaluation.split, config.evaluation.num_examples
+    present = len(getattr(dataset, split))
+    if num_examples > present:
         raise UserError(
-            f"config.evaluation.num_examples={num_examples} exceeds the {len(dataset.test)} test "
-            f"images of {name!r}; choose at most {len(dataset.test)}, or 0 for all"
+            f"config.evaluation.num_examples={num_examples} exceeds the {present} {split} "
+            f"images of {name!r}; choose at most {present}, or 0 for all"
         )
     if batch_size > len(dataset.train):
         raise UserError(

@@ -63,7 +63,7 @@ def test_images_are_evaluated_with_their_class_or_as_they_are(condition):
     experiment = create_experiment(tiny(condition, size))
     params = sere_jax.init(experiment.model, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
-    images, labels = replicate(experiment.test_images()), experiment.test_labels()
+    images, labels = replicate(experiment.evaluated_images()), experiment.evaluated_labels()
     rows = np.zeros((30, 6), np.float32)
     if condition == "label":
         rows = np.eye(10, dtype=np.float32)[labels_of_test_images(30)]

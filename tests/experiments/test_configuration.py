@@ -116,6 +116,7 @@ DEFAULTS = {
         "num_examples": 0,
         "num_importance_samples": 1000,
         "samples_at_once": 10,
+        "split": "test",
         "test_elbo_every": "",
     },
     "sampling": {
@@ -179,6 +180,7 @@ INVALID = {
     "evaluation.num_examples": [-1],
     "evaluation.test_elbo_every": ["0 steps", "often", 0],
     "evaluation.checkpoint": ["first"],
+    "evaluation.split": ["train", "held_out", None],
     "sampling.num_images": [0],
     "sampling.seed": [-1],
     "sampling.completion_steps": [-1, 1.5],

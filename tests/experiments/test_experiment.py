@@ -152,7 +152,7 @@ def test_figures_of_a_run_in_bfloat16_are_those_of_its_weights_in_float32():
         config.evaluation.num_importance_samples = 3
         experiment = create_experiment(config)
         params = sere_jax.init(experiment.model, jax.random.key(0))
-        images = jnp.asarray(experiment.test_images()[:20])
+        images = jnp.asarray(experiment.evaluated_images()[:20])
         evaluator = experiment.evaluator
         figures.append((evaluator.elbo(params, images), evaluator.log_likelihood(params, images)))
     (elbo, bounds), (elbo_in_bfloat16, bounds_in_bfloat16) = figures

@@ -22,6 +22,7 @@ from command_line import (
 
 import sere_jax
 from experiments import trained
+from experiments.training.keys import key_for
 from sere_jax.bijector import BIJECTORS
 
 pytestmark = pytest.mark.slow
@@ -115,6 +116,30 @@ def test_a_finished_run_is_left_alone_and_can_be_evaluated_sampled_and_reported(
     train(finished, "--mode=report")
     assert (finished / "report.html").stat().st_size > 10_000
     assert_same_bits(before, saved_arrays(finished))
+
+
+def test_held_out_images_are_evaluated_where_one_has_to_choose(uninterrupted, tmp_path):
+    workdir = tmp_path / "chosen"
+    shutil.copytree(uninterrupted, workdir)
+    options = ("split=validation", "test_elbo_every=", "num_examples=20")
+    options = tuple(f"--config.evaluation.{option}" for option in options)
+
+    printed = train(workdir, "--mode=evaluate", *options).stdout
+
+    data, (model, params) = trained.load_data(workdir), trained.load(workdir)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key_for("validation"), np.arange(20))
+    data_keys, model_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    x = sere_jax.to_data_space(model, data.validation[:20], data_keys, data.max_value)
+    expected = sere_jax.log_likelihood(model, params, x, model_keys, num_samples=3)
+    results = json.loads((workdir / "results.json").read_text())
+    images = np.load(workdir / "validation_images.npz")
+    np.testing.assert_allclose(images["log_likelihood"], expected, rtol=1e-5)
+    assert results["nll"] == pytest.approx(-expected.mean())
+    assert (results["split"], results["num_examples"]) == ("validation", 20)
+    assert f"validation: -log p(x) {results['nll']:.2f}" in printed
+    assert "log p(x), validation set" in (workdir / "report.html").read_text()
+    for name in ("test_images.npz", "test_elbo_30.npz"):  # of the evaluations before
+        assert (workdir / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
 def test_all_but_training_needs_no_configuration_but_the_workdir_s(finished, tmp_path):

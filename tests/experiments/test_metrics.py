@@ -73,7 +73,7 @@ def test_tensorboard_has_hyperparameters_test_figures_and_samples(uninterrupted)
 
 def test_an_outcome_takes_the_place_of_the_former_one(tmp_path):
     for nll in (3.0, 2.0):
-        write_outcome(tmp_path, 7, {"seed": 0}, {"nll": nll}, {})
+        write_outcome(tmp_path, 7, {"seed": 0}, {"test/nll": nll}, {})
     (path,) = tmp_path.iterdir()
     values = [value for event in read_event_file(path) for value in event.summary.value]
     assert [v.simple_value for v in values if v.tag == "test/nll"] == [2.0]

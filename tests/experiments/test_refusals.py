@@ -216,6 +216,13 @@ COMMANDS = {
     "--config.evaluation.samples_at_once=0": ["samples_at_once=0 must be an integer from 1"],
     "--config.evaluation.checkpoint=first": ["must be one of best, last"],
     "--config.evaluation.num_examples=383": ["=383 exceeds the 382 test images of 'digits'"],
+    "--config.evaluation.split=validation --config.evaluation.num_examples=143": [
+        "=143 exceeds the 142 validation images of 'digits'"
+    ],
+    "--config.evaluation.split=validation --config.evaluation.test_elbo_every=50%": [
+        "test_elbo_every='50%' asks for the test set, which config.evaluation.split='validation'",
+        "set it to '', or split='test'",
+    ],
     "--config.seed=4294967296": ["config.seed=4294967296 must be an integer from 0 to 2^32 - 1"],
     "--config.sampling.num_images=0": ["num_images=0 must be an integer from 1"],
     "--config.paper.nll=good": ["nll=good must be a number"],

@@ -118,7 +118,7 @@ def test_results_have_their_units_and_the_papers_figure(tmp_path):
     assert rows["ELBO of the test set"] == "-84.33 nats"
     assert rows["Bits per dimension of the log-likelihood"] == "0.1474"
     assert rows["Importance samples per example"] == "1,000"
-    assert rows["Test images"] == "10,000"
+    assert rows["Images of the test set"] == "10,000"
     assert rows["Step of the weights evaluated"] == "60,000"
     assert rows["Parameters"] == "4,123,456"
     assert rows["Training time"] == "1 d 3 h"
