@@ -87,8 +87,9 @@ they trained.
 MNIST_OPTIONS = """
 ## Options beyond the paper at one budget of 60 epochs
 
-`python -m experiments.main --config=configs/mnist_options.py:ROW`, one seed each, evaluated in
-the same way. These are the options of before November 2026; later ones have not been trained.
+`python -m experiments.main --config=configs/mnist_options.py:ROW --config.evaluation.split=test
+--config.evaluation.num_examples=0 --config.evaluation.num_importance_samples=1000`, one seed each,
+of versions before November 2026.
 """
 LEARNING_CURVES = f"""
 ![Learning curves of the systems and options]({MNIST_LEARNING_CURVES.as_posix()})
