@@ -91,6 +91,12 @@ MNIST_OPTIONS = """
 --config.evaluation.num_examples=0 --config.evaluation.num_importance_samples=1000`, one seed each,
 of versions before November 2026.
 """
+SCREENING = """
+## Options screened on held-out images
+
+`python -m experiments.main --config=configs/mnist_options.py:ROW`, 60 epochs, one seed each: IW-200
+of the first 2,000 of 5,000 held-out training images, so that no test image chooses anything.
+"""
 LEARNING_CURVES = f"""
 ![Learning curves of the systems and options]({MNIST_LEARNING_CURVES.as_posix()})
 
@@ -149,11 +155,15 @@ def page() -> str:
     )
     described = mnist_options.OPTIONS
     single = {name: (f"{OPTIONS}.py:{name}", None) for name in described}
+    screened = finished_runs(RESULTS_DIRECTORY / "mnist_screening")
+    later = {name: what for name, (what, _) in mnist_options.LATER_OPTIONS.items()}
+    to_screen = {name: (f"{OPTIONS}.py:{name}", None) for name in (REFERENCE, *later)}
     parts = [
         *(INTRODUCTION, LONG_MNIST, likelihood_table(long_runs, LONG_MNIST_RUNS)),
         *(MNIST_COMPARISON, likelihood_table(with_reference(compared, options), {}, REFERENCE)),
         *spread_over_seeds(compared, REFERENCE),
         *(MNIST_OPTIONS, likelihood_table(options, single, REFERENCE, described)),
+        *(SCREENING, likelihood_table(screened, to_screen, REFERENCE, described | later)),
         *(LEARNING_CURVES, CASES, cases_tables(cases)),
         *(LONG_CASES, cases_tables(long_cases)),
         *(STAND_INS, stand_ins_table(stand_ins, cifar_proxy.OPTIONS), FLOWS, flows_table(flows)),
