@@ -65,6 +65,10 @@ LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "28 blocks of a row, 4 codes each",
         {"model.num_layers": 28, "model.latent_shape": (4,)},
     ),
+    "fast": (
+        "twice the learning rate, updates limited",
+        {"training.learning_rate": 4e-3, "training.max_update_rms": 0.3},
+    ),
     "muon": ("Muon for the matrices", {"training.optimizer": "muon"}),
 }
 VARIANTS: dict[str, dict[str, Any]] = (

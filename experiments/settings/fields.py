@@ -173,6 +173,12 @@ class Training:
     max_gradient_norm: float = setting(
         100.0, "Longer gradients are shortened to it; 0: never.", NOT_NEGATIVE
     )
+    max_update_rms: float = setting(
+        0.0,
+        "Largest root mean square of the optimizer's update of an array, in learning rates; longer "
+        "ones are shortened to it; 0: never.",
+        NOT_NEGATIVE,
+    )
     ema_decay: float = setting(
         0.9995, "Decay of the averaged weights, which all evaluations use.", BELOW_ONE
     )

@@ -64,6 +64,9 @@ def kl_weight_schedule(training: Any, *, steps_per_epoch: int, total_steps: int)
 def create_optimizer(training: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer named in the configuration, for gradients that are clipped already.
 
+    Updates are clipped as in Adafactor (Shazeer & Stern 2018, section 6): where gradients suddenly
+    grow, Adam's are several times as long as usual until its second moment has followed.
+
     Weight decay is decoupled from the gradient (AdamW): what it acts on changes by minus learning
     rate times decay times itself, besides.
     """
@@ -72,9 +75,11 @@ def create_optimizer(training: Any, schedule: optax.Schedule) -> optax.GradientT
         "adamax": optax.scale_by_adamax,
         "muon": scale_by_muon_or_adam,
     }[training.optimizer]
-    parts = [scale(), optax.scale_by_learning_rate(schedule)]
+    parts = [scale()]
+    if training.max_update_rms:
+        parts.append(optax.clip_by_block_rms(training.max_update_rms))
     if training.weight_decay:
         which = training.weight_decay_on
         mask = None if which == "all" else functools.partial(decayed, which)
-        parts.insert(1, optax.add_decayed_weights(training.weight_decay, mask))
-    return optax.chain(*parts)
+        parts.append(optax.add_decayed_weights(training.weight_decay, mask))
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))

@@ -66,6 +66,30 @@ def test_optimizer_is_optax_own(optimizer, weight_decay):
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_updates_are_as_long_as_they_may_be(weight_decay):
+    training = base.get_config().training
+    training.update(weight_decay=weight_decay, max_update_rms=0.3)
+    params = {"kernel": np.full((2, 3), 0.5, np.float32), "bias": np.zeros(3, np.float32)}
+    gradients = [{"kernel": np.ones((2, 3)), "bias": np.r_[1.0, 0.0, 0.0]}] * 10
+    gradients.append(jax.tree.map(lambda gradient: 20.0 * gradient, gradients[0]))
+    limited = schedules.create_optimizer(training, optax.constant_schedule(0.1))
+    training.max_update_rms = 0.0
+    free = schedules.create_optimizer(training, optax.constant_schedule(0.1))
+    states = limited.init(params), free.init(params)
+    for gradient in gradients:
+        (short, first), (long, second) = (
+            rule.update(gradient, state, params)
+            for rule, state in zip((limited, free), states, strict=True)
+        )
+        states = first, second
+        for name, decay in {"kernel": 0.1 * weight_decay * 0.5, "bias": 0.0}.items():
+            ours, theirs = short[name] + decay, long[name] + decay
+            length = np.sqrt(np.mean(np.square(theirs))) / 0.1
+            np.testing.assert_allclose(ours, theirs * min(1.0, 0.3 / length), rtol=1e-5)
+            assert length > 0.3
+
+
 LAYER = "hierarchy/layers/"
 GENERATIVE = [f"{LAYER}{part}" for part in ("prior", "bijector", "data_layer")]  # beginnings
 IS_DECAYED = {
