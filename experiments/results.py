@@ -34,6 +34,7 @@ TABLE_START = "<!-- written by python -m experiments.results -->\n"
 TABLE_END = "<!-- end of what it writes -->\n"
 MNIST_LEARNING_CURVES = pathlib.Path("docs/mnist_learning_curves.png")
 COMPARISON, OPTIONS = "mnist_comparison", "mnist_options"  # configurations, and folders of runs
+EARLIER = f"{COMPARISON}_60_epochs"
 REFERENCE = mnist_options.REFERENCE
 
 LONG_MNIST_RUNS = {
@@ -41,17 +42,19 @@ LONG_MNIST_RUNS = {
     "all_blocks": ("mnist_best.py:all_blocks", None),
     "resnet": ("mnist_resnet.py", mnist_resnet.PAPER_NLL[""]),
 }
+LONG_RUNS_OF_README = {
+    "all_blocks": "SeRe-VAE whose priors and data layers see all previous blocks",
+    "mlp": "SeRe-VAE",
+}
 SYSTEMS_OF_README = {
-    "mnist/all_blocks": "SeRe-VAE whose priors and data layers see all previous blocks",
-    "mnist/mlp": "SeRe-VAE",
-    "mnist_options/sere_vae": "SeRe-VAE",
-    "mnist_comparison/sere_iaf": "SeRe-IAF",
-    "mnist_comparison/ladder_iw10": "Ladder VAE, 10 importance samples",
-    "mnist_comparison/dlgm": "DLGM",
-    "mnist_comparison/ladder": "Ladder VAE",
-    "mnist_comparison/iaf_vae": "IAF, in inference alone",
-    "mnist_comparison/iaf": "IAF, in generation and inference",
-    "mnist_comparison/relaxed_bernoulli": "relaxed Bernoulli VAE",
+    "sere_vae": "SeRe-VAE",
+    "sere_iaf": "SeRe-IAF",
+    "ladder_iw10": "Ladder VAE, 10 importance samples",
+    "dlgm": "DLGM",
+    "ladder": "Ladder VAE",
+    "iaf_vae": "IAF, in inference alone",
+    "iaf": "IAF, in generation and inference",
+    "relaxed_bernoulli": "relaxed Bernoulli VAE",
 }
 
 INTRODUCTION = f"""\
@@ -73,16 +76,19 @@ those of the training or, where it recorded none of its own, of the evaluation. 
 are those of one core, but not of one machine.
 """
 MNIST_COMPARISON = """
-## The systems of the paper's table at one budget of 60 epochs
+## The systems of the paper's table at one size and budget
 
-Trained on 55,000 images and evaluated in the same way with the weights that have the best ELBO of
-5,000 held-out training images. Differences to the SeRe-VAE are those on the same binarized images,
-± their standard error over images. **These runs of earlier versions are not a fair comparison**:
-the systems have 0.5 to 5.5 million parameters, all have the learning rate and warm-up of the
-SeRe-VAE, and layer normalization took from the Ladder's codes their scale.
-`configs/mnist_comparison.py` now has systems of equal size, with settings chosen for each, for 150
-epochs; those runs are not finished. The paper says neither how large its systems were nor how long
-they trained.
+`python -m experiments.main --config=configs/mnist_comparison.py:RUN`: about 5.5 million parameters,
+150 epochs of 55,000 images, a learning rate and a warm-up of the KL chosen for each system on
+held-out images ([choices](results/mnist_comparison/choices.json)). The weights are those with the
+best ELBO of 5,000 held-out images. Differences to the SeRe-VAE are those on the same binarized
+images, ± their standard error over images. The paper says neither how large its systems were nor
+how long they trained.
+"""
+EARLIER_COMPARISON = """
+Before that: 60 epochs of earlier versions, **not a fair comparison**. The systems have 0.5 to 5.5
+million parameters, all have the learning rate and warm-up of the SeRe-VAE, and layer normalization
+took from the Ladder's codes their scale.
 """
 MNIST_OPTIONS = """
 ## Options beyond the paper at one budget of 60 epochs
@@ -146,8 +152,8 @@ work ran beside some of them.)
 
 def page() -> str:
     """The text of RESULTS.md."""
-    long_runs, compared, options = (
-        finished_runs(RESULTS_DIRECTORY / name) for name in ("mnist", COMPARISON, OPTIONS)
+    long_runs, compared, earlier, options = (
+        finished_runs(RESULTS_DIRECTORY / name) for name in ("mnist", COMPARISON, EARLIER, OPTIONS)
     )
     cases, long_cases, stand_ins, flows = (
         finished_runs(RESULTS_DIRECTORY / f"cifar10_jpeg_{name}")
@@ -158,10 +164,14 @@ def page() -> str:
     screened = finished_runs(RESULTS_DIRECTORY / "mnist_screening")
     later = {name: what for name, (what, _) in mnist_options.LATER_OPTIONS.items()}
     to_screen = {name: (f"{OPTIONS}.py:{name}", None) for name in (REFERENCE, *later)}
+    paper = {name: mnist_comparison.get_config(name).paper.nll for name in mnist_comparison.SYSTEMS}
+    to_compare = {name: (f"{COMPARISON}.py:{name}", nll) for name, nll in paper.items()}
+    earlier = with_reference(earlier, options)
     parts = [
         *(INTRODUCTION, LONG_MNIST, likelihood_table(long_runs, LONG_MNIST_RUNS)),
-        *(MNIST_COMPARISON, likelihood_table(with_reference(compared, options), {}, REFERENCE)),
+        *(MNIST_COMPARISON, likelihood_table(compared, to_compare, REFERENCE)),
         *spread_over_seeds(compared, REFERENCE),
+        *(EARLIER_COMPARISON, likelihood_table(earlier, {}, REFERENCE)),
         *(MNIST_OPTIONS, likelihood_table(options, single, REFERENCE, described)),
         *(SCREENING, likelihood_table(screened, to_screen, REFERENCE, described | later)),
         *(LEARNING_CURVES, CASES, cases_tables(cases)),
@@ -172,27 +182,33 @@ def page() -> str:
 
 
 def with_reference(compared: Mapping[str, Run], options: Mapping[str, Run]) -> dict[str, Run]:
-    """The compared systems, among them the SeRe-VAE of the options as long as it has no other."""
+    """The compared systems, among them the SeRe-VAE of the options, which has their budget."""
     reference = {name: run for name, run in options.items() if name == REFERENCE}
     return reference | dict(compared)
 
 
 def readme_table() -> str:
     """The README's table: the systems of the paper on MNIST, best first."""
-    runs = {}
-    for name in SYSTEMS_OF_README:
-        path = RESULTS_DIRECTORY / name
-        if (run := finished_runs(path.parent).get(path.name)) is not None:
-            runs[name] = run
+    long_runs, compared, earlier, options = (
+        finished_runs(RESULTS_DIRECTORY / name) for name in ("mnist", COMPARISON, EARLIER, OPTIONS)
+    )
+    all_are_there = compared.keys() >= mnist_comparison.SYSTEMS.keys()
+    systems = compared if all_are_there else with_reference(earlier, options)
+    runs = [
+        (labels[name], run)
+        for labels, kept in ((LONG_RUNS_OF_README, long_runs), (SYSTEMS_OF_README, systems))
+        for name, run in kept.items()
+        if name in labels
+    ]
     rows = [
         [
-            f"[{SYSTEMS_OF_README[name]}]({run.directory.as_posix()})",
+            f"[{label}]({run.directory.as_posix()})",
             f"{run.results['epoch']:.0f}",
             f"{run.results['nll']:.2f} ± {run.results['nll_stderr']:.2f}",
             figure_of_paper(run.results["paper_nll"]),
             run.kind,
         ]
-        for name, run in sorted(runs.items(), key=lambda item: item[1].results["nll"])
+        for label, run in sorted(runs, key=lambda item: item[1].results["nll"])
     ]
     columns = ["MNIST, dynamically binarized", "epochs", "-log p(x), nats", "the paper", "kept as"]
     return "\n".join([*table(columns, rows), ""])
@@ -237,7 +253,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
     compared, options = (finished_runs(RESULTS_DIRECTORY / name) for name in (COMPARISON, OPTIONS))
-    panels = learning_curves(with_reference(compared, options), options)
+    panels = learning_curves(compared, options)
     if panels:
         charts_of_runs.save_learning_curves_of_runs(panels, MNIST_LEARNING_CURVES)
     for path, content in ((PAGE, text), (README, readme)):
