@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.reporting.canvas import TEXT, new_chart, save, style_axes
+from experiments.reporting.canvas import new_chart, save, style_axes
 from experiments.reporting.charts import label_ends, layer_colors, marker_for, points_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def save_learning_curves_of_runs(
     panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path: str | os.PathLike[str]
 ) -> Path:
-    """Draws the validation ELBO of several runs against epochs, best first in the legends.
+    """Draws the validation ELBO of several runs against epochs, each labelled with its best.
 
     `panels` stand side by side: by their titles, records by the names of the runs. At least one
     record of each run is of the validation set.
@@ -49,23 +49,27 @@ def save_labelled_curves(
     if not curves:
         return None
     figure = new_chart(10.0, max(5.4, 1.5 + 0.22 * len(curves)))
-    axes = figure.subplots()
-    colors = dict(zip(curves, layer_colors(len(curves), 0.75), strict=True))
-    for (name, points), dash in zip(curves.items(), itertools.cycle(["-", "--"]), strict=False):
-        style: dict[str, Any] = {"color": colors[name], "linestyle": dash, "linewidth": 1.5}
-        axes.plot(*points.T, marker=marker_for(points), **style)
-    _limit_to_later_epochs(axes, curves.values())
-    axes.set_xlabel("epochs")
-    axes.set_ylabel(f"{'training' if split == 'train' else split} ELBO (nats)")
-    style_axes(axes)
-    ends = {name: points[-1, 1] for name, points in curves.items()}
-    named = {name: f"{name}, {end:.2f}" for name, end in ends.items()}
-    label_ends(
-        axes,
-        {named[name]: end for name, end in ends.items()},
-        {named[name]: color for name, color in colors.items()},
+    split = "training" if split == "train" else split
+    _draw_labelled(
+        figure.subplots(), curves, {name: points[-1, 1] for name, points in curves.items()}, split
     )
     return save(figure, path)
+
+
+def _draw_labelled(
+    axes: Axes, curves: Mapping[str, np.ndarray], values: Mapping[str, float], split: str
+) -> None:
+    """Each curve [num, 2] with its name and its value at the height of its end."""
+    labels = {name: f"{name}, {values[name]:.2f}" for name in curves}
+    colors = dict(zip(labels.values(), layer_colors(len(curves), 0.75), strict=True))
+    for (name, points), dashes in zip(curves.items(), itertools.cycle(["-", "--"]), strict=False):
+        style: dict[str, Any] = {"color": colors[labels[name]], "linestyle": dashes}
+        axes.plot(*points.T, marker=marker_for(points), linewidth=1.5, **style)
+    _limit_to_later_epochs(axes, curves.values())
+    axes.set_xlabel("epochs")
+    axes.set_ylabel(f"{split} ELBO (nats)")
+    style_axes(axes)
+    label_ends(axes, {labels[name]: points[-1, 1] for name, points in curves.items()}, colors)
 
 
 def _limit_to_later_epochs(axes: Axes, curves: Iterable[np.ndarray]) -> None:
@@ -78,16 +82,6 @@ def _limit_to_later_epochs(axes: Axes, curves: Iterable[np.ndarray]) -> None:
 
 def _draw_elbo_of_runs(axes: Axes, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     curves = {name: points_of(records, "validation", "elbo") for name, records in runs.items()}
-    names = sorted(curves, key=lambda name: -curves[name][:, 1].max())
-    style: dict[str, Any]
-    for name, color, dashes in zip(
-        names, layer_colors(len(names), 0.9), itertools.cycle(["-", "--"]), strict=False
-    ):
-        label = f"{name}, {curves[name][:, 1].max():.2f}"
-        style = {"color": color, "marker": marker_for(curves[name]), "label": label}
-        axes.plot(*curves[name].T, linestyle=dashes, linewidth=1.4, **style)
-    _limit_to_later_epochs(axes, curves.values())
-    axes.set_xlabel("epochs")
-    axes.set_ylabel("validation ELBO (nats)")
-    style_axes(axes)
-    axes.legend(frameon=False, fontsize=9, labelcolor=TEXT, loc="best")
+    best = {name: points[:, 1].max() for name, points in curves.items()}
+    names = sorted(curves, key=lambda name: -best[name])
+    _draw_labelled(axes, {name: curves[name] for name in names}, best, "validation")
