@@ -73,7 +73,7 @@ LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = (
     {"": {}, REFERENCE: {}}
-    | {name: {} for name in OPTIONS}
+    | {name: mnist_mlp.VARIANTS[name] for name in OPTIONS}
     | {name: overrides for name, (_, overrides) in LATER_OPTIONS.items()}
 )
 
@@ -81,7 +81,7 @@ VARIANTS: dict[str, dict[str, Any]] = (
 def get_config(variant: str = "") -> ConfigDict:
     """`mnist_mlp` with one option, by default none, and the common budget."""
     overrides = base.choose_variant(variant, VARIANTS)
-    config = mnist_mlp.get_config(variant if variant in OPTIONS else "")
+    config = mnist_mlp.get_config()
     config.training.num_epochs = 60
     config.evaluation.update(split="validation", num_examples=2000, num_importance_samples=200)
     config.update_from_flattened_dict(overrides)

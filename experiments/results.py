@@ -150,22 +150,26 @@ work ran beside some of them.)
 """
 
 
+def kept(*folders: str) -> list[dict[str, Run]]:
+    """The finished runs of each of these folders of results/, by their names."""
+    return [finished_runs(RESULTS_DIRECTORY / folder) for folder in folders]
+
+
 def page() -> str:
     """The text of RESULTS.md."""
-    long_runs, compared, earlier, options = (
-        finished_runs(RESULTS_DIRECTORY / name) for name in ("mnist", COMPARISON, EARLIER, OPTIONS)
-    )
-    cases, long_cases, stand_ins, flows = (
-        finished_runs(RESULTS_DIRECTORY / f"cifar10_jpeg_{name}")
-        for name in ("cases", "cases_long", "proxy", "flows")
+    long_runs, compared, earlier, options = kept("mnist", COMPARISON, EARLIER, OPTIONS)
+    cases, long_cases, stand_ins, flows = kept(
+        *(f"cifar10_jpeg_{name}" for name in ("cases", "cases_long", "proxy", "flows"))
     )
     described = mnist_options.OPTIONS
     single = {name: (f"{OPTIONS}.py:{name}", None) for name in described}
-    screened = finished_runs(RESULTS_DIRECTORY / "mnist_screening")
+    (screened,) = kept("mnist_screening")
     later = {name: what for name, (what, _) in mnist_options.LATER_OPTIONS.items()}
     to_screen = {name: (f"{OPTIONS}.py:{name}", None) for name in (REFERENCE, *later)}
-    paper = {name: mnist_comparison.get_config(name).paper.nll for name in mnist_comparison.SYSTEMS}
-    to_compare = {name: (f"{COMPARISON}.py:{name}", nll) for name, nll in paper.items()}
+    to_compare = {
+        name: (f"{COMPARISON}.py:{name}", mnist_comparison.get_config(name).paper.nll)
+        for name in mnist_comparison.SYSTEMS
+    }
     earlier = with_reference(earlier, options)
     parts = [
         *(INTRODUCTION, LONG_MNIST, likelihood_table(long_runs, LONG_MNIST_RUNS)),
@@ -189,15 +193,13 @@ def with_reference(compared: Mapping[str, Run], options: Mapping[str, Run]) -> d
 
 def readme_table() -> str:
     """The README's table: the systems of the paper on MNIST, best first."""
-    long_runs, compared, earlier, options = (
-        finished_runs(RESULTS_DIRECTORY / name) for name in ("mnist", COMPARISON, EARLIER, OPTIONS)
-    )
+    long_runs, compared, earlier, options = kept("mnist", COMPARISON, EARLIER, OPTIONS)
     all_are_there = compared.keys() >= mnist_comparison.SYSTEMS.keys()
     systems = compared if all_are_there else with_reference(earlier, options)
     runs = [
         (labels[name], run)
-        for labels, kept in ((LONG_RUNS_OF_README, long_runs), (SYSTEMS_OF_README, systems))
-        for name, run in kept.items()
+        for labels, runs_of in ((LONG_RUNS_OF_README, long_runs), (SYSTEMS_OF_README, systems))
+        for name, run in runs_of.items()
         if name in labels
     ]
     rows = [
@@ -252,7 +254,7 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
-    compared, options = (finished_runs(RESULTS_DIRECTORY / name) for name in (COMPARISON, OPTIONS))
+    compared, options = kept(COMPARISON, OPTIONS)
     panels = learning_curves(compared, options)
     if panels:
         charts_of_runs.save_learning_curves_of_runs(panels, MNIST_LEARNING_CURVES)

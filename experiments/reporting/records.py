@@ -76,11 +76,8 @@ class Run:
 
         They are those of the final evaluation, or of an evaluation during training at `step`.
         """
-        if step is None:
-            values = self._of_images(name)
-        else:
-            values = np.load(self.directory / f"test_elbo_{step}.npz")[name].astype(np.float64)
-        return -values / self._nats_of_a_bit_per_dim
+        file = None if step is None else f"test_elbo_{step}.npz"
+        return -self._of_images(name, file) / self._nats_of_a_bit_per_dim
 
     def held_out_bits_per_dim(self) -> tuple[float, float]:
         """Bits/dim of the last ELBO of the held-out training images, and their standard error."""
@@ -96,8 +93,9 @@ class Run:
         """Importance-weighted log p(x) of each image, in nats, [num]."""
         return self._of_images("log_likelihood")
 
-    def _of_images(self, name: str) -> np.ndarray:
-        file = f"{self.results.get('split', 'test')}_images.npz"
+    def _of_images(self, name: str, file: str | None = None) -> np.ndarray:
+        """Of the final evaluation unless `file` says otherwise."""
+        file = file or f"{self.results.get('split', 'test')}_images.npz"
         return np.load(self.directory / file)[name].astype(np.float64)
 
     def tested_steps(self) -> list[int]:
