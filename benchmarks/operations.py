@@ -32,7 +32,8 @@ EXPERIMENTS = {
 def count(function: Callable[..., Any], *arguments: Any) -> int:
     """Floating-point operations of the products of matrices and convolutions in a function.
 
-    A multiplication and an addition for each pair of numbers. Loops count as often as they run.
+    A multiplication and an addition for each pair of numbers, without the zeros that convolutions
+    add at the border. Loops count as often as they run.
     Elementwise operations are left out: a few percent where layers have hundreds of units.
 
     Args:
@@ -103,15 +104,29 @@ def _of_equation(equation: JaxprEqn) -> int:
         (contracted, _), _ = params["dimension_numbers"]
         return 2 * results[0].size * math.prod(operands[0].shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
-        kernel = operands[1]
-        outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-        return 2 * results[0].size * kernel.size // outputs
+        return 2 * _pairs_of_convolution(*operands, results[0], params)
     inner = [_of_jaxpr(jaxpr) for jaxpr in _inner(params)]
     if name == "while" and any(inner):
         raise ValueError("products in a loop of unknown length cannot be counted")
     if name == "cond":
         return max(inner)
     return sum(inner) * params.get("length", 1)
+
+
+def _pairs_of_convolution(image: Any, kernel: Any, result: Any, params: dict[str, Any]) -> int:
+    """How many numbers of an image and of a kernel are multiplied; zeros at the border are not."""
+    of_image, of_kernel, of_result = params["dimension_numbers"]
+    pairs = kernel.shape[of_kernel[1]]
+    pairs *= math.prod(result.shape[axis] for axis in of_result[:2])
+    for axis, stride in enumerate(params["window_strides"]):
+        last = (image.shape[of_image[2 + axis]] - 1) * params["lhs_dilation"][axis]
+        places = (
+            start * stride + offset * params["rhs_dilation"][axis] - params["padding"][axis][0]
+            for start in range(result.shape[of_result[2 + axis]])
+            for offset in range(kernel.shape[of_kernel[2 + axis]])
+        )
+        pairs *= sum(0 <= p <= last and not p % params["lhs_dilation"][axis] for p in places)
+    return pairs
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Jaxpr]:

@@ -130,6 +130,25 @@ def test_convolutions_and_their_gradients_are_counted(groups):
     assert operations.count(gradient, image, kernel) == 2 * forward
 
 
+@pytest.mark.parametrize("name", ["window_strides", "lhs_dilation", "rhs_dilation"])
+def test_convolutions_with_borders_are_counted_as_xla_does(name):
+    """Zeros of a border, and between pixels, are not multiplied."""
+    image = jax.ShapeDtypeStruct((2, 9, 8, 4), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 4, 6), jnp.float32)
+    options = {"window_strides": (1, 1), name: (2, 3)}
+
+    def convolve(image, kernel):
+        return jax.lax.conv_general_dilated(
+            image,
+            kernel,
+            padding=((1, 2), (3, 0)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            **options,
+        )
+
+    assert operations.count(convolve, image, kernel) == operations_by_xla(convolve, image, kernel)
+
+
 def test_the_page_has_the_rows():
     page = PAGE.read_text()
     for row in operations.rows().splitlines():

@@ -26,7 +26,9 @@ def random_values(*shape, seed=1):
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 4, 2), (1, 1, 1, 3), (2, 1, 6, 1)], ids=str)
-def test_convolution_and_its_gradients_are_those_of_xla(shape):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_convolution_and_its_gradients_are_those_of_xla(monkeypatch, backend, shape):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     maps, kernel = random_values(*shape), random_values(3, 3, shape[-1], 4)
     cotangent = random_values(*shape[:-1], 4, seed=2)
 
