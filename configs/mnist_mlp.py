@@ -37,6 +37,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model.latent_sizes": (20, 16, 12, 10, 8, 8, 8, 6, 6, 6),
     },
     "carry": {"model.carry_start": 0.9},
+    "lattice": {
+        "model.partition": "checkerboard",
+        "model.block_order": "boustrophedon",
+        "model.num_layers": 16,
+        "model.latent_shape": (6,),
+        "model.data_context": 16,
+        "model.couple_data_to_prior": True,
+    },
 }
 PAPER_NLL = {"": 81.17, "case3": 81.17, "dlgm": 84.53}
 EXPECTED_NLL = {"": 84.8, "case3": 84.8}

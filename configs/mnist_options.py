@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, mnist_mlp, mnist_resnet
+from configs import base, mnist_mlp
 
 REFERENCE = "sere_vae"
 OPTIONS = {
@@ -55,11 +55,7 @@ LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "lattice": (
         "16 interleaved blocks of 7 x 7, 6 codes each; all previous blocks in view",
-        {
-            field: value
-            for field, value in mnist_resnet.LATTICE.items()
-            if field not in ("model.data_channels", "model.encoder")
-        },
+        mnist_mlp.VARIANTS["lattice"],
     ),
     "rows": (
         "28 blocks of a row, 4 codes each",

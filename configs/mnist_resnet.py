@@ -30,16 +30,7 @@ SMALL = {
     "training.ema_decay": 0.99,
     "evaluation.num_importance_samples": 100,
 }
-LATTICE = {
-    "model.partition": "checkerboard",
-    "model.block_order": "boustrophedon",
-    "model.num_layers": 16,
-    "model.latent_shape": (6,),
-    "model.data_context": 16,
-    "model.couple_data_to_prior": True,
-    "model.data_channels": 32,
-    "model.encoder": "shared",
-}
+LATTICE = mnist_mlp.VARIANTS["lattice"] | {"model.data_channels": 32, "model.encoder": "shared"}
 VARIANTS = {"": {}, "lattice": LATTICE, "small": SMALL}
 PAPER_NLL = {"": 79.50}
 
