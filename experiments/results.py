@@ -34,7 +34,6 @@ TABLE_START = "<!-- written by python -m experiments.results -->\n"
 TABLE_END = "<!-- end of what it writes -->\n"
 MNIST_LEARNING_CURVES = pathlib.Path("docs/mnist_learning_curves.png")
 COMPARISON, OPTIONS = "mnist_comparison", "mnist_options"  # configurations, and folders of runs
-EARLIER = f"{COMPARISON}_60_epochs"
 REFERENCE = mnist_options.REFERENCE
 
 LONG_MNIST_RUNS = {
@@ -84,11 +83,6 @@ held-out images ([choices](results/mnist_comparison/choices.json)). The weights 
 best ELBO of 5,000 held-out images. Differences to the SeRe-VAE are those on the same binarized
 images, ± their standard error over images. The paper says neither how large its systems were nor
 how long they trained.
-"""
-EARLIER_COMPARISON = """
-Before that: 60 epochs of earlier versions, **not a fair comparison**. The systems have 0.5 to 5.5
-million parameters, all have the learning rate and warm-up of the SeRe-VAE, and layer normalization
-took from the Ladder's codes their scale.
 """
 MNIST_OPTIONS = """
 ## Options beyond the paper at one budget of 60 epochs
@@ -157,7 +151,7 @@ def kept(*folders: str) -> list[dict[str, Run]]:
 
 def page() -> str:
     """The text of RESULTS.md."""
-    long_runs, compared, earlier, options = kept("mnist", COMPARISON, EARLIER, OPTIONS)
+    long_runs, compared, options = kept("mnist", COMPARISON, OPTIONS)
     cases, long_cases, stand_ins, flows = kept(
         *(f"cifar10_jpeg_{name}" for name in ("cases", "cases_long", "proxy", "flows"))
     )
@@ -170,12 +164,10 @@ def page() -> str:
         name: (f"{COMPARISON}.py:{name}", mnist_comparison.get_config(name).paper.nll)
         for name in mnist_comparison.SYSTEMS
     }
-    earlier = with_reference(earlier, options)
     parts = [
         *(INTRODUCTION, LONG_MNIST, likelihood_table(long_runs, LONG_MNIST_RUNS)),
         *(MNIST_COMPARISON, likelihood_table(compared, to_compare, REFERENCE)),
         *spread_over_seeds(compared, REFERENCE),
-        *(EARLIER_COMPARISON, likelihood_table(earlier, {}, REFERENCE)),
         *(MNIST_OPTIONS, likelihood_table(options, single, REFERENCE, described)),
         *(SCREENING, likelihood_table(screened, to_screen, REFERENCE, described | later)),
         *(LEARNING_CURVES, CASES, cases_tables(cases)),
@@ -185,20 +177,12 @@ def page() -> str:
     return "".join(part if isinstance(part, str) else "\n".join(["", *part, ""]) for part in parts)
 
 
-def with_reference(compared: Mapping[str, Run], options: Mapping[str, Run]) -> dict[str, Run]:
-    """The compared systems, among them the SeRe-VAE of the options, which has their budget."""
-    reference = {name: run for name, run in options.items() if name == REFERENCE}
-    return reference | dict(compared)
-
-
 def readme_table() -> str:
     """The README's table: the systems of the paper on MNIST, best first."""
-    long_runs, compared, earlier, options = kept("mnist", COMPARISON, EARLIER, OPTIONS)
-    all_are_there = compared.keys() >= mnist_comparison.SYSTEMS.keys()
-    systems = compared if all_are_there else with_reference(earlier, options)
+    long_runs, compared = kept("mnist", COMPARISON)
     runs = [
         (labels[name], run)
-        for labels, runs_of in ((LONG_RUNS_OF_README, long_runs), (SYSTEMS_OF_README, systems))
+        for labels, runs_of in ((LONG_RUNS_OF_README, long_runs), (SYSTEMS_OF_README, compared))
         for name, run in runs_of.items()
         if name in labels
     ]
@@ -206,13 +190,15 @@ def readme_table() -> str:
         [
             f"[{label}]({run.directory.as_posix()})",
             f"{run.results['epoch']:.0f}",
+            run.options_in_use,
             f"{run.results['nll']:.2f} ± {run.results['nll_stderr']:.2f}",
             figure_of_paper(run.results["paper_nll"]),
             run.kind,
         ]
         for label, run in sorted(runs, key=lambda item: item[1].results["nll"])
     ]
-    columns = ["MNIST, dynamically binarized", "epochs", "-log p(x), nats", "the paper", "kept as"]
+    columns = ["MNIST, dynamically binarized", "epochs", "with"]
+    columns += ["-log p(x), nats", "the paper", "kept as"]
     return "\n".join([*table(columns, rows), ""])
 
 
