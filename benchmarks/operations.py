@@ -104,7 +104,7 @@ def _of_equation(equation: JaxprEqn) -> int:
         (contracted, _), _ = params["dimension_numbers"]
         return 2 * results[0].size * math.prod(operands[0].shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
-        return 2 * _pairs_of_convolution(*operands, results[0], params)
+        return 2 * _pairs_of_convolution(operands[0], operands[1], results[0], params)
     inner = [_of_jaxpr(jaxpr) for jaxpr in _inner(params)]
     if name == "while" and any(inner):
         raise ValueError("products in a loop of unknown length cannot be counted")

@@ -89,7 +89,7 @@ MNIST_OPTIONS = """
 
 `python -m experiments.main --config=configs/mnist_options.py:ROW --config.evaluation.split=test
 --config.evaluation.num_examples=0 --config.evaluation.num_importance_samples=1000`, one seed each,
-of versions before November 2026.
+of versions of 25 November 2026.
 """
 SCREENING = """
 ## Options screened on held-out images
@@ -100,8 +100,8 @@ of the first 2,000 of 5,000 held-out training images, so that no test image choo
 LEARNING_CURVES = f"""
 ![Learning curves of the systems and options]({MNIST_LEARNING_CURVES.as_posix()})
 
-*ELBO of 5,000 held-out training images. Objectives of several samples (`ladder_iw10`,
-`importance_weighted5`) raise the likelihood at the cost of the ELBO.*
+*ELBO of 5,000 held-out training images. The objective of several samples (`importance_weighted5`)
+raises the likelihood at the cost of the ELBO.*
 """
 CASES = """
 ## Couplings: cases 1, 2 and 3 (paper, section 4.2.1)

@@ -24,13 +24,13 @@ from sere_jax.networks.products import Dense
 
 
 class RankOneAffine(distrax.Bijector):
-    """z = c + (diag(d) + u uᵀ) ε with d > 0, over the flattened event.
+    """z = b + (diag(d) + u uᵀ) ε with d > 0, over the flattened event.
 
     Forward and inverse cost O(N) for N latents, by the Sherman-Morrison formula, and the
     log-determinant log|det| = Σ log d + log(1 + Σ u²/d) by the matrix determinant lemma, where
     `distrax.DiagPlusLowRankLinear` would factorize a matrix for every example.
 
-    shift is c, diagonal d and direction u, all [..., *latent_shape] with `event_ndims` axes.
+    shift is b, diagonal d and direction u, all [..., *latent_shape] with `event_ndims` axes.
     """
 
     def __init__(self, shift: Array, diagonal: Array, direction: Array, event_ndims: int = 1):

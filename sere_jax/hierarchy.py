@@ -82,7 +82,7 @@ class Hierarchy(nn.Module):
         """
         window = self._no_codes(noise.shape[1 : noise.ndim - len(self.config.latent_shape)])
         inputs = (observed.prior, observed.posterior, noise, self.code_mask, observed.condition)
-        if self._has_dear_launches and not (self.is_initializing() or self.config.rematerialize):
+        if self._is_launch_bound and not (self.is_initializing() or self.config.rematerialize):
             step = functools.partial(infer_step, Layer(self.config, parent=None))
             arguments = (self.layer.variables, self._rngs_of_layers(), inputs)
             _, latents = recurrence.scan(step, window, arguments)
@@ -131,8 +131,8 @@ class Hierarchy(nn.Module):
         return self.partition.merge(blocks), log_prob
 
     @property
-    def _has_dear_launches(self) -> bool:
-        """Whether a step takes as long as its kernels are many, so that few large ones are best."""
+    def _is_launch_bound(self) -> bool:
+        """Whether launches, not arithmetic, limit a step, so that few large kernels are best."""
         return jax.default_backend() != "cpu"
 
     @property
@@ -190,9 +190,12 @@ class Hierarchy(nn.Module):
     def _all_at_once(
         self, method: Callable[..., Any], in_axes: tuple[Any, ...]
     ) -> Callable[..., Any]:
-        """Maps a method without a carry over the layers; None in `in_axes`: the same for all."""
+        """Maps a method without a carry over the layers; None in `in_axes`: the same for all.
+
+        By `nn.vmap`; flows, and residual networks on CPUs, are faster by `nn.scan`.
+        """
         config = self.config
-        if config.has_flows or (config.applies_layers_in_turn and not self._has_dear_launches):
+        if config.has_flows or (config.applies_layers_in_turn and not self._is_launch_bound):
             in_axes = tuple(nn.broadcast if axis is None else axis for axis in in_axes)
 
             def step(layer: Layer, carry: None, *arguments: Any) -> tuple[None, Any]:

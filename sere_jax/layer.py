@@ -112,7 +112,10 @@ class Layer(nn.Module):
         block: Array,
         condition: Array | None = None,
     ) -> Observed:
-        """All features, given those of x; of the blocks [..., j, h, w, channels] before."""
+        """What the layer knows of an image, given its features of x.
+
+        `previous` are the blocks [..., j, h, w, channels] before its own, `block` is its own.
+        """
         of_previous = self.observe_previous(previous, condition)
         return Observed(encoding, *of_previous, block, self.observe_condition(condition))
 
@@ -126,7 +129,7 @@ class Layer(nn.Module):
         return prior, self.data_layer.observe(previous, condition)
 
     def observe_condition(self, condition: Array | None) -> OfCondition:
-        """What of the condition [..., C] does not come with features of an image."""
+        """What a condition [..., C] adds to prior and bijector, where no features bring it."""
         if condition is None:
             return NO_CONDITION
         prior = bijector = None

@@ -2,7 +2,8 @@
 
 With `latent_shape` (h, w, c) everything is computed on maps of h x w positions; images enter by
 moving the pixels of each position to its channels. With `latent_shape` (n,) codes and
-blocks are vectors, and only the encoder of the whole image is convolutional.
+blocks are vectors. Convolutional are then the encoder of the whole image and, with `data_channels`,
+the data layers.
 """
 
 import functools
@@ -72,7 +73,7 @@ def _forward(
 def _multiply(maps: Array, kernel: Array, precision: str | None) -> Array:
     if jax.default_backend() == "cpu":
         return _correlate(maps, kernel, precision)
-    # On GPUs the layers are batched, and products with a kernel each stay one launch.
+    # On GPUs the layers are batched, and their products stay one launch.
     total = contract(_neighbors(maps), kernel.reshape(-1, kernel.shape[-1]), 1, precision)
     return total.reshape(*maps.shape[:-1], kernel.shape[-1])
 
@@ -82,7 +83,7 @@ def _backward(
 ) -> tuple[Array, Array]:
     maps, kernel = residuals
     cotangent = rounded(cotangent, precision)
-    # Gathering the cotangent's neighbors is faster than scattering to those of the maps.
+    # The cotangent's convolution with the kernel turned around, its channels swapped.
     by_maps = _multiply(cotangent, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), precision)
     return by_maps, _by_kernel(maps, cotangent, precision)
 
@@ -90,8 +91,8 @@ def _backward(
 def _by_kernel(maps: Array, cotangent: Array, precision: str | None) -> Array:
     """The gradient of the kernel, [3, 3, inputs, outputs]."""
     if jax.default_backend() == "cpu":
-        # A convolution whose batch are the channels. The barriers keep XLA from undoing the
-        # transpositions; its own gradient, without them, takes many times as long.
+        # A convolution whose batch axis holds the channels. The barrier keeps XLA from undoing the
+        # transpositions; its own gradient of a kernel takes many times as long.
         channels, images = jax.lax.optimization_barrier(
             (maps.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3))
         )

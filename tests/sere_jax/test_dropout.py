@@ -223,7 +223,7 @@ def test_nothing_is_dropped_but_in_training(random_model, batch, share):
 def test_what_an_example_drops_depends_on_its_key_and_not_on_its_batch(
     random_model, batch, num_samples, share, as_gpus_scan, monkeypatch
 ):
-    monkeypatch.setattr(Hierarchy, "_has_dear_launches", as_gpus_scan)
+    monkeypatch.setattr(Hierarchy, "_is_launch_bound", as_gpus_scan)
     model, params = random_model(**share, **COUPLED)
     plain, _ = random_model(**COUPLED)
     x, keys = batch
