@@ -44,6 +44,7 @@ LONG_MNIST_RUNS = {
 LONG_RUNS_OF_README = {
     "all_blocks": "SeRe-VAE whose priors and data layers see all previous blocks",
     "mlp": "SeRe-VAE",
+    "resnet": "SeRe-VAE of residual networks",
 }
 SYSTEMS_OF_README = {
     "sere_vae": "SeRe-VAE",
@@ -100,8 +101,8 @@ of the first 2,000 of 5,000 held-out training images, so that no test image choo
 LEARNING_CURVES = f"""
 ![Learning curves of the systems and options]({MNIST_LEARNING_CURVES.as_posix()})
 
-*ELBO of 5,000 held-out training images. The objective of several samples (`importance_weighted5`)
-raises the likelihood at the cost of the ELBO.*
+*ELBO of 5,000 held-out training images. Objectives of several samples raise the likelihood at the
+cost of the ELBO.*
 """
 CASES = """
 ## Couplings: cases 1, 2 and 3 (paper, section 4.2.1)

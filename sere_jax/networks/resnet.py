@@ -106,7 +106,7 @@ def _by_kernel(maps: Array, cotangent: Array, precision: str | None) -> Array:
 
 
 def _correlate(maps: Array, kernel: Array, precision: str | None) -> Array:
-    """XLA's convolution of maps [B, h, w, inputs], with a border of one zero, float32."""
+    """XLA's convolution of maps [B, h, w, inputs] with a border of one zero, float32 or wider."""
     common = jnp.result_type(maps, kernel)
     return jax.lax.conv_general_dilated(
         maps.astype(common),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from configs.mnist_comparison import SYSTEMS
 from experiments import results
 from experiments.reporting.records import finished_runs, paired_gap
 from experiments.reporting.tables import (
@@ -201,9 +202,12 @@ def test_the_spread_over_seeds_is_that_of_the_runs_of_one_system(tmp_path):
     assert spread_over_seeds(runs, "other") == []
 
 
-def test_the_table_of_the_readme_has_the_systems_best_first(tmp_path, monkeypatch):
+@pytest.mark.parametrize("others", [(), ("sere_vae", "dlgm"), set(SYSTEMS) - {"iaf"}])
+def test_the_table_of_the_readme_has_the_systems_best_first(tmp_path, monkeypatch, others):
     monkeypatch.setattr(results, "RESULTS_DIRECTORY", tmp_path)
     folder = "mnist_comparison"
+    for name in others:
+        keep_run(tmp_path / folder / name, (7.0, 6.0, 90.0), nll=90.0)
     names = (f"{folder}/iaf", "mnist/mlp", f"{folder}/sere_vae_seed1", "mnist/of_ours")
     for name, nll in zip(names, (84.5, 81.0, 82.25, 80.0), strict=True):
         keep_run(tmp_path / name, (7.0, 6.0, nll), nll=nll, paper_nll=83.04)
@@ -213,6 +217,8 @@ def test_the_table_of_the_readme_has_the_systems_best_first(tmp_path, monkeypatc
 
     _, _, *rows = results.readme_table().strip().split("\n")
 
+    assert len(rows) == 2 + len(others)
+    rows = rows[:2]
     assert [row.partition("](")[0] for row in rows] == [
         "| [SeRe-VAE",
         "| [IAF, in generation and inference",
