@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from sere_jax.arrays import Array
 from sere_jax.rules import BFLOAT16
@@ -80,9 +81,11 @@ def gradient_of_kernel(
     x, cotangent = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, *outputs)
     if precision != BFLOAT16:
         return contract(x, cotangent, ((0,), (0,)), precision)
-    # Without the barrier XLA on CPUs merges the transposition with the product, and then refuses
-    # to compute it in bfloat16.
-    return contract(jax.lax.optimization_barrier(x.T), cotangent, 1, precision)
+    # XLA on CPUs computes products of transposed arrays, and of arrays that are laid out as if
+    # transposed, in float32; on others it transposes nothing.
+    on_cpu = jax.default_backend() == "cpu"
+    inputs_first = with_layout_constraint(x.T, Layout((0, 1))) if on_cpu else x.T
+    return contract(inputs_first, cotangent, 1, precision)
 
 
 def contract(

@@ -1,6 +1,7 @@
 """Products in bfloat16: what is rounded, what is not, and that nothing but the objective is."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -82,6 +83,33 @@ def test_products_and_their_gradients_are_those_of_rounded_inputs(function, batc
         np.testing.assert_allclose(found, value.reshape(found.shape), rtol=1e-4, atol=1e-4)
     exact = np.asarray(x, np.float64) @ kernel
     assert np.abs(expected[0] - exact).max() > 0.02  # so that rounding shows
+
+
+def types_of_factors(function, *arguments):
+    """What the compiled program of a function multiplies, such as ["bf16", "bf16"]."""
+    program = jax.jit(function).lower(*arguments).compile().as_text()
+    types = dict(re.findall(r"%([\w.-]+) = (\w+)\[", program))
+    factors = re.findall(r" dot\(%([\w.-]+), %([\w.-]+)\)", program)
+    return [types[name] for pair in factors for name in pair]
+
+
+def in_a_loop(function):
+    return lambda *arrays: jax.lax.map(lambda slices: function(*slices), arrays)
+
+
+@pytest.mark.parametrize("over_layers", [jax.vmap, in_a_loop])
+def test_gradients_of_kernels_multiply_bfloat16_on_machines_that_do(over_layers):
+    def product(x, kernel):
+        with in_bfloat16():
+            return matmul(x, kernel)
+
+    def by_kernel(x, kernel, cotangent):
+        return jax.vjp(functools.partial(product, x), kernel)[1](cotangent)
+
+    x, kernel, cotangent = random(3, 64, 96), random(3, 96, 32), random(3, 64, 32)
+    expected = types_of_factors(over_layers(product), x, kernel)
+    assert expected in (["bf16"] * 2, ["f32"] * 2)  # the latter where hardware has no bfloat16
+    assert types_of_factors(over_layers(by_kernel), x, kernel, cotangent) == expected
 
 
 def test_convolutions_and_their_gradients_are_those_of_rounded_inputs():
