@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import collections
 import ctypes
 import gc
 import os
@@ -30,8 +31,21 @@ def pytest_configure(config):
         os.environ[SHARED_FOLDER] = folder.name
         os.environ.setdefault(PROGRAMS, f"{folder.name}/programs")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # lines of Python, which no test reads
     jax.config.update(PROGRAMS.lower(), os.environ[PROGRAMS])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    gc.set_threshold(100_000, 50, 50)  # tracing makes many objects; looking at them takes a tenth
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no process is left with one while the other has ended.
+
+    Those of which most tests are slow, then those with most tests.
+    """
+    tests = collections.Counter(item.path for item in items)
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-slow[item.path] / tests[item.path], -tests[item.path], item.path))
 
 
 @pytest.hookimpl(wrapper=True)
