@@ -8,6 +8,7 @@ whatever file.
 
 import inspect
 import math
+from typing import ClassVar
 
 import distrax
 import jax
@@ -169,20 +170,28 @@ class SplineCouplingLayer(_CodeFlow):
 class MaskedAutoregressiveLayer(_CodeFlow):
     """Window of codes to z_d = m_d + s_d ε_d with m, s functions of z_1 .. z_{d-1}; sequential."""
 
+    gated: ClassVar[bool] = False
+
     @nn.compact
     def __call__(self, window: Array | None, condition: Array | None = None) -> distrax.Bijector:
         """window [..., k, *latent_shape], or None: the same for all codes."""
         config = self.config
-        hidden_sizes = (config.hidden_size,) * (config.num_hidden_layers - 1)
-        flow = MaskedAutoregressiveFlow(config.latent_shape, hidden_sizes, name="flow")
+        flow = MaskedAutoregressiveFlow(
+            config.latent_shape,
+            (config.hidden_size,) * (config.num_hidden_layers - 1),
+            gated=self.gated,
+            name="flow",
+        )
         return flow(self._condition(window, condition))
 
 
 class InverseAutoregressiveLayer(MaskedAutoregressiveLayer):
-    """The inverse of a masked autoregressive flow (Kingma et al. 2016): ε to z in one pass.
+    """Window of codes to z_d = g_d ε_d + (1 - g_d) m_d, in one pass (Kingma et al. 2016).
 
-    z_d = (ε_d - m_d) / s_d with m, s functions of ε_1 .. ε_{d-1}.
+    Means m and gates 0 < g < 1 are functions of ε_1 .. ε_{d-1}.
     """
+
+    gated: ClassVar[bool] = True
 
     def __call__(self, window: Array | None, condition: Array | None = None) -> distrax.Bijector:
         """window [..., k, *latent_shape], or None: the same for all codes."""

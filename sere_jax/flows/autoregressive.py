@@ -16,6 +16,7 @@ from sere_jax.flows.whitening import MIN_DEVIATION, Whitening
 from sere_jax.networks.masked import MADE, MaskedNetwork, spread_degrees
 
 MAX_LOG_SCALE = 3.0  # of one autoregressive flow
+GATE_START = 2.0  # logit of the gates at the start (Kingma et al. 2016, section 4)
 NUM_NORMALIZED = 1000  # of the images that are whitened; to normalize activations they suffice
 
 
@@ -40,7 +41,7 @@ class MaskedAutoregressive(distrax.Bijector):
         """u to x, and log|det dx/du| = Σ log s."""
 
         def invert(u: Array, parameters: Array) -> Array:
-            return parameters[..., 0] + jnp.exp(_log_scale(parameters[..., 1])) * u
+            return self._from_noise(u, parameters[..., 0], self._log_scale(parameters[..., 1]))
 
         value = self.network.solve(invert, self._flatten(x))
         _, log_scale = self._mean_and_log_scale(value)
@@ -50,7 +51,7 @@ class MaskedAutoregressive(distrax.Bijector):
         """x to u, and log|det du/dx| = -Σ log s."""
         y = self._flatten(y)
         mean, log_scale = self._mean_and_log_scale(y)
-        u = (y - mean) * jnp.exp(-log_scale)
+        u = self._to_noise(y, mean, log_scale)
         return u.reshape(*u.shape[:-1], *self.event_shape), -jnp.sum(log_scale, axis=-1)
 
     def same_as(self, other: distrax.Bijector) -> bool:
@@ -59,38 +60,69 @@ class MaskedAutoregressive(distrax.Bijector):
 
     def _mean_and_log_scale(self, x: Array) -> tuple[Array, Array]:
         parameters = self.network(x)
-        return parameters[..., 0, :], _log_scale(parameters[..., 1, :])
+        return parameters[..., 0, :], self._log_scale(parameters[..., 1, :])
 
     def _flatten(self, x: Array) -> Array:
         return flatten(x, self.event_ndims_in)
 
+    def _log_scale(self, raw: Array) -> Array:
+        return MAX_LOG_SCALE * jnp.tanh(raw / MAX_LOG_SCALE)
 
-def _log_scale(raw: Array) -> Array:
-    return MAX_LOG_SCALE * jnp.tanh(raw / MAX_LOG_SCALE)
+    def _from_noise(self, u: Array, mean: Array, log_scale: Array) -> Array:
+        return mean + jnp.exp(log_scale) * u
+
+    def _to_noise(self, x: Array, mean: Array, log_scale: Array) -> Array:
+        return (x - mean) * jnp.exp(-log_scale)
+
+
+class GatedAutoregressive(MaskedAutoregressive):
+    """x_d = m_d + (u_d - m_d) / g_d, whose inverse is u_d = g_d x_d + (1 - g_d) m_d, 0 < g_d < 1.
+
+    The inverse is the step of an inverse autoregressive flow (Kingma et al. 2016, Eqs. 13 and 14).
+    It never enlarges what it is given, as (x - m) / s does with a small s, by which trainings of
+    several such flows diverge.
+    """
+
+    def _log_scale(self, raw: Array) -> Array:
+        return jax.nn.softplus(-(raw + GATE_START))  # -log g
+
+    def _from_noise(self, u: Array, mean: Array, log_scale: Array) -> Array:
+        return mean + jnp.exp(log_scale) * (u - mean)
+
+    def _to_noise(self, x: Array, mean: Array, log_scale: Array) -> Array:
+        return mean + jnp.exp(-log_scale) * (x - mean)
 
 
 class MaskedAutoregressiveFlow(nn.Module):
-    """Conditions to a `MaskedAutoregressive` bijector, near the identity at the start."""
+    """Conditions to a masked autoregressive bijector, near the identity at the start."""
 
     event_shape: tuple[int, ...]
     hidden_sizes: tuple[int, ...]  # of the masked network
     reverse: bool = False  # whether the order of the inputs is the opposite one
     direct: bool = False  # whether the network has direct connections
+    gated: bool = False  # whether the bijector is a `GatedAutoregressive`
 
     @nn.compact
     def __call__(self, *conditions: Array | None, mask: Array | None = None) -> distrax.Bijector:
         """A bijector over events of `event_shape`, from conditions [..., features] or None.
 
         The mask [D] is 0 where events are padding, which stays as it is; None: nowhere.
+
+        Raises:
+            ValueError: There is a mask, which gates would not leave as it is.
         """
+        if self.gated and mask is not None:
+            raise ValueError("flows with gates change padding; give them no mask")
         conditional = any(condition is not None for condition in conditions)
         degrees = spread_degrees(
             math.prod(self.event_shape), self.hidden_sizes, conditional=conditional
         )
         degrees = degrees.reversed() if self.reverse else degrees
-        made = MADE(degrees, num_parameters=2, direct=self.direct, name="network")
+        name = "gated_network" if self.gated else "network"
+        made = MADE(degrees, num_parameters=2, direct=self.direct, name=name)
         network = made(*conditions, mask=mask)
-        return MaskedAutoregressive(network, self.event_shape)
+        bijector = GatedAutoregressive if self.gated else MaskedAutoregressive
+        return bijector(network, self.event_shape)
 
 
 class ActivationNorm(nn.Module):
@@ -133,6 +165,7 @@ class MaskedAutoregressiveFlows(nn.Module):
     hidden_sizes: tuple[int, ...]  # of the masked networks
     num_flows: int  # how many
     direct: bool = False  # whether the masked networks have direct connections
+    gated: bool = False  # whether the flows are `GatedAutoregressive`
 
     @nn.compact
     def __call__(
@@ -165,6 +198,7 @@ class MaskedAutoregressiveFlows(nn.Module):
                 self.hidden_sizes,
                 reverse=index % 2 == 1,
                 direct=self.direct,
+                gated=self.gated,
                 name=f"flow_{index}",
             )
             norm = ActivationNorm(self.event_shape, name=f"norm_{index}")(x, mask)

@@ -37,8 +37,8 @@ class InverseAutoregressiveVAE(WholeImageModel):
     With one layer it is therefore a VAE with a diagonal posterior of ε and a decoder that starts
     with the flow (`configs/mnist_iaf.py:iaf`); here the flow belongs to q alone.
 
-    Unlike in the original, f_t is z' = (z - m) / s with a bounded log s, not the gated
-    s z + (1 - s) m, and an affine map with constants of each dimension comes before it.
+    f_t is g z + (1 - g) m with gates g in (0, 1). Unlike in the original, an affine map with
+    constants of each dimension comes before each.
     """
 
     def setup(self) -> None:
@@ -48,7 +48,9 @@ class InverseAutoregressiveVAE(WholeImageModel):
         self.encoder = MLPFeatures(config, config.num_hidden_layers - 1)
         self.base = nn.Dense(2 * num_latents)
         widths = (config.hidden_size,) * (config.num_hidden_layers - 1)
-        self.flows = MaskedAutoregressiveFlows(config.latent_shape, widths, config.num_flows)
+        self.flows = MaskedAutoregressiveFlows(
+            config.latent_shape, widths, config.num_flows, gated=True
+        )
         self.data_layer = create_data_layer(config, config.data_shape, is_whole_image=True)
 
     def __call__(self, x: Array, noise: Noise) -> SampledInference:

@@ -6,7 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax.flows.autoregressive import MAX_LOG_SCALE, MaskedAutoregressive
+from sere_jax.flows.autoregressive import (
+    GATE_START,
+    MAX_LOG_SCALE,
+    GatedAutoregressive,
+    MaskedAutoregressive,
+)
 from sere_jax.flows.coupling import SplineCoupling
 from sere_jax.networks.masked import Degrees, MaskedNetwork
 from sere_jax.networks.stripes import MaskedKernel, cut_stripes
@@ -34,6 +39,23 @@ class Standardize(bijections.AbstractBijection):
         return y * jnp.exp(log_scale) + self.mean, log_scale
 
 
+class Gate(bijections.AbstractBijection):
+    """u = g x + (1 - g) m (Kingma et al. 2016, Eq. 14)."""
+
+    mean: jax.Array
+    raw_gate: jax.Array
+    shape = ()
+    cond_shape = None
+
+    def transform_and_log_det(self, x, condition=None):
+        gate = jax.nn.sigmoid(self.raw_gate + GATE_START)
+        return gate * x + (1.0 - gate) * self.mean, jnp.log(gate)
+
+    def inverse_and_log_det(self, y, condition=None):
+        gate = jax.nn.sigmoid(self.raw_gate + GATE_START)
+        return (y - (1.0 - gate) * self.mean) / gate, -jnp.log(gate)
+
+
 def random_values(*shape, seed=1):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
@@ -53,7 +75,7 @@ def striped(kernel, num_seen):
     return MaskedKernel(dense, staircases, tuple(map(int, num_seen)), stripes)
 
 
-def with_weights_of(theirs, condition, dim):
+def with_weights_of(theirs, condition, dim, kind):
     """Our bijector with the weights and masks of one of flowjax, given the condition."""
     width = theirs.masked_autoregressive_mlp.layers[0].out_features
     ranks = np.arange(width) % (dim - 1) if condition is None else np.arange(width) % dim - 1
@@ -78,24 +100,30 @@ def with_weights_of(theirs, condition, dim):
     )
     kernels = tuple(map(striped, kernels, seen))
     network = MaskedNetwork(kernels, tuple(biases), offset, None, None, degrees)
-    return MaskedAutoregressive(network, (dim,))
+    return kind(network, (dim,))
 
 
 @pytest.mark.parametrize(
     "condition", [None, random_values(3, seed=4)], ids=["plain", "conditional"]
 )
-def test_masked_autoregressive_flows_are_those_of_flowjax(condition):
+@pytest.mark.parametrize(
+    ("kind", "transformer", "scale"),
+    [(MaskedAutoregressive, Standardize, 3), (GatedAutoregressive, Gate, 5)],
+)
+def test_masked_autoregressive_flows_are_those_of_flowjax(condition, kind, transformer, scale):
     dim = 5
     theirs = bijections.MaskedAutoregressive(
         jax.random.key(0),
-        transformer=Standardize(jnp.zeros(()), jnp.zeros(())),
+        transformer=transformer(jnp.zeros(()), jnp.zeros(())),
         dim=dim,
         cond_dim=None if condition is None else 3,
         nn_width=24,
         nn_depth=2,
     )
-    theirs = jax.tree.map(lambda leaf: 3 * leaf if equinox.is_inexact_array(leaf) else leaf, theirs)
-    ours, x = with_weights_of(theirs, condition, dim), random_values(7, dim)
+    theirs = jax.tree.map(
+        lambda leaf: scale * leaf if equinox.is_inexact_array(leaf) else leaf, theirs
+    )
+    ours, x = with_weights_of(theirs, condition, dim, kind), random_values(7, dim)
 
     u, log_det = jax.jit(ours.inverse_and_log_det)(x)
     expected = jax.vmap(lambda x: paramax.unwrap(theirs).transform_and_log_det(x, condition))(x)
