@@ -164,9 +164,13 @@ def test_the_whitening_is_not_trained(random_module):
     assert direct and all(np.any(gradient != 0) for gradient in direct)
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_conditional_flows_agree_with_the_jacobian_and_keep_padding(random_module, padded, direct):
-    flows = MaskedAutoregressiveFlows((5,), (12, 10), num_flows=2, direct=direct)
+@pytest.mark.parametrize(("padded", "gated"), [(False, False), (True, False), (False, True)])
+def test_conditional_flows_agree_with_the_jacobian_and_keep_padding(
+    random_module, padded, gated, direct
+):
+    if gated and direct:
+        pytest.skip("no model has both: direct connections are for data, gates for codes")
+    flows = MaskedAutoregressiveFlows((5,), (12, 10), num_flows=2, direct=direct, gated=gated)
     first, second = random_values(3, 2), random_values(2, 3, 4)
     mask = np.float32([1, 1, 1, 0, 0]) if padded else None
     params = random_module(flows, first, second, mask=mask, observed=second)
@@ -189,6 +193,12 @@ def test_conditional_flows_agree_with_the_jacobian_and_keep_padding(random_modul
     np.testing.assert_allclose(back, u, atol=5e-3 if direct else 1e-3)
     if padded:
         assert (x[..., 3:] == 0).all() and np.abs(x[..., :3]).min() > 0
+
+
+def test_gates_refuse_padding_which_they_would_change():
+    flows = MaskedAutoregressiveFlows((5,), (12,), num_flows=1, gated=True)
+    with pytest.raises(ValueError, match="flows with gates change padding; give them no mask"):
+        flows.init(jax.random.key(0), random_values(3, 2), mask=np.float32([1, 1, 1, 0, 0]))
 
 
 # ------------------------------------------------------------------------------- plain flows
