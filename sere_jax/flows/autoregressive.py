@@ -78,9 +78,8 @@ class MaskedAutoregressive(distrax.Bijector):
 class GatedAutoregressive(MaskedAutoregressive):
     """x_d = m_d + (u_d - m_d) / g_d, whose inverse is u_d = g_d x_d + (1 - g_d) m_d, 0 < g_d < 1.
 
-    The inverse is the step of an inverse autoregressive flow (Kingma et al. 2016, Eqs. 13 and 14).
-    It never enlarges what it is given, as (x - m) / s does with a small s, by which trainings of
-    several such flows diverge.
+    The inverse is the step of an inverse autoregressive flow that Kingma et al. 2016 prefer (Eqs.
+    13 and 14). Several of them do not multiply to large scales, as those of (x - m) / s can.
     """
 
     def _log_scale(self, raw: Array) -> Array:
