@@ -8,8 +8,8 @@ over 10 % of the training, from 0 over 50 %) are those of six choices that gave 
 of held-out images, IW-200, after 20 epochs: `results/mnist_comparison/choices.json`; where a
 training of 150 epochs lost layers for good at that rate, half of it. Those of `SYSTEMS` without
 any are what `configs/mnist_mlp.py` has, 2e-3 and 10 %. Those of the three systems with inverse
-autoregressive flows were chosen for flows without gates, and are to be chosen anew. The paper does
-not say how long it trained.
+autoregressive flows were chosen for flows without gates; with gates one choice of each is made. The
+paper does not say how long it trained.
 """
 
 from typing import Any
