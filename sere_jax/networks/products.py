@@ -81,8 +81,8 @@ def gradient_of_kernel(
     x, cotangent = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, *outputs)
     if precision != BFLOAT16:
         return contract(x, cotangent, ((0,), (0,)), precision)
-    # XLA on CPUs computes products of transposed arrays, and of arrays that are laid out as if
-    # transposed, in float32; on others it transposes nothing.
+    # XLA on CPUs multiplies bfloat16 only where both arrays lie in memory in the order of their
+    # axes; it converts a transposed one to float32. Elsewhere a transposition needs no copy.
     on_cpu = jax.default_backend() == "cpu"
     inputs_first = with_layout_constraint(x.T, Layout((0, 1))) if on_cpu else x.T
     return contract(inputs_first, cotangent, 1, precision)
