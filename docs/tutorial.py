@@ -152,6 +152,7 @@ config.model.bijector = "spline_coupling"
 config.training.num_steps = 100
 config.training.evaluate_every = config.training.checkpoint_every = "50%"
 config.evaluation.num_importance_samples = config.evaluation.num_examples = 50
+config.sampling.num_images = 0  # none is looked at here
 modes.train(config, folder / "splines", command="docs/tutorial.py")
 model, params = trained.load(folder / "splines")
 print("-ELBO of the loaded model:", -sere_jax.elbo(model, params, x, key).mean(), "nats")

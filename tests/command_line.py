@@ -27,9 +27,10 @@ TINY = (
     "--config.evaluation.num_importance_samples=3",
     "--config.evaluation.num_examples=30",
     "--config.evaluation.test_elbo_every=50%",
-    "--config.sampling.num_images=9",
+    "--config.sampling.num_images=0",
     "--config.sampling.completion_steps=0",
 )
+PICTURES = "--config.sampling.num_images=9"
 # Most programs of tests run for a moment: with these, XLA compiles them in two thirds of the time.
 EMITTERS = "xla_cpu_use_fusion_emitters"  # what users have, and some tests turn on again
 QUICK_OPTIONS = {EMITTERS: False, "xla_cpu_parallel_codegen_split_count": 1}

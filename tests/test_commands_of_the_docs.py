@@ -14,7 +14,7 @@ from command_line import ROOT, environment
 pytestmark = pytest.mark.slow
 
 SHORT = (
-    "--config.model.hidden_size=8 --config.training.num_steps=2 --config.sampling.num_images=4 "
+    "--config.model.hidden_size=8 --config.training.num_steps=2 --config.sampling.num_images=0 "
     "--config.evaluation.num_importance_samples=2 --config.evaluation.num_examples=10 "
     "--config.sampling.completion_steps=0"
 )

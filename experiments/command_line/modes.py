@@ -16,6 +16,7 @@ from experiments.run_folder.folder import RunFolder
 from experiments.run_folder.lock import lock
 from experiments.run_folder.same_run import check_configuration_of
 from experiments.settings.checks import check_configuration
+from experiments.system.errors import UserError
 from experiments.system.files import open_atomically
 from experiments.training import early_stopping
 from experiments.training.agreement import create_same_experiment
@@ -89,6 +90,11 @@ def sample(config: Any, workdir: pathlib.Path, command: str) -> None:
     del command
     check_configuration(config)
     check_configuration_of(workdir, config)
+    if not config.sampling.num_images:
+        raise UserError(
+            "--mode=sample draws nothing with config.sampling.num_images=0; give the number of "
+            "samples, as in --config.sampling.num_images=100"
+        )
     with lock(workdir):
         model, params, _ = load_model(config, workdir)
         images, expected = save_samples(model, params, config, workdir)

@@ -30,15 +30,19 @@ def save_pictures(
 ) -> None:
     """Draws samples and real images; of a model with codes also what its codes do, and KLs.
 
-    `kl` [num, L], in nats, is that of the images evaluated.
+    `kl` [num, L], in nats, is that of the images evaluated. With `sampling.num_images=0` the chart
+    of KLs is all.
     """
     model = experiment.model
+    if model.config.has_latents:
+        history = charts.kl_history(read_metrics(workdir))
+        charts.save_kl_per_layer(kl.mean(axis=0), workdir / "kl_per_layer.png", history=history)
+    if not experiment.config.sampling.num_images:
+        return
     save_samples(model, params, experiment.config, workdir)
     _save_real_images(experiment, workdir)
     if not model.config.has_latents:
         return
-    history = charts.kl_history(read_metrics(workdir))
-    charts.save_kl_per_layer(kl.mean(axis=0), workdir / "kl_per_layer.png", history=history)
     images, split = experiment.evaluated_images()[:16], experiment.config.evaluation.split
     x, keys = experiment.evaluator.to_data_space(images, np.arange(len(images)), split)
     labels = experiment.evaluated_labels()

@@ -236,7 +236,9 @@ class Evaluation:
 class Sampling:
     """Images that are drawn."""
 
-    num_images: int = setting(100, "How many images.", POSITIVE_INT)
+    num_images: int = setting(
+        100, "How many samples; 0: no samples, reconstructions or other images.", NATURAL
+    )
     seed: int = setting(0, "Seed of their codes and pixels.", SEED)
     completion_steps: int = setting(
         100, "Steps of the chain that completes half images for the report; 0: none.", NATURAL

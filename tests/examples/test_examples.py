@@ -219,7 +219,7 @@ SHORT = (
     "--config.training.num_steps=2",
     "--config.evaluation.num_importance_samples=2",
     "--config.evaluation.num_examples=20",
-    "--config.sampling.num_images=4",
+    "--config.sampling.num_images=0",
 )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from command_line import locked, shared_folder, train
+from command_line import PICTURES, locked, shared_folder, train
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def uninterrupted() -> pathlib.Path:
     workdir = shared_folder() / "uninterrupted"
     with locked(shared_folder() / "uninterrupted.lock"):
         if not (workdir / "report.html").exists():
-            train(workdir, "--config.sampling.completion_steps=2")
+            train(workdir, PICTURES, "--config.sampling.completion_steps=2")
     return workdir
 
 

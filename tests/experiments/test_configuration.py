@@ -183,7 +183,7 @@ INVALID = {
     "evaluation.test_elbo_every": ["0 steps", "often", 0],
     "evaluation.checkpoint": ["first"],
     "evaluation.split": ["train", "held_out", None],
-    "sampling.num_images": [0],
+    "sampling.num_images": [-1],
     "sampling.seed": [-1],
     "sampling.completion_steps": [-1, 1.5],
     "paper.nll": ["low", float("nan")],

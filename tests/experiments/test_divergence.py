@@ -104,7 +104,7 @@ FLOW = {
     "training.checkpoint_every": "10 steps",
     "evaluation.num_importance_samples": 1,
     "evaluation.num_examples": 20,
-    "sampling.num_images": 4,
+    "sampling.num_images": 0,
     "sampling.completion_steps": 0,
 }
 

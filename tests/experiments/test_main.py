@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from command_line import (
+    PICTURES,
     ROOT,
     TINY,
     assert_same_bits,
@@ -109,6 +110,9 @@ def test_a_finished_run_is_left_alone_and_can_be_evaluated_sampled_and_reported(
     assert results["command"] == command and "--mode=evaluate" not in command
     assert "--mode=evaluate" in results["evaluation_command"]
     train(finished, "--mode=sample", "--config.sampling.num_images=5")
+    none = train(finished, "--mode=sample", check=False)
+    assert none.returncode == 2 and none.stderr.count("\n") == 1
+    assert "num_images=0; give the number" in none.stderr
     samples = np.load(finished / "samples.npz")
     assert samples["images"].shape == samples["expected"].shape == (5, 8, 8, 1)
     assert set(np.unique(samples["images"])) == {0.0, 1.0}
@@ -208,7 +212,7 @@ def test_ctrl_c_in_an_evaluation_is_one_line(finished):
     samples = finished / "samples.png"
     samples.unlink(missing_ok=True)
     before = saved_arrays(finished)
-    slow = ("--mode=evaluate", "--config.evaluation.num_importance_samples=1000000")
+    slow = (PICTURES, "--mode=evaluate", "--config.evaluation.num_importance_samples=1000000")
     with start(finished, *slow) as process:
         wait_until(samples.exists, process)
         process.send_signal(signal.SIGINT)
@@ -239,18 +243,21 @@ def test_images_of_any_channels_are_drawn_and_a_run_knows_its_images_by_their_fi
         "--config.training.batch_size=4",
         "--config.training.num_epochs=1",
         "--config.evaluation.num_importance_samples=2",
+        "--config.sampling.completion_steps=2",
     )
-    launch(*run, write_images("images.npz"))
+    launch(*run, PICTURES, write_images("images.npz"))
     assert (tmp_path / "run" / "reconstructions.png").exists()
 
     others = write_images("others.npz")
     (tmp_path / "images.npz").rename(tmp_path / "moved.npz")
-    assert "is complete" in launch(*run, f"--config.dataset.path={tmp_path / 'moved.npz'}").stdout
+    moved = launch(*run, f"--config.dataset.path={tmp_path / 'moved.npz'}")
+    assert "is complete" in moved.stdout
     assert "are not those that" in launch(*run, others, check=False).stderr
     # The number of devices need not divide the batch any more.
-    evaluated = launch(workdir, others, "--mode=evaluate", config=None, devices=3)
+    no_images = "--config.sampling.num_images=0"
+    evaluated = launch(workdir, others, "--mode=evaluate", no_images, config=None, devices=3)
     assert "note: the images of 'npz' are not those that" in evaluated.stderr
-    launch(workdir, "--mode=sample", config=None)  # needs no images
+    launch(workdir, "--mode=sample", PICTURES, config=None)  # needs no images
 
 
 def test_a_run_with_an_extension_is_evaluated_by_its_workdir_alone(tmp_path, monkeypatch):
@@ -258,6 +265,8 @@ def test_a_run_with_an_extension_is_evaluated_by_its_workdir_alone(tmp_path, mon
     file = "examples/bijector.py"
     short = ("--config.training.num_steps=2", "--config.evaluation.num_examples=30")
     launch(workdir, *TINY, *short, config=file)
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {"kl_per_layer.png", "learning_curves.png"}  # num_images=0
 
     evaluated = launch(workdir, "--mode=evaluate", config=None)
 

@@ -224,7 +224,7 @@ COMMANDS = {
         "set it to '', or split='test'",
     ],
     "--config.seed=4294967296": ["config.seed=4294967296 must be an integer from 0 to 2^32 - 1"],
-    "--config.sampling.num_images=0": ["num_images=0 must be an integer from 1"],
+    "--config.sampling.num_images=-1": ["num_images=-1 must be an integer from 0"],
     "--config.paper.nll=good": ["nll=good must be a number"],
     "--config.training.batch_size=30": ["batch_size=30 (over all devices)", "4 devices; choose 28"],
     "--mode=dance": ["--mode=dance", "train|evaluate|sample|report|export"],

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from command_line import (
+    PICTURES,
     TINY,
     assert_same_bits,
     launch,
@@ -45,6 +46,7 @@ def test_files_of_arrays_on_four_devices_in_uneven_dispatches(tmp_path):
             f"--workdir={tmp_path / placement}",
             *TINY,
             *UNEVEN,
+            PICTURES,
             f"--config.dataset.path={path}",
             f"--config.dataset.placement={placement}",
             devices=4,
