@@ -233,12 +233,16 @@ def _template(model: LatentVariableModel) -> Params:
 def _check_shapes(subject: str, arrays: Mapping[str, Any], template: Params, way_out: str) -> None:
     expected = {name: leaf.shape for name, leaf in _flat(template).items()}
     found = {name: np.shape(values) for name, values in arrays.items()}
-    if found != expected:
-        name = min(n for n in expected.keys() | found if expected.get(n) != found.get(n))
-        raise ValueError(
-            f"{subject} belong to another model: {name} has the shape {found.get(name)} instead "
-            f"of {expected.get(name)}; {way_out}"
-        )
+    if found == expected:
+        return
+    if missing := expected.keys() - found:
+        difference = f"they lack {min(missing)}"
+    elif besides := found.keys() - expected:
+        difference = f"they have {min(besides)} besides"
+    else:
+        name = min(name for name, shape in expected.items() if found[name] != shape)
+        difference = f"{name} has the shape {found[name]} instead of {expected[name]}"
+    raise ValueError(f"{subject} belong to another model: {difference}; {way_out}")
 
 
 def _write(path: pathlib.Path, data: bytes) -> None:

@@ -184,6 +184,11 @@ class Checkpoints(contextlib.AbstractContextManager):
             number = _error_code(error)
             if number in _NO_DAMAGE:
                 raise OSError(number, os.strerror(number), str(self.directory)) from error
+            if difference := self._other_parameters(step, template):
+                raise UserError(
+                    f"checkpoint {self.directory / str(step)} belongs to another model: "
+                    f"{difference}; choose another --workdir, or the version that trained it"
+                ) from error
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise UserError(
                 f"checkpoint {self.directory / str(step)} cannot be restored: {reason}; "
@@ -244,6 +249,19 @@ class Checkpoints(contextlib.AbstractContextManager):
             )
         return None
 
+    def _other_parameters(self, step: int, template: Any) -> str:
+        """Which parameter either the checkpoint or the model lacks; "" where that is not known."""
+        with ocp.StandardCheckpointer() as checkpointer, _no_warnings():
+            try:
+                folder = _Folder(self.directory / str(step) / "state")
+                saved = checkpointer.metadata(folder).item_metadata.tree["params"]
+            except Exception:  # damaged
+                return ""
+        found, expected = _names(saved), _names(template.params)
+        if missing := expected - found:
+            return f"it lacks {min(missing)}"
+        return f"it has {min(found - expected)} besides" if found > expected else ""
+
     def _current_identity(self) -> tuple[int, int] | None:
         """What tells the folder from another one of the same name; None where there is none."""
         try:
@@ -303,6 +321,11 @@ def _error_code(error: Exception) -> int | None:
     """The system's, of an OSError or of a ValueError of tensorstore that stands for one."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return int(code[1]) if code else getattr(error, "errno", None)
+
+
+def _names(tree: Any) -> set[str]:
+    paths = (path for path, _ in jax.tree.leaves_with_path(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path in paths}
 
 
 def _checksum(

@@ -1,5 +1,6 @@
 """What is saved comes back to the bit; the latest few and the best stay; damage is survived."""
 
+import dataclasses
 import errno
 import resource
 import shutil
@@ -272,6 +273,26 @@ def test_checkpoints_of_another_model_are_refused_and_left_alone(tmp_path):
         checkpoints.restore_latest(state_at(0, size=7))
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.steps() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected", "difference"),
+    [("w", "v", "it lacks v"), ("w", "vw", "it lacks v"), ("vw", "w", "it has v besides")],
+)
+def test_parameters_of_other_names_are_named(tmp_path, saved, expected, difference):
+    def with_parameters(names):
+        params = {name: np.ones(3, np.float32) for name in names}
+        return dataclasses.replace(state_at(1), params=params)
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(with_parameters(saved), {"train_seconds": 1.0})
+    message = f"belongs to another model: {difference}; choose another --workdir, or the version"
+    for read_only in (True, False):
+        with (
+            Checkpoints(tmp_path, read_only=read_only) as checkpoints,
+            pytest.raises(UserError, match=message),
+        ):
+            checkpoints.restore(with_parameters(expected), 1)
 
 
 def test_reading_where_there_is_no_checkpoint_is_refused(tmp_path):

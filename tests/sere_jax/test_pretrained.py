@@ -139,10 +139,17 @@ def test_saving_again_replaces_both_files_and_leaves_others(copy, saved):
 
 
 def test_parameters_of_another_model_are_refused(saved, tmp_path):
-    _, model, _ = saved
+    _, model, params = saved
     _, other_params = create("ladder_vae")
-    with pytest.raises(ValueError, match="params belong to another model: .* has the shape"):
-        sere_jax.save_pretrained(tmp_path / "none", model, other_params)
+    more = {**params, "more": {"bias": np.zeros(3)}}
+    wide = jax.tree.map(lambda leaf: np.zeros((*leaf.shape, 2)), params)
+    for other, difference in (
+        (other_params, "they lack hierarchy/layers/"),
+        (more, "they have more/bias besides"),
+        (wide, r"hierarchy/.* has the shape \(.*, 2\) instead of \("),
+    ):
+        with pytest.raises(ValueError, match=f"params belong to another model: {difference}"):
+            sere_jax.save_pretrained(tmp_path / "none", model, other)
     assert not (tmp_path / "none").exists()
 
 
