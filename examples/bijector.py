@@ -1,4 +1,4 @@
-"""A bijective layer with a full matrix in LU factors, z = c + L U ε."""
+"""A bijective layer with a full matrix in LU factors, z = b + L U ε."""
 
 import distrax
 import jax

@@ -80,17 +80,17 @@ MNIST_COMPARISON = """
 
 `python -m experiments.main --config=configs/mnist_comparison.py:RUN`: about 5.5 million parameters,
 150 epochs of 55,000 images, a learning rate and a warm-up of the KL chosen for each system on
-held-out images ([choices](results/mnist_comparison/choices.json)). The weights are those with the
-best ELBO of 5,000 held-out images. Differences to the SeRe-VAE are those on the same binarized
-images, ± their standard error over images. The paper says neither how large its systems were nor
-how long they trained.
+held-out images ([choices](results/mnist_comparison/choices.json); [exceptions](docs/results.md)).
+The weights are those with the best ELBO of 5,000 held-out images. Differences to the SeRe-VAE are
+those on the same binarized images, ± their standard error over images. The paper says neither how
+large its systems were nor how long they trained.
 """
 MNIST_OPTIONS = """
 ## Options beyond the paper at one budget of 60 epochs
 
 `python -m experiments.main --config=configs/mnist_options.py:ROW --config.evaluation.split=test
 --config.evaluation.num_examples=0 --config.evaluation.num_importance_samples=1000`, one seed each,
-of versions of 25 November 2026.
+of versions of 25 November 2026. These options were compared on the test set.
 """
 SCREENING = """
 ## Options screened on held-out images
@@ -107,6 +107,8 @@ cost of the ELBO.*
 CASES = """
 ## Couplings: cases 1, 2 and 3 (paper, section 4.2.1)
 
+In case 1 blocks and codes are independent, p(x) = Π p(x_l) (no coupling); in case 2 data layers
+see the previous block (`couple_data` alone); case 3 has all couplings and is the SeRe-VAE.
 `configs/cifar_cases.py` on `cifar10_jpeg` (CIFAR-10's images after lossy JPEG encoding:
 figures compare among themselves, not with published ones), the first 2,000 test images,
 averaged weights. `cifar10_jpeg` is a local data set in the format of TFDS; the configuration

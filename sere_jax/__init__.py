@@ -24,11 +24,10 @@ if TYPE_CHECKING:
         infer,
         init,
         log_likelihood,
-        reconstruct,
-        sample,
         to_data_space,
         to_pixels,
     )
+    from sere_jax.generation import reconstruct, sample
     from sere_jax.interpolation import interpolate
     from sere_jax.model import Inferred, LatentVariableModel
     from sere_jax.objectives import Objective, objective
@@ -87,6 +86,8 @@ _MODULES = {
     "logit_log_det": "data_space",
     "logit_transform": "data_space",
     "objective": "objectives",
+    "reconstruct": "generation",
+    "sample": "generation",
     "save_pretrained": "pretrained",
     "traverse": "codes",
 }

@@ -18,7 +18,7 @@ from sere_jax.arrays import (
     public,
 )
 from sere_jax.compilation import jit
-from sere_jax.functions import generate_images
+from sere_jax.generation import generate_images
 from sere_jax.inputs import (
     block_keys,
     check_codes,

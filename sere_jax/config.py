@@ -117,7 +117,7 @@ class ModelConfig:
     couple_bijector: bool = _of_sere_vae(True, "Bijective layers see the previous codes.", BOOLEAN)
     couple_data: bool = _of_sere_vae(True, "Data layers see the previous blocks.", BOOLEAN)
     couple_data_to_prior: bool = _of_sere_vae(
-        False, "Prior and posterior layers see the previous blocks too.", BOOLEAN
+        False, "Prior layers see the previous blocks too, and the posterior their μ and σ.", BOOLEAN
     )
     bijector: str = _of_sere_vae(
         "rank_one_affine", "Name of the bijective layer.", name_in("sere_jax.bijector.BIJECTORS")

@@ -1,4 +1,4 @@
-"""Bounds, likelihood and sampling of all models: the public functions (paper, section 3).
+"""Bounds and likelihood of all models: the public functions (paper, section 3).
 
 They take a model from `create_model`, its parameters and a key. A key is one PRNG key, or [B] keys,
 one per example, so that an example's noise does not depend on its batch, whatever
@@ -29,12 +29,10 @@ from sere_jax.compilation import jit, right_surroundings
 from sere_jax.config import choose, model_config
 from sere_jax.data_layer import data_space_of
 from sere_jax.inputs import (
-    block_keys,
     check_bytes,
     check_condition,
     check_images,
     checked_count,
-    checked_temperature,
     example_keys,
     sample_noise,
 )
@@ -142,8 +140,17 @@ def infer(
 ) -> Inferred:
     """Everything the model infers of x with one sample of the codes.
 
-    An `Inference`; of other systems than the SeRe-VAE a `LadderInference`, `SampledInference` or
-    `RelaxedBernoulliInference`.
+    Args:
+        x: [B, *data_shape] in data space.
+        key: PRNG key, or [B] keys.
+        condition: [B, C], if the model has one.
+
+    Returns:
+        An `Inference`; of other systems than the SeRe-VAE a `LadderInference`, `SampledInference`
+        or `RelaxedBernoulliInference`. Densities are in nats.
+
+    Raises:
+        ValueError: x or `condition` has the wrong shape.
     """
     x = check_images(model, x)
     condition = check_condition(model, condition, len(x))
@@ -167,7 +174,21 @@ def elbo(
     *,
     condition: Values | None = None,
 ) -> PerImage:
-    """Evidence lower bound log p(x | z) - KL with one sample of z, in nats (paper, Eq. 9)."""
+    """Evidence lower bound log p(x | z) - KL with one sample of z (paper, Eq. 9).
+
+    To evaluate; `objective` is what trainings maximize, with dropout and a weight of the KL.
+
+    Args:
+        x: [B, *data_shape] in data space.
+        key: PRNG key, or [B] keys.
+        condition: [B, C], if the model has one.
+
+    Returns:
+        [B] in nats.
+
+    Raises:
+        ValueError: x or `condition` has the wrong shape.
+    """
     x = check_images(model, x)
     condition = check_condition(model, condition, len(x))
     return _elbo(model, as_parameters(params), x, as_key(key), condition)
@@ -200,9 +221,15 @@ def log_likelihood(
     grow with K. Without latents (a plain flow) log p(x) is exact, whatever K and the key are.
 
     Args:
+        x: [B, *data_shape] in data space.
+        key: PRNG key, or [B] keys.
         num_samples: K.
         samples_at_once: how many samples of each image are computed at once. Memory grows with it,
             and results depend on it by rounding alone.
+        condition: [B, C], if the model has one.
+
+    Returns:
+        [B] in nats.
 
     Raises:
         ValueError: x has the wrong shape, or one of the two numbers is below 1.
@@ -248,98 +275,3 @@ def _log_likelihood(
     keys = example_keys(key, len(x))
     observed = apply(model, params, x, method="observe", condition=condition)
     return weighted_bounds(model, params, x, observed, keys, num_samples, chunk)
-
-
-@public
-def sample(
-    model: LatentVariableModel,
-    params: Params,
-    key: Keys,
-    num: Count,
-    temperature: Count | float = 1.0,
-    *,
-    expected: bool = False,
-    condition: Values | None = None,
-) -> Images:
-    """Draws images from the model, in O(L) steps; flows take num_flows D steps in all.
-
-    Args:
-        key: PRNG key, or [num] keys.
-        num: how many images.
-        temperature: factor, above 0, of the standard normal noise that codes are made of, and so
-            of the prior's deviation. Below 1 images are more typical and less diverse.
-        expected: return each block's expectation given the sampled codes and blocks before it,
-            as figures show it, instead of the sample itself. A flow has none in closed form, and
-            returns the sample.
-        condition: [num, C].
-
-    Raises:
-        ValueError: `num` is below 1; or `temperature` is not above 0 and finite, or not 1 where
-            there are no codes.
-    """
-    num = checked_count("num", num)
-    factor = checked_temperature(model, temperature)
-    condition = check_condition(model, condition, num)
-    keys = example_keys(as_key(key), num)
-    images = generate_images(model, as_parameters(params), keys, factor, condition)
-    return images[int(expected)]
-
-
-@jit(static_argnums=0)
-def generate_images(
-    model: LatentVariableModel,
-    params: Params,
-    keys: Array,
-    temperature: Array | float | None,
-    condition: Array | None,
-) -> tuple[Array, Array]:
-    """Images and their expectations from [B] keys; temperature None is 1."""
-    noise, keys = sample_noise(model, keys, 0), block_keys(model, keys)
-    noise = noise if temperature is None else temperature * noise
-    return apply(model, params, noise, keys, method="generate", condition=condition)
-
-
-@public
-def reconstruct(
-    model: LatentVariableModel,
-    params: Params,
-    x: Values,
-    key: Keys,
-    *,
-    expected: bool = False,
-    residual: bool = True,
-    condition: Values | None = None,
-) -> Images:
-    """Infers the codes of x and generates images from them.
-
-    The data layers see the blocks that they generate, never those of x.
-
-    Args:
-        expected: as in `sample`.
-        residual: whether δγ(x_{l-1}, z_l) is added to the data layers' parameters; without it
-            each block comes from γ¹(z_l) alone (paper, Figure S7).
-
-    Raises:
-        ValueError: x has the wrong shape; or there are no codes, and no residual either.
-    """
-    x = check_images(model, x)
-    if not (residual or model.config.has_latents):
-        raise ValueError("residual=False leaves nothing of a model without codes; set it to True")
-    condition = check_condition(model, condition, len(x))
-    images = _reconstruct(model, as_parameters(params), x, as_key(key), bool(residual), condition)
-    return images[int(expected)]
-
-
-@jit(static_argnums=(0, 4))
-def _reconstruct(
-    model: LatentVariableModel,
-    params: Params,
-    x: Array,
-    key: Array,
-    residual: bool,
-    condition: Array | None,
-) -> tuple[Array, Array]:
-    keys = example_keys(key, len(x))
-    given: dict[str, Any] = {"condition": condition}
-    z = apply(model, params, x, sample_noise(model, keys, 0), method="codes", **given)
-    return apply(model, params, z, block_keys(model, keys), residual, method="regenerate", **given)

@@ -60,7 +60,10 @@ def interpolate(
         condition: [2, C], of the two images; on the way it changes from one to the other linearly.
 
     Returns:
-        Images in data space, as `reconstruct` with `expected=True` returns them.
+        [num, *data_shape] in data space, as `reconstruct` with `expected=True` returns images.
+
+    Raises:
+        ValueError: an image or `condition` has the wrong shape, or `num` is below 2.
     """
     ends = [check_images(model, as_array("x", x)[None]) for x in (x_start, x_end)]
     num = checked_count("num", num, at_least=2)

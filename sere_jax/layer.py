@@ -43,7 +43,7 @@ class Observed:
     """What the layers know of the image, such as features [..., hidden_size]; None: nothing."""
 
     posterior: Float[Array, "..."] | None  # of what the encoder sees; None if there are no latents
-    prior: Float[Array, "..."] | None  # of the previous blocks, for prior and posterior
+    prior: Float[Array, "..."] | None  # of the previous blocks, for the prior
     data: Seen  # what the data layer takes from the previous blocks and the condition
     block: Shaped[Array, "*batch h w channels"]  # x_l
     condition: OfCondition  # for prior and bijector

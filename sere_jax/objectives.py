@@ -40,11 +40,17 @@ Examples: TypeAlias = tuple[Array, Array | None]  # x [B, *data_shape], conditio
 
 @record
 class Objective:
-    """A training objective and its parts, of a batch, in nats."""
+    """A training objective and its parts.
 
-    value: PerImage  # to be maximized: the bound with the KL weighted
-    log_likelihood: PerImage  # log p(x | z), mean over samples
-    # Unweighted; in closed form for one sample, if there is one, else Monte Carlo.
+    Attributes:
+        value: [B] in nats, to be maximized: the bound with the KL weighted.
+        log_likelihood: [B] in nats, log p(x | z), mean over samples.
+        kl: [B] in nats, unweighted; of one sample in closed form where there is one, else estimated
+            from the samples.
+    """
+
+    value: PerImage
+    log_likelihood: PerImage
     kl: PerImage
 
 
@@ -69,12 +75,15 @@ def objective(
     previous blocks (`block_dropout`).
 
     Args:
+        x: [B, *data_shape] in data space.
+        key: PRNG key, or [B] keys.
         kl_weight: weight of the KL, for a warm-up.
         num_samples: S; without latents (a plain flow) the likelihood is exact whatever it is.
         precision: of matrix products, also in gradients. "float32": as JAX is set to
             (`jax_default_matmul_precision`), by default TF32 on GPUs that have it; "bfloat16":
             inputs rounded to it and sums in float32, but for the last affine maps of networks. All
             else is float32.
+        condition: [B, C], if the model has one.
 
     Raises:
         ValueError: x has the wrong shape, S is below 1, or the precision is no such name.

@@ -59,7 +59,9 @@ class Prior:
 
 
 class PriorLayer(nn.Module):
-    """Window of codes (and features of previous blocks, or a condition) to those of p(ε_l | ·).
+    """Window of codes (and features of previous blocks, or a condition) to p(ε_l | ·).
+
+    Maps [..., k, *latent_shape] to μ and σ [..., *latent_shape].
 
     The scale lies between `sigma_min` and `sigma_max` and starts at 1, or at the middle of the two
     where 1 is not inside. Its upper bound costs nothing: the scale of ε is a gauge that

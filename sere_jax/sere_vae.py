@@ -22,18 +22,29 @@ from sere_jax.redraw import Redraw
 
 @record
 class Inference(Inferred):
-    """What the model infers of a batch x, with one sample of the codes."""
+    """What the model infers of a batch x, with one sample of the codes.
 
-    log_likelihood: PerImage  # log p(x | z)
-    kl: Float[Array, "batch layers"]  # closed form; with `prior="spline"` estimated
-    epsilon: Float[Array, "batch layers *latents"]  # drawn from q
-    z: Float[Array, "batch layers *latents"]  # f_l(ε_l), 0 at codes that a layer does not have
-    prior_mean: Float[Array, "batch layers *latents"]  # μ
-    prior_scale: Float[Array, "batch layers *latents"]  # σ
-    residual_mean: Float[Array, "batch layers *latents"]  # δμ
-    residual_scale: Float[Array, "batch layers *latents"]  # δσ
-    data_parameters: Any  # γ, [B, L, h, w, parameters a pixel]; of flows, `FlowParameters`
-    bijector: Any  # distrax bijectors f_l, layers first [L, B, ...], for jax.vmap over L
+    Attributes:
+        log_likelihood: [B], log p(x | z) in nats.
+        kl: [B, L] in nats, in closed form; with `prior="spline"` estimated from this sample.
+        epsilon: [B, L, *latent_shape], ε_l drawn from q.
+        z: [B, L, *latent_shape], f_l(ε_l); 0 at codes that a layer does not have.
+        prior_mean, prior_scale: [B, L, *latent_shape], μ and σ.
+        residual_mean, residual_scale: [B, L, *latent_shape], δμ and δσ.
+        data_parameters: γ, [B, L, h, w, parameters of a pixel]; of flows `FlowParameters`.
+        bijector: distrax bijectors f_l, layers first, [L, B, ...], for `jax.vmap` over L.
+    """
+
+    log_likelihood: PerImage
+    kl: Float[Array, "batch layers"]
+    epsilon: Float[Array, "batch layers *latents"]
+    z: Float[Array, "batch layers *latents"]
+    prior_mean: Float[Array, "batch layers *latents"]
+    prior_scale: Float[Array, "batch layers *latents"]
+    residual_mean: Float[Array, "batch layers *latents"]
+    residual_scale: Float[Array, "batch layers *latents"]
+    data_parameters: Any
+    bijector: Any
 
     @property
     def posterior_mean(self) -> Float[Array, "batch layers *latents"]:

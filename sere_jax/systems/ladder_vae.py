@@ -23,14 +23,19 @@ MIN_VARIANCE = 1e-5
 class LadderInference(Inferred):
     """What the model infers of a batch x, with one sample of the codes; layer 1 generates x.
 
-    All but the first two are of each layer, [B, N_l].
+    Attributes:
+        log_likelihood: [B], log p(x | z_1) in nats.
+        kl: [B, L] in nats, in closed form.
+        epsilon, z: of each layer [B, N_l], the codes drawn from q; without bijectors they are the same.
+        prior_mean, prior_scale: of each layer [B, N_l], given z_{l+1}.
+        posterior_mean, posterior_scale: of each layer [B, N_l].
     """
 
-    log_likelihood: PerImage  # log p(x | z_1)
-    kl: Float[Array, "batch layers"]  # closed form
-    epsilon: tuple[Float[Array, "batch _"], ...]  # the codes themselves: there is no bijector
-    z: tuple[Float[Array, "batch _"], ...]  # drawn from q
-    prior_mean: tuple[Float[Array, "batch _"], ...]  # given z_{l+1}
+    log_likelihood: PerImage
+    kl: Float[Array, "batch layers"]
+    epsilon: tuple[Float[Array, "batch _"], ...]
+    z: tuple[Float[Array, "batch _"], ...]
+    prior_mean: tuple[Float[Array, "batch _"], ...]
     prior_scale: tuple[Float[Array, "batch _"], ...]
     posterior_mean: tuple[Float[Array, "batch _"], ...]
     posterior_scale: tuple[Float[Array, "batch _"], ...]
