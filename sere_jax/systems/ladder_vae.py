@@ -26,7 +26,7 @@ class LadderInference(Inferred):
     Attributes:
         log_likelihood: [B], log p(x | z_1) in nats.
         kl: [B, L] in nats, in closed form.
-        epsilon, z: of each layer [B, N_l], the codes drawn from q; without bijectors they are the same.
+        epsilon, z: of each layer [B, N_l], drawn from q; the same, as there is no bijector.
         prior_mean, prior_scale: of each layer [B, N_l], given z_{l+1}.
         posterior_mean, posterior_scale: of each layer [B, N_l].
     """
