@@ -1,4 +1,4 @@
-"""The best figures on dynamically binarized MNIST: long trainings of MLP SeRe-VAEs, 10 x 10 codes.
+"""The best figures on dynamically binarized MNIST: long trainings of MLPs, 10 x 10 latents.
 
     python -m experiments.main --config=configs/mnist_best.py
     python -m experiments.main --config=configs/mnist_best.py:all_blocks

@@ -22,7 +22,7 @@ OPTIONS = {
     "context4": "all layers see the four previous codes",
     "importance_weighted5": "importance-weighted bound of 5 samples",
     "shared_encoder": "one encoder, refined from the last layer to the first",
-    "unequal_latents": "20 codes in the first layer to 6 in the last",
+    "unequal_latents": "20 latents in the first layer to 6 in the last",
     "carry": "codes are handed on from the start",
 }
 LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -54,11 +54,11 @@ LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         {"training.ema_decay": 0.9998, "training.final_learning_rate_factor": 0.1},
     ),
     "lattice": (
-        "16 interleaved blocks of 7 x 7, 6 codes each; all previous blocks in view",
+        "16 interleaved blocks of 7 x 7, 6 latents each; all previous blocks in view",
         mnist_mlp.VARIANTS["lattice"],
     ),
     "rows": (
-        "28 blocks of a row, 4 codes each",
+        "28 blocks of a row, 4 latents each",
         {"model.num_layers": 28, "model.latent_shape": (4,)},
     ),
     "fast": (

@@ -122,7 +122,7 @@ for name in ("samples.png", "reconstructions.png", "paths.png"):
 # ## Use the codes, and complete images
 #
 # `encode` gives the codes of images without chance, `decode` images of codes; with the codes of the
-# first layer alone, the prior draws the rest. `traverse` changes one code of an image. `complete`
+# first layer alone, the prior draws the rest. `traverse` changes one latent of an image. `complete`
 # draws pixels that are missing, here the lower halves, given those that are observed.
 
 # %%

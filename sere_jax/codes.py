@@ -1,4 +1,4 @@
-"""Codes of images, images of codes, and what one code does."""
+"""Codes of images, images of codes, and what one latent does."""
 
 from typing import Any
 
@@ -152,15 +152,15 @@ def traverse(
     expected: bool = False,
     condition: Values | None = None,
 ) -> Images:
-    """Images from the codes of one image, in which one code takes several values.
+    """Images from the codes of one image, in which one latent takes several values.
 
     The codes are those of `encode`; all others keep their values, those of later layers too.
 
     Args:
         x: [*data_shape] in data space, one image.
         layer: which one, 0 to L - 1 (z_1 to z_L).
-        index: which code of the layer; of codes that are maps a tuple of three.
-        values: [num] values of the code z; those of the prior are of order 1, of
+        index: which latent of the layer; in maps a tuple of three.
+        values: [num] values of the latent; those of the prior are of order 1, of
             `relaxed_bernoulli_vae` between 0 and 1.
         key: one PRNG key, for all images.
         expected: as in `sample`.
@@ -171,8 +171,8 @@ def traverse(
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument has the wrong shape; there is no such layer or code; a value is not
-            finite, or beyond what the code can be; or the model has no codes.
+        ValueError: an argument has the wrong shape; there is no such layer or latent; a value is
+            not finite, or beyond what the latent can be; or the model has no codes.
     """
     check_has_codes(model, "traverse")
     x = check_images(model, as_array("x", x)[None])

@@ -154,7 +154,7 @@ def check_place_of_code(
 
 
 def check_values_of_code(model: LatentVariableModel, values: Values) -> Float[Array, " num"]:
-    """Values of one code in float32; raises a TypeError or ValueError."""
+    """Values of one latent in float32; raises a TypeError or ValueError."""
     array = as_array("values", values)
     if array.ndim != 1:
         raise ValueError(f"values has the shape {array.shape}; give a list of numbers, (num,)")

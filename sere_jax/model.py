@@ -186,7 +186,7 @@ class WholeImageModel(LatentVariableModel):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """(1, ΣN_l), N_l codes of layer l."""
+        """(1, ΣN_l), N_l latents of layer l."""
         return (1, sum(self.config.codes_per_layer))
 
     def decode(self, z: Float[Array, "*batch latents"], x: Array) -> Float[Array, "*batch"]:

@@ -16,7 +16,7 @@ PICTURES = {
     "completions.png": "Images, their upper halves, and below each three ways to go on that "
     "the model draws.",
     "interpolation.png": "Each row goes from one image to another through the codes.",
-    "traversals.png": "Each row changes one code of an image, over the range that the code has "
+    "traversals.png": "Each row changes one latent of an image, over the range that it has "
     "among other images, and keeps all others; shown are those that change it most.",
     "build_up.png": "Samples as they come into being, layer by layer; gray is still to come.",
     "residual_layers.png": "Images, their reconstructions, and these without the data "

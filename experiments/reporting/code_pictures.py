@@ -1,4 +1,4 @@
-"""Pictures of what single codes do, and of how the model goes on from parts of images."""
+"""Pictures of what single latents do, and of how the model goes on from parts of images."""
 
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -15,11 +15,11 @@ from sere_jax.data_layer import has_independent_pixels
 from sere_jax.inputs import example_keys
 
 Array = jax.Array
-_Place = tuple[int, tuple[int, ...]]  # of a code: its layer, and where it is there
-_NUM_CODES, _NUM_VALUES = 6, 8
-# Of these, codes are shown that change the image most. Both ends of each are as many images as are
-# shown, so that one compiled program decodes both.
-_NUM_TRIED = _NUM_CODES * _NUM_VALUES // 2
+_Place = tuple[int, tuple[int, ...]]  # of a latent: its layer, and where it is there
+_NUM_LATENTS, _NUM_VALUES = 6, 8
+# Of these, latents are shown that change the image most. Both ends of each are as many images as
+# are shown, so that one compiled program decodes both.
+_NUM_TRIED = _NUM_LATENTS * _NUM_VALUES // 2
 _NUM_COMPLETED, _NUM_WAYS = 8, 3
 
 
@@ -32,24 +32,24 @@ def save_traversals(
     kl: np.ndarray,
     workdir: pathlib.Path,
 ) -> None:
-    """Writes a row for each of the codes that change the first image most.
+    """Writes a row for each of the latents that change the first image most.
 
-    A code goes from two standard deviations below its mean over the images `x` to two above. Those
-    tried vary most in the layers that carry something of the image, by their KL [L] in nats. Codes
-    of other layers vary too, with the codes before them.
+    A latent goes from two standard deviations below its mean over the images `x` to two above.
+    Those tried vary most in the layers that carry something of the image, by their KL [L] in nats.
+    Those of other layers vary too, with the codes before them.
     """
     z = jax.tree.map(np.asarray, sere_jax.encode(model, params, x, condition=condition))
     tried = _most_varied(z, model, np.flatnonzero(kl >= min(LEAST_KL, kl.max())))
 
     def images(places: Sequence[_Place], num_values: int) -> np.ndarray:
-        """[places, num_values, h, w, c] of the first image, with one code along its way."""
+        """[places, num_values, h, w, c] of the first image, with one latent along its way."""
         num = len(places) * num_values
         changed = jax.tree.map(lambda part: np.repeat(part[:1], num, axis=0), z)
         for row, (layer, index) in enumerate(places):
             codes = np.moveaxis(_of_layer(changed, layer, model), 0, -1)[index]  # [num], a view
             values = np.moveaxis(_of_layer(z, layer, model), 0, -1)[index]
             codes[row * num_values :][:num_values] = _way(values, num_values, model)
-        # `sere_jax.traverse` would be compiled for each code.
+        # `sere_jax.traverse` would be compiled for each latent.
         keys = jnp.broadcast_to(example_keys(key, 1)[0], (num,))
         given = None if condition is None else jnp.repeat(condition[:1], num, axis=0)
         drawn = sere_jax.decode(model, params, changed, keys, expected=True, condition=given)
@@ -57,7 +57,7 @@ def save_traversals(
 
     ends = images(tried, 2).astype(float)
     changes = np.abs(ends[:, 1] - ends[:, 0]).mean(axis=(1, 2, 3))
-    chosen = [tried[i] for i in sorted(np.argsort(changes)[-_NUM_CODES:])]
+    chosen = [tried[i] for i in sorted(np.argsort(changes)[-_NUM_LATENTS:])]
     names = (
         f"layer {layer + 1}: {', '.join(str(i + 1) for i in index)}" for layer, index in chosen
     )
@@ -66,7 +66,7 @@ def save_traversals(
 
 
 def _way(values: np.ndarray, num: int, model: sere_jax.LatentVariableModel) -> np.ndarray:
-    """`num` values a code can have, from two standard deviations below the mean to two above."""
+    """`num` values a latent can have, from two standard deviations below the mean to two above."""
     mean, deviation = values.mean(), values.std()
     low, high = mean - 2.0 * deviation, mean + 2.0 * deviation
     if model.code_limits is not None:

@@ -18,11 +18,11 @@ from sere_jax.networks.products import Dense
 class RelaxedBernoulliInference(SampledInference):
     """What the model infers of a batch x; z lies in (0, 1), and ε are its logits."""
 
-    posterior_logits: Float[Array, "batch latents"]  # of each code given those before it
+    posterior_logits: Float[Array, "batch latents"]  # of each latent given those before it
 
 
 class RelaxedBernoulliVAE(WholeImageModel):
-    """x ~ p(x | z) from N codes in (0, 1) that are independent a priori.
+    """x ~ p(x | z) from N latents in (0, 1) that are independent a priori.
 
     Codes are relaxed Bernoulli variables (binary concrete; Maddison et al. 2017, section 3.1):
 
