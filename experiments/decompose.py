@@ -22,6 +22,7 @@ from experiments.data.condition import condition_rows
 from experiments.data.stored import Images
 from experiments.reporting.tables import table
 from experiments.run_folder import configuration
+from experiments.run_folder.extension import import_extension
 from experiments.run_folder.folder import load_weights
 from experiments.run_folder.lock import lock
 from experiments.system import console, host_memory
@@ -149,14 +150,24 @@ def decompose_run(workdir: pathlib.Path, effort: Effort) -> dict[str, tuple[floa
     """`decompose` of the weights of a workdir; writes `FILE` into it.
 
     Raises:
-        UserError, ConfigError, ValueError: there is no such run, or it has no codes.
+        UserError, ConfigError, ValueError: there is no such run, it has no codes, or the images are
+            not those that it was trained on.
     """
-    experiment = create_experiment(configuration.get_config(str(workdir)), to_train=False)
+    config = configuration.get_config(str(workdir))
+    import_extension(workdir)
+    experiment = create_experiment(config, to_train=False)
     if not experiment.model.config.has_latents:
         raise UserError(f"--workdir={workdir} has no codes: log p(x) is exact, and no bound of it")
     with lock(workdir):
         which = experiment.config.evaluation.checkpoint
         averages, about = load_weights(workdir, experiment.state_template(), which)
+        found = experiment.dataset.fingerprint
+        if about.get("dataset_fingerprint", found) != found:
+            raise UserError(
+                f"the images of {config.dataset.name!r} are not those that --workdir={workdir} was "
+                "trained on, or not in that order; restore them, as others tell nothing of what it "
+                "has overfitted"
+            )
         differences = decompose(experiment, jax.device_put(averages), effort)
         origin = {"step": about["step"], "git_commit": experiment.git_commit}
         settings = dataclasses.asdict(effort) | origin

@@ -9,7 +9,6 @@ import json
 import pathlib
 import re
 import shlex
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.run_folder import configuration
-from experiments.run_folder.extension import recorded_extension
+from experiments.run_folder.extension import import_extension
 from experiments.system.errors import UserError
 from experiments.system.paths import local_path
 from sere_jax.rules import nearest
@@ -84,19 +83,10 @@ def _with_configuration(argv):
         workdir = local_path(workdir, "--workdir")
         configuration.get_config(str(workdir))
         if mode != "report":  # which needs no model
-            _import_extension(workdir)
+            import_extension(workdir)
     except (ValueError, UserError) as error:
         raise CommandLineError(str(error)) from error
     return [argv[0], f"--config={_RECORDED}:{workdir}", *argv[1:]]
-
-
-def _import_extension(workdir):
-    """Imports the file that the run in `workdir` takes a bijector, say, from, and says so."""
-    argument = recorded_extension(workdir)
-    if argument is not None:
-        path = argument.partition(":")[0]
-        print(f"note: importing {path}, whose parts --workdir={workdir} uses", file=sys.stderr)
-        load(argument)
 
 
 def _config_of(workdir):

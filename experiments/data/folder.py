@@ -20,6 +20,8 @@ from experiments.system.errors import UserError
 from experiments.system.paths import local_path
 
 _PICTURES_PER_PIECE = 512
+_MEANT = {"training": "train", "testing": "test"} | {split: split for split in SPLITS}
+_MEANT |= dict.fromkeys(("val", "valid", "dev"), "validation")
 _NAMED_FILES = 5  # at most, in a message
 _THREADS = 8  # at most so many pictures are in memory in their full size
 
@@ -94,6 +96,12 @@ def _root(path: str) -> pathlib.Path:
 
 def _splits(root: pathlib.Path) -> dict[str, list[Picture]]:
     """The pictures of each split, in their order; at least those of `train`."""
+    for path in root.iterdir():
+        if path.name not in SPLITS and path.name.lower() in _MEANT and path.is_dir():
+            raise UserError(
+                f"config.dataset.path={root} has a subfolder {path.name!r}, which would not be "
+                f"read as a split; call it {_MEANT[path.name.lower()]!r}, or move it elsewhere"
+            )
     folders = {split: root / split for split in SPLITS if (root / split).is_dir()}
     if "train" not in folders:
         if folders:

@@ -8,6 +8,7 @@ import numpy as np
 from experiments.data import preparing
 from experiments.data.cache import cached
 from experiments.data.dataset import Dataset, Labels, needs_labels, split_validation
+from experiments.data.stored import exceeds
 from experiments.system.errors import UserError
 
 _EXAMPLES_PER_READ = 512
@@ -18,7 +19,8 @@ def load_tfds(dataset_config: ml_collections.ConfigDict) -> Dataset:
     """Loads a data set of TFDS, after preparing it if need be.
 
     Without a split `test`, the split `validation` is the test set; with both, it is the validation
-    set. The decoded images are cached.
+    set. Images whose largest value is 1 are black and white, as those of `binarized_mnist`. The
+    decoded images are cached.
     """
     builder = _prepared_builder(dataset_config)
     feature = _image_feature(builder)
@@ -33,10 +35,16 @@ def load_tfds(dataset_config: ml_collections.ConfigDict) -> Dataset:
     for split, images in [("test", test), ("validation", validation)]:
         if images.shape[1:] != train.shape[1:]:
             raise _varying_shapes(builder, split, train.shape[1:], images.shape[1:])
+    max_value = 255 if any(exceeds(part, 1) for part in (train, validation, test)) else 1
     shrink = dataset_config.get("shrink", 1)
+    if shrink != 1 and max_value == 1:
+        raise UserError(
+            f"config.dataset.shrink={shrink} takes means of pixels, which are 0 or 1 in "
+            f"{dataset_config.name!r}; set it to 1"
+        )
     train, validation, test = (_shrunk(images, shrink) for images in (train, validation, test))
     labels = _labels(builder, dataset_config) if needs_labels(dataset_config) else None
-    return Dataset(dataset_config.name, train, validation, test, max_value=255, labels=labels)
+    return Dataset(dataset_config.name, train, validation, test, max_value, labels=labels)
 
 
 def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:

@@ -21,14 +21,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from experiments.system.error_codes import error_code, refusal_of_the_system
 from experiments.system.errors import UserError
 from experiments.system.paths import check_name
 
 CHECKPOINTS = "checkpoints"
 METRIC = "elbo"
 CHECKSUM = "checksum"
-# What the system refuses though the checkpoint may be whole.
-_NO_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class _Folder(type(epath.Path())):  # type: ignore[misc]
@@ -181,8 +180,7 @@ class Checkpoints(contextlib.AbstractContextManager):
                 ),
             )
         except Exception as error:
-            number = _error_code(error)
-            if number in _NO_DAMAGE:
+            if number := refusal_of_the_system(error):
                 raise OSError(number, os.strerror(number), str(self.directory)) from error
             if difference := self._other_parameters(step, template):
                 raise UserError(
@@ -305,7 +303,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             if not re.match(r"[A-Z_]+: ", message):  # not the status of a file operation
                 raise
             missing = message.startswith("NOT_FOUND")
-            number = _error_code(error) or (errno.ENOENT if missing else errno.EIO)
+            number = error_code(error) or (errno.ENOENT if missing else errno.EIO)
             raise OSError(number, os.strerror(number), str(self.directory)) from error
 
     def close(self) -> None:
@@ -315,12 +313,6 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def __exit__(self, *_) -> None:
         self.close()
-
-
-def _error_code(error: Exception) -> int | None:
-    """The system's, of an OSError or of a ValueError of tensorstore that stands for one."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(code[1]) if code else getattr(error, "errno", None)
 
 
 def _names(tree: Any) -> set[str]:

@@ -6,9 +6,11 @@ of the folder, the user's own, and have the content that it had in the training.
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
+import sys
 
 from experiments.system.errors import UserError
 from experiments.system.files import write_json_atomically
@@ -48,6 +50,27 @@ def recorded_extension(workdir: pathlib.Path) -> str | None:
             f"--config={argument}, or the file where it is now, if you trust it"
         )
     return argument
+
+
+def import_extension(workdir: pathlib.Path) -> None:
+    """Imports the file that the run in `workdir` takes a bijector, say, from, and says so.
+
+    Raises:
+        UserError: it may not be imported, or that fails.
+    """
+    argument = recorded_extension(workdir)
+    if argument is None:
+        return
+    path = argument.partition(":")[0]
+    print(f"note: importing {path}, whose parts --workdir={workdir} uses", file=sys.stderr)
+    name = f"extension_{pathlib.Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    try:
+        assert spec is not None and spec.loader is not None  # of a file that ends with .py
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    except Exception as error:
+        raise UserError(f"{path} raised {type(error).__name__} ({error}); mend it") from error
 
 
 def _why_not(workdir: pathlib.Path, path: str, expected: str) -> str | None:

@@ -116,7 +116,9 @@ def hardness(images: np.ndarray) -> np.ndarray:
     """
     values = images.astype(np.float64) / 255.0
     ink = values.mean(axis=(1, 2, 3))
-    edges = sum(np.abs(np.diff(values, axis=axis)).mean(axis=(1, 2, 3)) for axis in (1, 2))
+    axes = [axis for axis in (1, 2) if values.shape[axis] > 1]
+    steps = [np.abs(np.diff(values, axis=axis)).mean(axis=(1, 2, 3)) for axis in axes]
+    edges = sum(steps, start=np.zeros(len(values)))
     columns = np.stack([ink, edges, np.square(ink)], axis=1)
     return (columns - columns.mean(0)) / np.maximum(columns.std(0), 1e-12)
 

@@ -181,7 +181,12 @@ def test_a_checkpoint_that_is_half_deleted_does_not_matter(tmp_path):
 
 @pytest.mark.parametrize(
     "error",
-    [PermissionError(errno.EACCES, "denied"), ValueError("UNKNOWN: [os_error_code='24'] open")],
+    [
+        PermissionError(errno.EACCES, "denied"),
+        ValueError("UNKNOWN: [os_error_code='24'] open"),
+        OSError(errno.ESTALE, "stale"),
+        MemoryError(),
+    ],
 )
 def test_what_the_system_does_not_let_be_read_is_not_taken_for_damaged(
     error, tmp_path, monkeypatch
@@ -193,7 +198,9 @@ def test_what_the_system_does_not_let_be_read_is_not_taken_for_damaged(
 
     with Checkpoints(tmp_path) as checkpoints:
         monkeypatch.setattr(checkpoints._manager, "restore", refuse)
-        with pytest.raises(OSError, match="Permission denied|Too many open files"):
+        with pytest.raises(
+            OSError, match="Permission denied|Too many open files|[Ss]tale|Cannot allocate"
+        ):
             checkpoints.restore_latest(state_at(0))
         assert checkpoints.steps() == [1, 2]
     assert not list(tmp_path.glob("damaged-*"))

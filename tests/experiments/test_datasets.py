@@ -520,6 +520,18 @@ def test_tfds_images_that_do_not_shrink_by_a_factor_are_refused(tmp_path):
     assert "shrink=2 does not divide images of 5x4" in message
 
 
+def test_tfds_images_of_zeros_and_ones_are_black_and_white(tmp_path):
+    rng = np.random.default_rng(0)
+    _write_splits(
+        tmp_path, **{split: rng.integers(0, 2, (9, 6, 4), np.uint8) for split in ("train", "test")}
+    )
+    fields = {"name": "fake_images", "data_dir": str(tmp_path), "validation_size": 2}
+    dataset = _load(**fields)
+    assert dataset.max_value == 1
+    assert set(np.unique(dataset.train)) == {0, 1}
+    assert "shrink=2 takes means of pixels, which are 0 or 1" in _refusal(**fields, shrink=2)
+
+
 @pytest.mark.parametrize("shrink", [2, 3])
 def test_tfds_shrunk_images_are_what_numpy_averages(shrink, tmp_path):
     rng = np.random.default_rng(0)

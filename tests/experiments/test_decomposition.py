@@ -1,6 +1,7 @@
 """Where the nats are: against closed forms, and models whose posterior is known."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,8 @@ from scipy import stats
 
 import sere_jax
 from configs import base
+from experiments import decompose
+from experiments.system.errors import UserError
 from experiments.training import decomposition
 from sere_jax.functions import likelihood_and_elbo
 
@@ -82,12 +85,21 @@ def test_more_ink_and_longer_edges_are_harder():
     assert columns.shape == (3, 3)
     assert (np.diff(columns, axis=0) > 0).all()
     np.testing.assert_allclose(columns.mean(0), 0, atol=1e-12)
+    for height, width in ((1, 6), (6, 1), (1, 1)):
+        assert np.isfinite(decomposition.hardness(images[:, :height, :width])).all()
+
+
+def test_other_images_than_those_trained_on_are_refused(uninterrupted, tmp_path, monkeypatch):
+    shutil.copy(uninterrupted / "config.json", tmp_path)
+    monkeypatch.setattr(decompose, "load_weights", lambda *_: (None, {"dataset_fingerprint": "0"}))
+    with pytest.raises(UserError, match="images of 'digits' are not those that --workdir="):
+        decompose.decompose_run(tmp_path, decompose.Effort(2, 1, 1))
 
 
 @pytest.mark.slow
 def test_the_command_writes_what_it_prints(tmp_path):
     workdir = tmp_path / "run"
-    launch(f"--workdir={workdir}", *TINY)
+    launch(f"--workdir={workdir}", *TINY, config="examples/bijector.py")  # it imports that again
     arguments = (f"--workdir={workdir}", "--num_images=20", "--num_samples=20", "--steps=5")
     done = subprocess.run(
         [sys.executable, "-m", "experiments.decompose", *arguments],

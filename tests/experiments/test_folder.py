@@ -131,6 +131,20 @@ def test_folders_without_pictures_are_refused(folder, tmp_path):
     assert "data_shape=(4, 5, 2) does not fit" in refusal(folder, (4, 5, 2))
 
 
+@pytest.mark.parametrize("with_train", [True, False])
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("Train", "train"), ("TEST", "test"), ("testing", "test"), ("val", "validation")],
+)
+def test_subfolders_that_look_like_splits_are_refused(name, split, with_train, folder):
+    save_many(folder, [f"{name}/{i}.png" for i in range(20)])
+    if with_train:
+        save_many(folder, [f"train/{i}.png" for i in range(20)])
+    message = refusal(folder)
+    assert f"subfolder {name!r}, which would not be read" in message
+    assert f"call it {split!r}" in message
+
+
 def test_links_lead_nowhere_but_into_the_folder(folder, tmp_path):
     pixels = save_many(folder, ["0.png", "1.png", "2.png"])
     secret = save(tmp_path / "secret" / "s.png", random_pixels(9, 4, 5, 3))
