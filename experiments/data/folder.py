@@ -96,12 +96,7 @@ def _root(path: str) -> pathlib.Path:
 
 def _splits(root: pathlib.Path) -> dict[str, list[Picture]]:
     """The pictures of each split, in their order; at least those of `train`."""
-    for path in root.iterdir():
-        if path.name not in SPLITS and path.name.lower() in _MEANT and path.is_dir():
-            raise UserError(
-                f"config.dataset.path={root} has a subfolder {path.name!r}, which would not be "
-                f"read as a split; call it {_MEANT[path.name.lower()]!r}, or move it elsewhere"
-            )
+    _check_names(root)
     folders = {split: root / split for split in SPLITS if (root / split).is_dir()}
     if "train" not in folders:
         if folders:
@@ -121,6 +116,20 @@ def _splits(root: pathlib.Path) -> dict[str, list[Picture]]:
                 "in it or in its subfolders"
             )
     return splits
+
+
+def _check_names(root: pathlib.Path) -> None:
+    """Refuses subfolders that look like splits, whose pictures would be trained on or left out."""
+    try:
+        names = sorted(os.listdir(root))
+    except OSError as error:
+        _unreadable(error)
+    for name in names:
+        if name not in SPLITS and name.lower() in _MEANT and (root / name).is_dir():
+            raise UserError(
+                f"config.dataset.path={root} has a subfolder {name!r}, which would not be read as "
+                f"a split; call it {_MEANT[name.lower()]!r}, or move it elsewhere"
+            )
 
 
 def _pictures(root: pathlib.Path, top: pathlib.Path) -> Iterator[Picture]:
