@@ -9,8 +9,8 @@ epochs, and the best likelihood of held-out images, IW-200, decided:
 `results/mnist_comparison/choices.json`. Where a training of 150 epochs lost layers for good at that
 rate, it has half of it. Systems without either have the defaults of `configs/mnist_mlp.py`, 2e-3
 and from 0.2 over 10 %. Settings of the three systems with inverse autoregressive flows were chosen
-for flows without gates; with gates one choice of each has been tried. The paper does not say how
-long it trained.
+for flows without gates; with gates some of the six choices have been tried. The paper does not say
+how long it trained.
 """
 
 from typing import Any
