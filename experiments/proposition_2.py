@@ -204,7 +204,7 @@ def _draw_codes(
     for name, samples in codes.items():
         axes.plot(*np.asarray(samples).T, ".", color=COLORS[name], markersize=2.2, label=name)
     axes.set_aspect("equal", adjustable="datalim")
-    axes.set_title("posterior of two codes, for one x", fontsize=11)
+    axes.set_title("posterior of two latents, for one x", fontsize=11)
     axes.set_xlabel("$e_1$")
     axes.set_ylabel("$e_2$")
     style: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": canvas.TEXT}
