@@ -9,48 +9,41 @@ takes about 4 minutes of one core of two that are busy, of which 2 to 4 of train
 the figures, with `--config.dataset.name=cifar10_jpeg` and `--config.seed=0` and 1.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import base, cifar_cases
 
-OPTIONS = {
-    "raster": "blocks row by row",
-    "boustrophedon": "every other row from the right",
-    "hilbert": "along a curve of Hilbert",
-    "coarse_to_fine": "at first every other block of every other row",
-    "case2": "data layers see the previous block, layers not the previous code",
-    "case2_boustrophedon": "the same, every other row from the right",
-    "case1": "neither is seen, row by row",
-    "small_case1": "neither is seen, 4 layers with blocks of 8x8",
-    "no_carry": "no code is handed on at the start",
-    "state": "the same, with a state of 32 channels",
-    "local": "encoders see their block, the one before and the one after alone",
-    "diagonal": "d of the bijector is at least 0.2",
-    "tiles": "blocks are contiguous tiles",
-    "tiles_state": "tiles, with a state of 32 channels, nothing handed on",
-}
 FOUR_LAYERS = {"model.num_layers": 4, "model.latent_shape": (8, 8, 2)}
 BOUSTROPHEDON = {"model.block_order": "boustrophedon"}
 NO_CARRY = {"model.carry_start": 0.0}
 STATE = NO_CARRY | {"model.state_size": 32}
 TILES = {"model.partition": "tiles"}
-VARIANTS = {
-    "": {},
-    "raster": {},
-    "boustrophedon": BOUSTROPHEDON,
-    "hilbert": {"model.block_order": "hilbert"},
-    "coarse_to_fine": {"model.block_order": "coarse_to_fine"},
-    "small": FOUR_LAYERS,
-    "case2": {},
-    "case2_boustrophedon": BOUSTROPHEDON,
-    "case1": {},
-    "small_case1": FOUR_LAYERS,
-    "no_carry": NO_CARRY,
-    "state": STATE,
-    "local": {"model.encoder": "local"},
-    "diagonal": {"model.bijector_diagonal_min": 0.2},
-    "tiles": TILES,
-    "tiles_state": TILES | STATE,
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "raster": ("blocks row by row", {}),
+    "boustrophedon": ("every other row from the right", BOUSTROPHEDON),
+    "hilbert": ("along a curve of Hilbert", {"model.block_order": "hilbert"}),
+    "coarse_to_fine": (
+        "at first every other block of every other row",
+        {"model.block_order": "coarse_to_fine"},
+    ),
+    "case2": ("data layers see the previous block, layers not the previous code", {}),
+    "case2_boustrophedon": ("the same, every other row from the right", BOUSTROPHEDON),
+    "case1": ("neither is seen, row by row", {}),
+    "small_case1": ("neither is seen, 4 layers with blocks of 8x8", FOUR_LAYERS),
+    "no_carry": ("no code is handed on at the start", NO_CARRY),
+    "state": ("the same, with a state of 32 channels", STATE),
+    "local": (
+        "encoders see their block, the one before and the one after alone",
+        {"model.encoder": "local"},
+    ),
+    "diagonal": ("d of the bijector is at least 0.2", {"model.bijector_diagonal_min": 0.2}),
+    "tiles": ("blocks are contiguous tiles", TILES),
+    "tiles_state": ("tiles, with a state of 32 channels, nothing handed on", TILES | STATE),
+}
+VARIANTS: dict[str, dict[str, Any]] = {"": {}, "small": FOUR_LAYERS} | {
+    name: overrides for name, (_, overrides) in OPTIONS.items()
 }
 
 

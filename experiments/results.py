@@ -163,6 +163,7 @@ def page() -> str:
     (screened,) = kept("mnist_screening")
     later = {name: what for name, (what, _) in mnist_options.LATER_OPTIONS.items()}
     to_screen = {name: (f"{OPTIONS}.py:{name}", None) for name in (REFERENCE, *later)}
+    stand_in_options = {name: what for name, (what, _) in cifar_proxy.OPTIONS.items()}
     to_compare = {
         name: (f"{COMPARISON}.py:{name}", mnist_comparison.get_config(name).paper.nll)
         for name in mnist_comparison.SYSTEMS
@@ -175,7 +176,8 @@ def page() -> str:
         *(SCREENING, likelihood_table(screened, to_screen, REFERENCE, described | later)),
         *(LEARNING_CURVES, CASES, cases_tables(cases)),
         *(LONG_CASES, cases_tables(long_cases)),
-        *(STAND_INS, stand_ins_table(stand_ins, cifar_proxy.OPTIONS), FLOWS, flows_table(flows)),
+        *(STAND_INS, stand_ins_table(stand_ins, stand_in_options)),
+        *(FLOWS, flows_table(flows)),
     ]
     return "".join(part if isinstance(part, str) else "\n".join(["", *part, ""]) for part in parts)
 
