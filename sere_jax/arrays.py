@@ -122,7 +122,8 @@ def as_array(name: str, values: Values) -> Any:
         raise ValueError(f"{name} is no array: its parts differ in shape or type") from error
     if not any(jnp.issubdtype(array.dtype, kind) for kind in REAL):
         raise TypeError(
-            f"{name} holds values of type {array.dtype}; the model expects real numbers"
+            f"{name} holds values of type {array.dtype}; the model expects real numbers: give an "
+            "array, or nested lists of numbers"
         )
     return _native(array)
 

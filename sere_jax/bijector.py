@@ -1,9 +1,10 @@
 """Bijective layers z_l = f_l(ε_l ; z_{l-1}), shared by generation and inference (paper, 3.3).
 
 A bijective layer is a Linen module that maps the window of codes to a distrax bijector with one
-event of shape `latent_shape`. In a model with a condition it is also given what `create_condition`
-makes of it, [..., hidden_size]. To add one, write the module and enter it in `BIJECTORS`, from
-whatever file.
+event of shape `latent_shape`. The window [..., k, *latent_shape] holds the last k codes or, with
+`state_size`, the state of all codes so far alone, [..., 1, *state_shape]. In a model with a
+condition it is also given what `create_condition` makes of it, [..., hidden_size]. To add one,
+write the module and enter it in `BIJECTORS`, from whatever file.
 """
 
 import inspect
@@ -91,7 +92,7 @@ class RankOneAffineLayer(nn.Module):
 
     @nn.compact
     def __call__(self, window: Array | None, condition: Array | None = None) -> distrax.Bijector:
-        """window [..., k, *latent_shape], or None: a bijector that is the same for all codes."""
+        """window, or None: a bijector that is the same for all codes."""
         shape = self.config.latent_shape
         num_latents = math.prod(shape)
         network = create_network(
@@ -162,7 +163,7 @@ class SplineCouplingLayer(_CodeFlow):
 
     @nn.compact
     def __call__(self, window: Array | None, condition: Array | None = None) -> distrax.Bijector:
-        """window [..., k, *latent_shape], or None: the same for all codes."""
+        """window, or None: the same for all codes."""
         flow = SplineCoupling(self.config.latent_shape, self.config.hidden_size, name="flow")
         return flow(self._condition(window, condition))
 
@@ -174,7 +175,7 @@ class MaskedAutoregressiveLayer(_CodeFlow):
 
     @nn.compact
     def __call__(self, window: Array | None, condition: Array | None = None) -> distrax.Bijector:
-        """window [..., k, *latent_shape], or None: the same for all codes."""
+        """window, or None: the same for all codes."""
         config = self.config
         flow = MaskedAutoregressiveFlow(
             config.latent_shape,
@@ -194,7 +195,7 @@ class InverseAutoregressiveLayer(MaskedAutoregressiveLayer):
     gated: ClassVar[bool] = True
 
     def __call__(self, window: Array | None, condition: Array | None = None) -> distrax.Bijector:
-        """window [..., k, *latent_shape], or None: the same for all codes."""
+        """window, or None: the same for all codes."""
         return distrax.Inverse(super().__call__(window, condition))
 
 

@@ -90,8 +90,8 @@ def complete(
 
     Raises:
         TypeError: `observed` is not bool, or x or `num_steps` have the wrong type.
-        ValueError: shapes are wrong; nothing or everything is observed; or the model's pixels are
-            not independent given its codes, as those of flows.
+        ValueError: shapes are wrong; `num_steps` is below 1; nothing or everything is observed; or
+            the model's pixels are not independent given its codes, as those of flows.
     """
     check_completable(model)
     known = check_observed(model, observed)

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, no_type_check
 
 from sere_jax.conflicts import (
+    CHECKED_SYSTEMS,
     FLOW,
     LADDER_VAE,
     NO_LATENTS,
     RELAXED_BERNOULLI_VAE,
     SERE_VAE,
-    SYSTEMS,
     conflicts,
     conflicts_of_latents,
 )
@@ -75,7 +75,7 @@ class ModelConfig:
     )
     latent_sizes: tuple[int, ...] = setting(
         (),
-        "How many of the codes of `latent_shape` each layer has; (): all of them.",
+        "How many of the latents of `latent_shape` each layer has; (): all of them.",
         LATENT_SIZES,
         systems=(SERE_VAE, LADDER_VAE),
     )
@@ -101,7 +101,7 @@ class ModelConfig:
     )
     bijector_diagonal_min: float = _of_sere_vae(
         0.0,
-        "Lower bound on d of the rank-one affine bijector diag(d) + u uᵀ: noise passes it.",
+        "Least d of the rank-one affine bijector diag(d) + u uᵀ: it keeps z_l dependent on ε_l.",
         BELOW_ONE,
         needs={"bijector": "rank_one_affine"},
     )
@@ -124,10 +124,10 @@ class ModelConfig:
     )
     carry_start: float = _of_sere_vae(
         0.0,
-        "a, how much of z_{l-1} the rank-one affine bijector first hands on: z_l = a z_{l-1} + "
-        "√(1 - a²) ε_l, near enough, whose variance is σ² (1 - a^(2l)), as z_0 = 0, with the "
-        "prior's scale σ. 0: nothing, it has to learn to.",
+        "a: at the start z_l is about a z_{l-1} + √(1 - a²) ε_l, by the rank-one affine bijector. "
+        "With the prior's scale σ its variance is σ² (1 - a^(2l)). 0: z_{l-1} is not added.",
         BELOW_ONE,
+        needs={"bijector": "rank_one_affine"},
     )
     data_layer: str = setting(
         "bernoulli",
@@ -262,13 +262,13 @@ class ModelConfig:
             object.__setattr__(self, field.name, value)
             if message := refusal(f"model.{field.name}", value, SETTINGS[field.name].rule):
                 raise ConfigError(message)
-        for messages in (unused(self, SYSTEMS), conflicts(self), conflicts_of_latents(self)):
-            for message in messages:
-                raise ConfigError(f"config.model.{message}")
+        unread = unused(self, CHECKED_SYSTEMS)
+        for message in (*unread, *conflicts(self), *conflicts_of_latents(self)):
+            raise ConfigError(f"config.model.{message}")
 
     @property
-    def codes_per_layer(self) -> tuple[int, ...]:
-        """Number of codes of each layer, where they are vectors."""
+    def latents_per_layer(self) -> tuple[int, ...]:
+        """Number of latents of each layer, where codes are vectors."""
         return self.latent_sizes or self.latent_shape * self.num_layers
 
     @property
@@ -324,8 +324,8 @@ def model_config(config: Any) -> ModelConfig:
     """
     if isinstance(config, ModelConfig):
         return config
-    if "model" not in config or not hasattr(config["model"], "keys"):
-        raise ConfigError("config.model is missing, or does not hold the fields of ModelConfig")
+    if not (hasattr(config, "keys") and hasattr(config.get("model"), "keys")):
+        raise ConfigError("config.model is missing; give {'model': {...}}, or a ModelConfig")
     values = dict(config["model"])
     for name in values:
         if name not in SETTINGS:

@@ -11,7 +11,7 @@ FLOW = "masked_autoregressive_flow"
 SERE_VAE, LADDER_VAE = "sere_vae", "ladder_vae"
 IAF_VAE, RELAXED_BERNOULLI_VAE = "iaf_vae", "relaxed_bernoulli_vae"
 # Those that leave some fields unread. A system that is not among them may read every field.
-SYSTEMS = (SERE_VAE, LADDER_VAE, IAF_VAE, RELAXED_BERNOULLI_VAE)
+CHECKED_SYSTEMS = (SERE_VAE, LADDER_VAE, IAF_VAE, RELAXED_BERNOULLI_VAE)
 
 
 def conflicts(config: Any) -> Iterator[str]:
@@ -93,7 +93,7 @@ def conflicts_of_latents(config: Any) -> Iterator[str]:
         )
     if config.state_size and not config.has_latents:
         yield f"state_size={config.state_size} needs codes; leave it at 0, or choose at least one"
-    if config.system in SYSTEMS and config.system != SERE_VAE and not is_vector:
+    if config.system in CHECKED_SYSTEMS and config.system != SERE_VAE and not is_vector:
         yield (f"latent_shape={shape} must be a vector such as (30,) with system={config.system!r}")
     has_parameters = config.prior != "standard_normal" and config.has_latents
     if config.couple_data_to_prior and not has_parameters:

@@ -44,11 +44,15 @@ class DataSpace(NamedTuple):
 
 @public
 def logit_transform(pixels: Values, alpha: float = ALPHA) -> Float[Array, "..."]:
-    """x = logit(α + (1 - 2α) v) of pixels v in [0, 1], any shape.
+    """x = logit(α + (1 - 2α) v) of pixels v in [0, 1], any shape (Papamakarios et al. 2017).
+
+    Args:
+        alpha: above 0 and below 1/2; keeps x finite. The default is the data layers'.
 
     Raises:
-        ValueError: a pixel is outside of [0, 1].
+        ValueError: a pixel is outside of [0, 1], or `alpha` outside of (0, 1/2).
     """
+    alpha = _checked_alpha(alpha)
     array = as_floats("pixels", pixels)
     check_values("pixels", array, (0.0, 1.0), "divide images of bytes by 255")
     squeezed = alpha + (1.0 - 2.0 * alpha) * array
@@ -60,8 +64,9 @@ def inverse_logit_transform(x: Values, alpha: float = ALPHA) -> Float[Array, "..
     """Pixels v of x in logit space, any shape; beyond [0, 1] where no pixel maps to x.
 
     Raises:
-        ValueError: a value is not finite.
+        ValueError: a value is not finite, or `alpha` outside of (0, 1/2).
     """
+    alpha = _checked_alpha(alpha)
     return (jax.nn.sigmoid(_finite(x)) - alpha) / (1.0 - 2.0 * alpha)
 
 
@@ -73,10 +78,19 @@ def logit_log_det(x: Values, alpha: float = ALPHA) -> Float[Array, "..."]:
     log p(v) = log p(x) + Σ log|dx/dv| with log|dx/dv| = log(1 - 2α) - log σ(x) - log(1 - σ(x)).
 
     Raises:
-        ValueError: a value is not finite.
+        ValueError: a value is not finite, or `alpha` outside of (0, 1/2).
     """
+    alpha = _checked_alpha(alpha)
     logits = _finite(x)
     return math.log(1.0 - 2.0 * alpha) - jax.nn.log_sigmoid(logits) - jax.nn.log_sigmoid(-logits)
+
+
+def _checked_alpha(alpha: float) -> float:
+    if not 0.0 < alpha < 0.5:
+        raise ValueError(
+            f"alpha={alpha!r} must be above 0 and below 0.5; that of the data layers is {ALPHA}"
+        )
+    return alpha
 
 
 def _finite(x: Values) -> Any:

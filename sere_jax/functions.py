@@ -124,7 +124,18 @@ def to_data_space(
 
 @public
 def to_pixels(model: LatentVariableModel, x: Values) -> Images:
-    """x in data space, or expectations of it, as grey levels or colours in [0, 1], for pictures."""
+    """x in data space, or expectations of it, as grey levels or colours in [0, 1], for pictures.
+
+    Args:
+        x: [B, *data_shape].
+
+    Returns:
+        [B, *data_shape] float32.
+
+    Raises:
+        TypeError: x holds no real numbers.
+        ValueError: x has the wrong shape, or values outside of the data space.
+    """
     x = check_images(model, x, may_be_expected=True)
     return data_space_of(model.config).to_pixels(x)
 
@@ -216,7 +227,7 @@ def log_likelihood(
 ) -> PerImage:
     """Importance-weighted estimate of log p(x) in nats (Burda et al. 2016, Eq. 8).
 
-    log 1/K Σ_k p(x, z_k) / q(z_k | x), a lower bound in expectation that rises with the number of
+    log (1/K Σ_k p(x, z_k) / q(z_k | x)), a lower bound in expectation that rises with the number of
     samples K. The encoders run once per image and the samples are streamed, so that memory does not
     grow with K. Without latents (a plain flow) log p(x) is exact, whatever K and the key are.
 
@@ -232,7 +243,8 @@ def log_likelihood(
         [B] in nats.
 
     Raises:
-        ValueError: x has the wrong shape, or one of the two numbers is below 1.
+        TypeError: one of the two numbers is no integer.
+        ValueError: x or the condition has the wrong shape, or one of the two numbers is below 1.
     """
     options: dict[str, Any] = {"samples_at_once": samples_at_once, "condition": condition}
     return likelihood_and_elbo(model, params, x, key, num_samples, **options)[0]
@@ -249,7 +261,7 @@ def likelihood_and_elbo(
     samples_at_once: Count = SAMPLES_AT_ONCE,
     condition: Values | None = None,
 ) -> tuple[PerImage, PerImage]:
-    """`log_likelihood`, and the ELBO of the same samples: the mean of log p(x, z_k) / q(z_k | x).
+    """`log_likelihood`, and the ELBO of the same samples: the mean of log (p(x, z_k) / q(z_k | x)).
 
     So of each image the ELBO is at most the likelihood, however few the samples are.
     """

@@ -53,6 +53,7 @@ def sample(
         [num, *data_shape] in data space.
 
     Raises:
+        TypeError: `num` is no integer.
         ValueError: `num` is below 1; or `temperature` is not above 0 and finite, or not 1 where
             there are no codes.
     """

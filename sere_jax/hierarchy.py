@@ -39,7 +39,7 @@ class Hierarchy(nn.Module):
     """
 
     config: ModelConfig
-    unroll: int = 1  # how many steps of a scan are one of the compiled loop; changes no result
+    unroll: int = 1  # steps of a scan in one of the compiled loop; changes no result (benchmarks)
 
     def setup(self) -> None:
         """Creates the one layer whose parameters are stacked."""

@@ -26,7 +26,7 @@ def download(name: str, files: tuple[str, ...], revision: str | None) -> pathlib
     except ImportError as error:
         raise FileNotFoundError(
             f"there is no folder {name} here, and the Hugging Face hub needs a package that is not "
-            "installed; pip install 'sere-jax[hub]', or give the path of a folder"
+            "installed; pip install huggingface_hub, or give the path of a folder"
         ) from error
     try:
         return pathlib.Path(hub.snapshot_download(name, revision=revision, allow_patterns=[*files]))

@@ -139,7 +139,7 @@ def check_place_of_code(
     layer = checked_count("layer", layer, 0, config.num_layers - 1)
     shape = config.latent_shape
     if len(shape) == 1:
-        shape = (config.codes_per_layer[layer],)
+        shape = (config.latents_per_layer[layer],)
     value = python_value(index)
     places = value if isinstance(value, tuple | list) else (value,)
     if len(places) != len(shape):
@@ -219,12 +219,11 @@ def with_zeros(x: Values, observed: np.ndarray) -> Any:
 def checked_count(name: str, count: Count, at_least: int = 1, at_most: int | None = None) -> int:
     """A whole number of Python's; refuses others with a TypeError or ValueError."""
     number: Any = count if isinstance(count, jax.core.Tracer) else python_value(count)
+    allowed = f"at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
     if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{name}={number!r} must be an integer of at least {at_least}")
-    if number < at_least:
-        raise ValueError(f"{name}={number} must be at least {at_least}")
-    if at_most is not None and number > at_most:
-        raise ValueError(f"{name}={number} must be at most {at_most}")
+        raise TypeError(f"{name}={number!r} must be an integer, {allowed}")
+    if number < at_least or (at_most is not None and number > at_most):
+        raise ValueError(f"{name}={number} must be {allowed}")
     return number
 
 
@@ -236,7 +235,10 @@ def example_keys(key: Key[Array, "*keys"], num_examples: int) -> Key[Array, " ba
     """
     if key.ndim == 1:
         if key.shape != (num_examples,):
-            raise ValueError(f"key holds {key.shape[0]} keys for {num_examples} examples")
+            raise ValueError(
+                f"key holds {key.shape[0]} keys for {num_examples} examples; give one key, or "
+                f"{num_examples}"
+            )
         return key
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_examples))
 

@@ -142,7 +142,7 @@ class Layer(nn.Module):
     def prior_and_bijector(
         self, window: Array, offset: Array | None, condition: OfCondition = NO_CONDITION
     ) -> tuple[Prior, distrax.Bijector]:
-        """p(ε_l | ·) and f_l for the window [..., k, *latent_shape] of codes."""
+        """p(ε_l | ·) and f_l for the window (see `sere_jax.bijector`)."""
         config = self.config
         prior = self.prior(window if config.couple_prior else None, offset, condition.prior)
         # A bijective layer from elsewhere may take the window alone.

@@ -92,7 +92,7 @@ class LatentVariableModel(nn.Module):
             noise: standard normal.
 
         Returns:
-            Without codes log p(x) has no axis of samples.
+            Both in nats, [samples, B]; without codes log p(x) is [B].
         """
         raise NotImplementedError
 
@@ -187,17 +187,17 @@ class WholeImageModel(LatentVariableModel):
     @property
     def noise_shape(self) -> tuple[int, ...]:
         """(1, ΣN_l), N_l latents of layer l."""
-        return (1, sum(self.config.codes_per_layer))
+        return (1, sum(self.config.latents_per_layer))
 
     def decode(self, z: Float[Array, "*batch latents"], x: Array) -> Float[Array, "*batch"]:
         """log p(x | z) of x [B, *data_shape]; z may have axes of samples before B."""
-        return self.data_layer.block_log_prob(self.data_layer(z, None), x, None)
+        return self.data_layer.block_log_prob(self.data_layer(z), x, None)
 
     def emit(
         self, z: Float[Array, "batch latents"], keys: Key[Array, "1 batch"]
     ) -> tuple[Images, Images]:
         """Images and their expectations."""
-        parameters = self.data_layer(z, None)
+        parameters = self.data_layer(z)
         images = self.data_layer.sample_blocks(parameters, jnp.squeeze(keys, 0), None)
         return images, self.data_layer.expected_blocks(parameters, images)
 
@@ -229,7 +229,7 @@ class WholeImageModel(LatentVariableModel):
         keys: Key[Array, "1 batch"],
     ) -> tuple[Images, PerImage, Redraw]:
         """See the base class; log p(z) does not depend on x."""
-        parameters = self.data_layer(self.read_by_data_layer(coordinates), None)
+        parameters = self.data_layer(self.read_by_data_layer(coordinates))
         arguments = (x, missing[..., :1], jnp.squeeze(keys, 0), None)
         drawn, log_prob = redraw_missing(self.data_layer, parameters, *arguments)
         return drawn, jnp.zeros(len(x)), jax.tree.map(lambda part: part[None], log_prob)

@@ -69,7 +69,7 @@ def objective(
     """The ELBO, or with several samples the importance-weighted bound, for training.
 
     With one sample the KL is in closed form (paper, Eqs. 9 and 10), where the system has one; with
-    S samples the objective is log 1/S Σ_s p(x | z_s) (p(ε_s) / q(ε_s))^kl_weight, at weight 1 the
+    S samples the objective is log (1/S Σ_s p(x | z_s) (p(ε_s) / q(ε_s))^kl_weight), at weight 1 the
     bound of Burda et al. 2016 (Eq. 8). It is the one function that drops hidden units (`dropout`,
     `generative_dropout`, of networks that read codes other ones for each sample) and pixels of
     previous blocks (`block_dropout`).
@@ -86,7 +86,9 @@ def objective(
         condition: [B, C], if the model has one.
 
     Raises:
-        ValueError: x has the wrong shape, S is below 1, or the precision is no such name.
+        TypeError: S is no integer.
+        ValueError: x or the condition has the wrong shape, S is below 1, or the precision is no
+            such name.
     """
     x, params = check_images(model, x), as_parameters(params)
     condition = check_condition(model, condition, len(x))

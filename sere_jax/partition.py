@@ -229,9 +229,11 @@ def _pattern_side(name: str, data_shape: DataShape, num_layers: int) -> int:
             f"needs; choose {side * side} or {(side + 1) ** 2}, or partition='raster'"
         )
     if height % side or width % side:
+        common = math.gcd(height, width)
+        fitting = [s * s for s in range(1, common + 1) if common % s == 0]
         raise ConfigError(
             f"config.model.num_layers={num_layers} cuts a {height}x{width} image into a "
             f"{side}x{side} pattern, which does not divide it; the partition {name!r} needs "
-            "height and width to be multiples of sqrt(num_layers)"
+            f"height and width to be multiples of sqrt(num_layers): choose one of {fitting}"
         )
     return side

@@ -32,6 +32,9 @@ class Seen(NamedTuple):
     condition: Any = None  # of the condition; None: there is none
 
 
+NOTHING_SEEN = Seen()
+
+
 class DataLayer(nn.Module):
     """Networks of a data layer; a subclass says what distribution their outputs parametrize.
 
@@ -98,12 +101,12 @@ class DataLayer(nn.Module):
             offset = self.observed(values, 4, condition)
         return Seen(offset, None if condition is None else self.condition(condition))
 
-    def __call__(self, z: Array | None, seen: Seen | None) -> Any:
+    def __call__(self, z: Array | None, seen: Seen = NOTHING_SEEN) -> Any:
         """γ [..., h, w, parameters_per_pixel] of codes [..., *latent_shape], if there are latents.
 
         Without previous blocks in `seen`, which is from `observe`, it is γ¹(z) alone.
         """
-        offset, condition = seen or Seen()
+        offset, condition = seen
         event_ndims = len(self.config.latent_shape)
         if self.config.data_channels and z is not None:
             z, event_ndims = self.to_maps(z).reshape(*z.shape[:-1], *self.maps_shape), 3

@@ -36,7 +36,7 @@ class PosteriorLayer(nn.Module):
 
     @nn.compact
     def __call__(self, window: Array | None, offset: Array | None) -> Residual:
-        """window [..., k, *latent_shape] or None, offset [..., hidden_size] of x."""
+        """window (see `sere_jax.bijector`) or None, offset [..., hidden_size] of x."""
         shape = self.config.latent_shape
         if not self.config.has_latents:
             return Residual(mean=jnp.zeros(shape), log_scale=jnp.zeros(shape))
@@ -69,7 +69,7 @@ def kl_divergence(prior: Prior, residual: Residual) -> Array:
     shift = residual.mean + narrowing * prior.mean
     return (
         0.5 * jnp.square(shift / prior.scale)
-        + 0.5 * narrowing * (2.0 + narrowing)  # δσ² - 1; see `sere_jax.compilation`
+        + 0.5 * narrowing * (2.0 + narrowing)  # δσ² - 1; XLA may confuse a second expm1
         - residual.log_scale
     )
 

@@ -1,7 +1,7 @@
 """A model and its parameters in a folder: `config.json`, `model.safetensors` and a model card.
 
-The one file of the library that touches a disk. Loading runs no code: the folder holds arrays and
-JSON. A model that uses an extension needs the extension's file imported before.
+Only this file, `model_card.py` and `hub.py` read and write models. Loading runs no code: the folder
+holds arrays and JSON. A model that uses an extension needs the extension's file imported before.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ def load_pretrained(
     """The model and its parameters, float32, from a folder of `save_pretrained`.
 
     Also from the folder of a run with exported weights, and from the Hugging Face hub, whose client
-    `pip install 'sere-jax[hub]'` installs. No code of the folder runs.
+    `pip install huggingface_hub` installs. No code of the folder runs.
 
     Args:
         folder: path of a folder; or `owner/name` of a repository on the hub, if there is no folder

@@ -5,6 +5,7 @@ bijector that the posterior shares cannot repair a mismatch between it and the p
 posterior does not have it.
 """
 
+import dataclasses
 import math
 
 import distrax
@@ -55,17 +56,17 @@ class Prior:
     def broadcast_to(self, shape: tuple[int, ...]) -> "Prior":
         """With μ and σ of this shape."""
         mean, scale = (jnp.broadcast_to(array, shape) for array in (self.mean, self.scale))
-        return Prior(mean, scale, self.splines)
+        return dataclasses.replace(self, mean=mean, scale=scale)
 
 
 class PriorLayer(nn.Module):
     """Window of codes (and features of previous blocks, or a condition) to p(ε_l | ·).
 
-    Maps [..., k, *latent_shape] to μ and σ [..., *latent_shape].
+    Maps a window (see `sere_jax.bijector`) to μ and σ [..., *latent_shape].
 
     The scale lies between `sigma_min` and `sigma_max` and starts at 1, or at the middle of the two
-    where 1 is not inside. Its upper bound costs nothing: the scale of ε is a gauge that
-    the bijector can undo. `config.prior` may fix it to the standard normal distribution instead, or
+    where 1 is not inside. With the rank-one affine bijector the upper bound costs nothing, as that
+    can scale ε anew. `config.prior` may fix it to the standard normal distribution instead, or
     add splines, which start near the identity.
     """
 
@@ -80,7 +81,7 @@ class PriorLayer(nn.Module):
     def __call__(
         self, window: Array | None, offset: Array | None, condition: Array | None = None
     ) -> Prior:
-        """window [..., k, *latent_shape] or None, offset of the previous blocks or None.
+        """window, or None; offset of the previous blocks, or None.
 
         The condition is from `create_condition`, or None.
         """

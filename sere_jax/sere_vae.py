@@ -142,8 +142,7 @@ class SeReVAE(LatentVariableModel):
         """
         latents = self.hierarchy.infer(self.observe(x, condition), noise)
         noise = jax.vmap(Prior.noise)(latents.prior, latents.epsilon)
-        mask = self.hierarchy.code_mask
-        return masked(noise, None if mask is None else mask[:, None])
+        return self._masked(noise)
 
     def regenerate(
         self,
@@ -162,8 +161,7 @@ class SeReVAE(LatentVariableModel):
 
     def arranged(self, z: Float[Array, "batch layers *latents"]) -> Array:
         """Layers first, 0 at codes that a layer does not have."""
-        mask = self.hierarchy.code_mask
-        return masked(jnp.moveaxis(z, 1, 0), None if mask is None else mask[:, None])
+        return self._masked(jnp.moveaxis(z, 1, 0))
 
     def generate_rest(
         self,
@@ -212,9 +210,7 @@ class SeReVAE(LatentVariableModel):
     def _log_prior(self, latents: Latents) -> PerImage:
         log_prior = jax.vmap(Prior.log_prob)(latents.prior, latents.epsilon)
         if latents.prior.splines is None:
-            mask = self.hierarchy.code_mask
-            log_prior = masked(log_prior, None if mask is None else mask[:, None])
-            log_prior = self._sum_latents(log_prior)
+            log_prior = self._sum_latents(self._masked(log_prior))
         return jnp.sum(log_prior, axis=0)
 
     def _kl(self, latents: Latents, noise: Array) -> Array:
@@ -229,6 +225,10 @@ class SeReVAE(LatentVariableModel):
             return self._sum_latents(log_density_ratio(prior, residual, noise))
         ratio = jax.vmap(log_density_ratio_with_splines)
         return ratio(prior, residual, noise, latents.epsilon)
+
+    def _masked(self, values: Array) -> Array:
+        mask = self.hierarchy.code_mask
+        return masked(values, None if mask is None else mask[:, None])
 
     def _sum_latents(self, values: Array) -> Array:
         return jnp.sum(values, axis=tuple(range(-len(self.config.latent_shape), 0)))

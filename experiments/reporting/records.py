@@ -120,6 +120,25 @@ def _options_in_use(config: Mapping[str, Any]) -> Iterator[str]:
         yield "previous blocks seen"
     if layers := model["num_joint_layers"]:
         yield f"{layers} joint layer" + "s" * (layers > 1)
+    if model["system"] == "relaxed_bernoulli_vae":
+        yield f"posterior temperature {model['posterior_temperature']:g}"
+    if model["system"] == "sere_vae":
+        yield from _options_of_the_hierarchy(model)
+
+
+def _options_of_the_hierarchy(model: Mapping[str, Any]) -> Iterator[str]:
+    if model["partition"] == "checkerboard":
+        yield f"{model['num_layers']} interleaved blocks"
+    if model["data_channels"]:
+        yield "data layers convolutional"
+    if model["encoder"] == "shared":
+        yield "one encoder"
+    if model["context"] > 1:
+        yield f"{model['context']} previous codes seen"
+    if len(set(model["latent_sizes"] or ())) > 1:
+        yield "unequal layers"
+    if model["carry_start"] and model["couple_bijector"]:
+        yield "codes handed on"
 
 
 def finished_runs(directory: pathlib.Path) -> dict[str, Run]:

@@ -185,7 +185,11 @@ class Training:
     max_consecutive_skips: int = setting(
         20, "Non-finite updates in a row at which the run stops.", POSITIVE_INT
     )
-    steps_per_dispatch: int = setting(50, "Updates between two looks at the log.", POSITIVE_INT)
+    steps_per_dispatch: int = setting(
+        50,
+        "Updates in one call of the compiled program, a dispatch; then the log is written.",
+        POSITIVE_INT,
+    )
     evaluate_every: str = setting(
         "1 epochs", "How often the ELBO of the validation images is computed.", INTERVAL
     )

@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 from sere_jax import data_space
 from sere_jax.arrays import Array, flatten, masked, record
 from sere_jax.flows.autoregressive import MaskedAutoregressiveFlows
-from sere_jax.pixels import DataLayer, Seen
+from sere_jax.pixels import NOTHING_SEEN, DataLayer, Seen
 
 MAX_LOG_VARIANCE = 6.0  # of the base, and its negative
 DIRECTION_START = 0.05  # of v, the common part of the base
@@ -99,20 +99,19 @@ class MaskedAutoregressiveFlowDataLayer(DataLayer):
     def observe(self, previous: Array | None, condition: Array | None = None) -> Seen:
         """The previous blocks and the condition, each with what γ takes from it."""
         if not self.is_conditional:
-            return Seen()
+            return NOTHING_SEEN
         seen = None if previous is None else self.read_previous(previous)
         offset, of_base = self.observe_read(seen, condition)
         if seen is not None and offset is not None:
             offset = flatten(seen, 4), offset
         return Seen(offset, None if condition is None else (condition, of_base))
 
-    def __call__(self, z: Array | None, seen: Seen | None) -> FlowParameters:
+    def __call__(self, z: Array | None, seen: Seen = NOTHING_SEEN) -> FlowParameters:
         """See `DataLayer`; where γ does not see x_{l-1}, the flow does not either."""
         if not self.is_conditional:
             return FlowParameters(None, None, None)
-        of_blocks, of_condition = seen or Seen()
-        previous, offset = of_blocks or (None, None)
-        condition, of_base = of_condition or (None, None)
+        previous, offset = seen.previous or (None, None)
+        condition, of_base = seen.condition or (None, None)
         base = super().__call__(z, Seen(offset, of_base))
         codes = None if z is None else flatten(z, len(self.config.latent_shape))
         if previous is None and codes is not None and self.sees_previous:

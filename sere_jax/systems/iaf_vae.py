@@ -26,7 +26,7 @@ class PosteriorInputs:
 
 
 class InverseAutoregressiveVAE(WholeImageModel):
-    """x ~ p(x | z) from N standard normal codes, whose posterior is a flow.
+    """x ~ p(x | z) from N standard normal latents, whose posterior is a flow.
 
     With ε ~ N(0, I) the codes are z = f_T(... f_1(μ(x) + σ(x) ε)), T = `num_flows`, where each f_t
     moves a dimension by those before it and by x, in alternating order (section 3):

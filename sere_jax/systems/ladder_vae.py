@@ -85,7 +85,7 @@ class LadderVAE(WholeImageModel):
     def setup(self) -> None:
         """Creates both passes and the data layer."""
         config = self.config
-        sizes = config.codes_per_layer
+        sizes = config.latents_per_layer
         widths = [max(1, round(config.hidden_size * size / sizes[0])) for size in sizes]
         depth = config.num_hidden_layers
         self.bottom_up = [HiddenLayers(width, depth) for width in widths]
@@ -152,7 +152,7 @@ class LadderVAE(WholeImageModel):
     @property
     def code_shape(self) -> tuple[tuple[int], ...]:
         """(N_l,) of each layer."""
-        return tuple((size,) for size in self.config.codes_per_layer)
+        return tuple((size,) for size in self.config.latents_per_layer)
 
     def generate_rest(
         self, z: tuple[Array, ...], num_given: int, noise: Noise, keys: Array
@@ -182,7 +182,7 @@ class LadderVAE(WholeImageModel):
 
         Codes that are given need no noise.
         """
-        borders = list(itertools.accumulate(self.config.codes_per_layer))[:-1]
+        borders = list(itertools.accumulate(self.config.latents_per_layer))[:-1]
         num_layers = self.config.num_layers
         noises: Any = given
         if noise is not None:

@@ -666,7 +666,7 @@ def test_download_can_be_forbidden(mnist_source, server, tmp_path, monkeypatch):
 def test_data_set_that_needs_tensorflow_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = _refusal(name="svhn_cropped", data_dir=str(tmp_path))
-    assert "'sere-jax[tensorflow]'" in message
+    assert "'.[tensorflow]'" in message
     assert "--config.dataset.name=photos" in message
 
 

@@ -192,6 +192,32 @@ def test_a_row_says_which_options_its_run_used(tmp_path):
     assert f"| {expected} | 2 of 3 |" in likelihood_table({"run": run}, {})[-1]
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"partition": "checkerboard", "num_layers": 16}, "16 interleaved blocks"),
+        ({"data_channels": 32}, "data layers convolutional"),
+        ({"encoder": "shared", "context": 4}, "one encoder, 4 previous codes seen"),
+        ({"latent_sizes": [20, 16]}, "unequal layers"),
+        ({"latent_sizes": [10, 10]}, ""),
+        ({"carry_start": 0.9}, "codes handed on"),
+        ({"carry_start": 0.9, "couple_bijector": False}, ""),
+        ({"system": "ladder_vae", "latent_sizes": [64, 32]}, ""),
+        (
+            {"system": "relaxed_bernoulli_vae", "posterior_temperature": 1.0},
+            "posterior temperature 1",
+        ),
+    ],
+)
+def test_a_row_says_where_its_model_is_not_the_paper_s(tmp_path, fields, expected):
+    keep_run(tmp_path / "run", (7.0, 6.0, 5.9))
+    path = tmp_path / "run" / "config.json"
+    defaults = {"system": "sere_vae", "couple_bijector": True, "data_shape": [2, 2, 3]}
+    path.write_text(json.dumps({"model": defaults | fields}))
+    (run,) = finished_runs(tmp_path).values()
+    assert run.options_in_use == expected
+
+
 def test_the_spread_over_seeds_is_that_of_the_runs_of_one_system(tmp_path):
     for name, nll in (("ours", 81.0), ("ours_seed1", 81.5), ("ours_seed2", 81.2), ("other", 99.0)):
         keep_run(tmp_path / name, (7.0, 6.0, 5.9), nll=nll)

@@ -242,8 +242,8 @@ def test_an_impossible_temperature_is_refused(random_model, temperature, error):
         (3.0, {}, ValueError, r"z has the shape \(\)"),
         (np.full((2, 3, 2), np.nan), {}, ValueError, "z holds the value nan"),
         (np.full((2, 3, 2), "a"), {}, TypeError, "z holds values of type <U1"),
-        (np.zeros((2, 3, 2)), {"num_layers_given": 4}, ValueError, "given=4 must be at most 3"),
-        (np.zeros((2, 3, 2)), {"num_layers_given": -1}, ValueError, "given=-1 must be at least 0"),
+        (np.zeros((2, 3, 2)), {"num_layers_given": 4}, ValueError, "given=4 must be from 0 to 3"),
+        (np.zeros((2, 3, 2)), {"num_layers_given": -1}, ValueError, "given=-1 must be from 0 to 3"),
         (np.zeros((2, 3, 2)), {"num_layers_given": 1.5}, TypeError, "given=1.5 must be an integer"),
         (np.zeros((2, 3, 2)), {"condition": [[1.0]]}, ValueError, "condition is given to a model"),
         (np.zeros((2, 3, 2)), {"key": 0}, TypeError, "key is int"),
@@ -267,10 +267,10 @@ def test_codes_of_the_wrong_parts_are_refused(random_model):
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        ({"layer": 3}, ValueError, "layer=3 must be at most 2"),
-        ({"layer": -1}, ValueError, "layer=-1 must be at least 0"),
+        ({"layer": 3}, ValueError, "layer=3 must be from 0 to 2"),
+        ({"layer": -1}, ValueError, "layer=-1 must be from 0 to 2"),
         ({"layer": "first"}, TypeError, "layer='first' must be an integer"),
-        ({"index": 2}, ValueError, "index=2 must be at most 1"),
+        ({"index": 2}, ValueError, "index=2 must be from 0 to 1"),
         ({"index": (0, 1)}, ValueError, r"index=\(0, 1\) must be 1 numbers"),
         ({"index": 0.5}, TypeError, "index=0.5 must be an integer"),
         ({"values": 1.0}, ValueError, r"values has the shape \(\); give a list"),
@@ -288,5 +288,5 @@ def test_a_code_that_there_is_not_is_refused(random_model, overrides, error, mes
 
 def test_a_code_that_a_smaller_layer_does_not_have_is_refused(random_model):
     model, params = random_model(**MODELS["unequal latents"])
-    with pytest.raises(ValueError, match="index=1 must be at most 0"):
+    with pytest.raises(ValueError, match="index=1 must be from 0 to 0"):
         sere_jax.traverse(model, params, np.zeros((2, 3, 1)), 0, 1, [0.0], jax.random.key(0))

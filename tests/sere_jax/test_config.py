@@ -108,6 +108,10 @@ def compilations(caplog):
             {"bijector_diagonal_min": 0.3, "bijector": "identity"},
             ["bijector_diagonal_min=0.3 means nothing to", "rank_one_affine"],
         ),
+        (
+            {"carry_start": 0.9, "bijector": "spline_coupling"},
+            ["carry_start=0.9 means nothing to", "rank_one_affine"],
+        ),
         ({"block_order": "boustrophedn"}, ["'boustrophedn'", "did you mean 'boustrophedon'?"]),
         (
             {"block_order": "boustrophedon"},
@@ -166,9 +170,15 @@ def test_an_impossible_model_is_refused_in_one_line_before_compilation(
     assert compilations() == []
 
 
-@pytest.mark.parametrize("config", [{}, {"model": None}, {"model": 3}, {"model": [1]}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [None, {}, {"data_shape": (2, 2, 1)}, {"model": None}, {"model": 3}, {"model": [1]}],
+    ids=str,
+)
 def test_a_missing_model_is_refused(config):
-    with pytest.raises(sere_jax.ConfigError, match=r"config\.model is missing"):
+    with pytest.raises(
+        sere_jax.ConfigError, match=r"config\.model is missing; give .* ModelConfig"
+    ):
         sere_jax.create_model(config)
 
 

@@ -105,8 +105,18 @@ def test_an_image_has_the_same_x_in_every_batch_with_its_own_key_and_under_jit(t
             ValueError,
             "images holds the value 17, outside 0 to 16; give max_value",
         ),
-        (uint8_images(5, 2, 3, 1), {"max_value": 0}, ValueError, "max_value=0 must be at least 1"),
-        (uint8_images(5, 2, 3, 1), {"max_value": 256}, ValueError, "max_value=256 .* at most 255"),
+        (
+            uint8_images(5, 2, 3, 1),
+            {"max_value": 0},
+            ValueError,
+            "max_value=0 must be from 1 to 255",
+        ),
+        (
+            uint8_images(5, 2, 3, 1),
+            {"max_value": 256},
+            ValueError,
+            "max_value=256 must be from 1 to 255",
+        ),
         (uint8_images(5, 2, 3, 1), {"max_value": 1.0}, TypeError, "max_value=1.0 .* an integer"),
         (uint8_images(5, 2, 3, 1), {"max_value": True}, TypeError, "max_value=True .* an integer"),
         (
@@ -193,6 +203,16 @@ def test_pictures_of_another_shape_are_refused(random_model):
 def test_pixels_outside_of_the_unit_interval_have_no_logits(value):
     with pytest.raises(ValueError, match=f"pixels holds the value {value}"):
         sere_jax.logit_transform(np.array([0.5, value]))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.6, 0.0, -0.1, np.nan])
+@pytest.mark.parametrize(
+    "function",
+    [sere_jax.logit_transform, sere_jax.inverse_logit_transform, sere_jax.logit_log_det],
+)
+def test_an_alpha_without_finite_logits_is_refused(function, alpha):
+    with pytest.raises(ValueError, match=f"alpha={alpha} must be above 0 and below 0.5; .* 0.05"):
+        function([0.5], alpha)
 
 
 @pytest.mark.parametrize("function", [sere_jax.inverse_logit_transform, sere_jax.logit_log_det])

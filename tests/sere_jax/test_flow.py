@@ -340,7 +340,7 @@ def test_conditional_flows_read_all_codes_and_blocks_and_nothing_else(
     block = random_values(1, 2, 1, seed=2)
 
     def log_prob(layer, z, previous, offset=True):
-        parameters = layer(z, layer.observe(previous) if offset else None)
+        parameters = layer(z, layer.observe(previous)) if offset else layer(z)
         return layer.block_log_prob(parameters, block, None)
 
     params = random_module(layer, z, previous, method=log_prob)

@@ -191,7 +191,9 @@ def test_no_key_and_too_few_keys_are_refused(tiny):
 
     with pytest.raises(TypeError, match="key is NoneType"):
         sere_jax.sample(model, params, None, 3)
-    with pytest.raises(ValueError, match=f"key holds 3 keys for {len(x)} examples"):
+    with pytest.raises(
+        ValueError, match=f"key holds 3 keys for {len(x)} examples; give one key, or {len(x)}"
+    ):
         sere_jax.elbo(model, params, x, jax.random.split(jax.random.key(0), 3))
 
 

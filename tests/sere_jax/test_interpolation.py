@@ -85,7 +85,7 @@ def test_a_path_to_noise_of_no_length_arrives():
     ("overrides", "error", "message"),
     [
         ({"num": 1}, ValueError, "num=1 must be at least 2"),
-        ({"num": 2.0}, TypeError, "num=2.0 must be an integer of at least 2"),
+        ({"num": 2.0}, TypeError, "num=2.0 must be an integer, at least 2"),
         ({"x_end": np.zeros((1, 2, 3, 1))}, ValueError, "x has the shape .1, 1, 2, 3, 1."),
         ({"x_start": np.zeros((3, 2, 1))}, ValueError, "x has the shape .1, 3, 2, 1."),
         ({"x_end": np.full((2, 3, 1), 255, np.uint8)}, ValueError, "x holds the value 255"),

@@ -230,13 +230,13 @@ def test_a_layer_sees_the_blocks_before_it_newest_last_and_zeros_before_the_firs
         (
             {"partition": "checkerboard", "num_layers": 4},
             "num_layers=4",
-            "multiples of sqrt(num_layers)",
+            "multiples of sqrt(num_layers): choose one of [1]",
             {"partition": "checkerboard", "data_shape": (2, 4, 1), "num_layers": 4},
         ),
         (
             {"partition": "tiles", "data_shape": (3, 2, 1), "num_layers": 4},
             "3x2 image",
-            "multiples of sqrt(num_layers)",
+            "multiples of sqrt(num_layers): choose one of [1]",
             {"partition": "tiles", "data_shape": (4, 2, 1), "num_layers": 4},
         ),
         ({"partition": "rastr"}, "partition='rastr'", "'raster'?", {"partition": "raster"}),

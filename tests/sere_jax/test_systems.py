@@ -174,7 +174,7 @@ def test_pixels_of_whole_images_see_the_scale_of_the_codes(tiny_config, system):
     params = sere_jax.init(model, jax.random.key(0))
 
     def logits(codes):
-        return model.bind({"params": params}).data_layer(codes, None)
+        return model.bind({"params": params}).data_layer(codes)
 
     assert change_with_scale(logits, model.config.latent_shape[0]) > 0.1
 

@@ -85,7 +85,7 @@ def _prepare_with_tensorflow(builder: Any, manual_dir: pathlib.Path | None) -> N
     if importlib.util.find_spec("tensorflow") is None:
         raise PreparationImpossibleError(
             f"TensorFlow, needed to prepare {builder.name!r}, is not installed "
-            "(pip install 'sere-jax[tensorflow]')",
+            "(pip install -e '.[tensorflow]')",
             f"install it, or choose a data set that needs none: {', '.join(SOURCE_READERS)}",
         )
     # TFDS downloads what it does not find, and without a network retries for minutes.
