@@ -31,7 +31,7 @@ SYSTEMS: dict[str, tuple[Any, str, int, dict[str, Any]]] = {  # configuration, v
     "ladder_iw10": (mnist_ladder, "iw10", 910, LATE_KL),
     "sere_iaf": (mnist_iaf, "sere_iaf", 210, FAST),
     "iaf": (mnist_iaf, "iaf", 1040, {}),
-    "iaf_vae": (mnist_iaf, "iaf_vae", 700, FAST),
+    "iaf_vae": (mnist_iaf, "iaf_vae", 700, {}),
     "dlgm": (mnist_mlp, "dlgm", 225, {}),
     "relaxed_bernoulli": (mnist_relaxed_bernoulli, "", 1020, WARM_POSTERIOR),
 }
