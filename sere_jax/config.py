@@ -29,7 +29,8 @@ from sere_jax.rules import (
     NOT_NEGATIVE,
     POSITIVE,
     POSITIVE_INT,
-    integer,
+    WIDTH,
+    between,
     name_in,
     nearest,
     one_of,
@@ -40,6 +41,7 @@ from sere_jax.rules import (
     unused,
 )
 
+LEARNED = {"prior": ("gaussian", "spline")}
 _of_sere_vae = functools.partial(setting, systems=(SERE_VAE,))
 _of_relaxed_bernoulli_vae = functools.partial(setting, systems=(RELAXED_BERNOULLI_VAE,))
 
@@ -145,14 +147,14 @@ class ModelConfig:
     num_flows: int = setting(
         2,
         "Flows of `masked_autoregressive_flow` in each layer, and of the posterior of `iaf_vae`.",
-        POSITIVE_INT,
+        between(1, 1000),
     )
     flow_hidden_size: int = setting(
         1024,
         "Width of the masked networks of `masked_autoregressive_flow`, which have "
         "`num_hidden_layers`; those of `iaf_vae` and of bijectors have `hidden_size`, and one "
         "layer fewer.",
-        POSITIVE_INT,
+        WIDTH,
     )
     flow_direct_connections: bool = setting(
         False,
@@ -180,14 +182,12 @@ class ModelConfig:
         "1; `local`: each layer's own, of x_{l-1}, x_l and x_{l+1} alone, and q is not exact.",
         one_of("independent", "shared", "local"),
     )
-    hidden_size: int = setting(
-        200, "Width of hidden layers, or channels of hidden maps.", POSITIVE_INT
-    )
+    hidden_size: int = setting(200, "Width of hidden layers, or channels of hidden maps.", WIDTH)
     num_hidden_layers: int = setting(
         2,
         "Number of hidden layers; an encoder of the whole image of `sere_vae` has one more. Of "
         "`resnet` all but the first are residual blocks.",
-        integer(2),
+        between(2, 1000),
     )
     data_channels: int = _of_sere_vae(
         0,
@@ -199,7 +199,7 @@ class ModelConfig:
     num_joint_layers: int = _of_sere_vae(
         0,
         "Residual hidden layers that data layers add where codes and previous blocks have met.",
-        NATURAL,
+        between(0, 1000),
         needs={"network": "mlp", "couple_data": True},
     )
     dropout: float = _of_sere_vae(
@@ -228,18 +228,18 @@ class ModelConfig:
     )
     condition_size: int = _of_sere_vae(
         0,
-        "C, how many numbers describe an image to every network, given with it as `condition` "
-        "[B, C]; 0: none.",
+        "C, how many numbers of an image's `condition` [B, C] every network sees; 0: none.",
         NATURAL,
     )
     sigma_min: float = _of_sere_vae(
-        0.1, "Lower bound on the prior's scale (0: none but float32's).", NOT_NEGATIVE
+        0.1, "Lower bound on the prior's scale (0: float32's).", NOT_NEGATIVE, needs=LEARNED
     )
-    sigma_max: float = _of_sere_vae(2.0, "Upper bound on the prior's scale.", POSITIVE)
+    sigma_max: float = _of_sere_vae(
+        2.0, "Upper bound on the prior's scale.", POSITIVE, needs=LEARNED
+    )
     residual_scale_start: float = _of_sere_vae(
         0.73,
-        "What the posterior's scale relative to the prior's, δσ, starts near; the smaller, the "
-        "more the codes say of the image at first.",
+        "Where δσ, the posterior's scale / the prior's, starts; the smaller, the more codes say.",
         INSIDE_UNIT_INTERVAL,
     )
     condition_residual_on_latents: bool = _of_sere_vae(

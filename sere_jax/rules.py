@@ -29,7 +29,8 @@ class Setting(NamedTuple):
     meaning: str
     rule: Rule
     systems: tuple[str, ...] = ()  # those that read it; (): all
-    needs: Mapping[str, Any] = {}  # other settings and the value without which this one is unused
+    # Other settings and the value, or one of several, without which this one is unused.
+    needs: Mapping[str, Any] = {}
 
 
 def setting(
@@ -73,7 +74,10 @@ def unused(config: Any, systems: tuple[str, ...]) -> Iterator[str]:
     """
     for name, declared in settings_of(config).items():
         value = getattr(config, name)
-        needs: dict[str, tuple] = {f: (needed,) for f, needed in declared.needs.items()}
+        needs: dict[str, tuple] = {
+            field: needed if isinstance(needed, tuple) else (needed,)
+            for field, needed in declared.needs.items()
+        }
         if declared.systems and config.system in systems:
             needs = {"system": declared.systems} | needs
         for field, needed in needs.items():
@@ -110,6 +114,11 @@ def integer(low: int, bits: int = 31) -> Rule:
     return Rule(allowed, lambda v: _is_integer(v) and low <= v < 2**bits)
 
 
+def between(low: int, high: int) -> Rule:
+    """Integers from `low` to `high`."""
+    return Rule(f"an integer from {low} to {high}", lambda v: _is_integer(v) and low <= v <= high)
+
+
 def one_of(*choices: str) -> Rule:
     """One of a few names."""
     return Rule(f"one of {', '.join(choices)}", lambda v: v in choices, choices)
@@ -135,6 +144,7 @@ def _is_integer(value: Any) -> bool:
 
 
 POSITIVE_INT = integer(1)
+WIDTH = between(1, 2**20)
 NATURAL = integer(0)
 POSITIVE = Rule(
     "a number above 0, of at least 2^-126 and below 2^128 (float32)",

@@ -1,5 +1,6 @@
 """Results of a run on the test set, or on the validation images, and the report of it."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,10 @@ from experiments.distributed.devices import replicate
 from experiments.distributed.processes import done_by_first_process, is_first_process, tell
 from experiments.reporting.model_pictures import save_curves, save_pictures
 from experiments.reporting.report import write_report
+from experiments.run_folder import exported_weights
 from experiments.run_folder.folder import RunFolder
 from experiments.system import computer
+from experiments.system.errors import UserError
 from experiments.system.progress import progress_bar
 from experiments.training.early_stopping import early_stop
 from experiments.training.evaluation import standard_error
@@ -22,6 +25,7 @@ def evaluate_and_report(experiment: Experiment, folder: RunFolder, command: str)
     which, split = experiment.config.evaluation.checkpoint, experiment.config.evaluation.split
     averages, about = folder.load_weights(experiment.state_template(), which)
     _tell_of_other_images(experiment, folder, about)
+    _tell_of_an_older_export(folder, averages, about)
     params = replicate(averages)
     images, labels = experiment.place(experiment.evaluated_images()), experiment.evaluated_labels()
     elbo = experiment.evaluator.elbo(params, images, split, labels)
@@ -57,6 +61,21 @@ def _tell_of_other_images(experiment: Experiment, folder: RunFolder, about: dict
             f"{dataset.fingerprint}, then {recorded}); make sure that no training images are in "
             "the test set"
         )
+
+
+@done_by_first_process
+def _tell_of_an_older_export(folder: RunFolder, averages: Any, about: dict) -> None:
+    """Of a run that went on after its weights were exported."""
+    path = exported_weights.find(folder.path)
+    if path is None:
+        return
+    with contextlib.suppress(UserError):  # a damaged one is told by what reads it
+        step = exported_weights.read(path, averages)[1]["step"]
+        if step != about["step"]:
+            tell(
+                f"note: {path} has the weights of step {step}, those evaluated are of step "
+                f"{about['step']}; --mode=export writes it anew"
+            )
 
 
 def _log_likelihood(

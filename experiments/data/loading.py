@@ -15,8 +15,11 @@ from experiments.data.folder import load_folder
 from experiments.data.npz import load_npz
 from experiments.data.stored import exceeds, pieces
 from experiments.data.tfds import load_tfds
+from experiments.settings import fields
 from experiments.system.errors import UserError
+from sere_jax.rules import settings_of
 
+_SETTINGS = settings_of(fields.Dataset)
 DATASETS.update(digits=load_digits, photos=load_photos, npz=load_npz, folder=load_folder)
 
 
@@ -99,6 +102,13 @@ def _check_name_and_path(dataset_config: ml_collections.ConfigDict) -> None:
             f"config.dataset.path={path!r} means nothing to {name!r}; set it to '', or choose "
             "config.dataset.name=npz or folder"
         )
+    for field in ("image_size", "shrink"):
+        default = _SETTINGS[field].default
+        value = dataset_config.get(field, default)
+        if value != default and name in ("digits", "npz", "folder"):
+            raise UserError(
+                f"config.dataset.{field}={value} means nothing to {name!r}; leave it at {default}"
+            )
 
 
 def _check_arrays(dataset: Dataset) -> None:

@@ -75,6 +75,10 @@ def _in_mode(image: Any, mode: str) -> Any:
 
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut at 255
         image = _upper_byte(image)
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        # Of 16-bit colours Pillow keeps the upper 8 bits, but the transparent one is as it was.
+        image.info["transparency"] = tuple(value >> 8 for value in key)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = PIL.Image.new("RGBA", image.size, _WHITE)

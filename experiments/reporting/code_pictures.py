@@ -85,13 +85,18 @@ def save_completions(
 ) -> None:
     """Writes images, their upper halves, and below each what the model draws for the rest.
 
-    Writes nothing for flows, whose missing pixels `sere_jax.complete` cannot draw.
+    Of images one pixel high it is their left half. Writes nothing for images of one pixel, nor for
+    flows, whose missing pixels `sere_jax.complete` cannot draw.
     """
-    if not has_independent_pixels(model.config):
+    height, width, _ = model.config.data_shape
+    if height * width == 1 or not has_independent_pixels(model.config):
         return
     x = x[:_NUM_COMPLETED]
     observed = np.zeros(model.config.data_shape, bool)
-    observed[: len(observed) // 2] = True
+    if height > 1:
+        observed[: height // 2] = True
+    else:
+        observed[:, : width // 2] = True
     given = None if condition is None else jnp.tile(condition[: len(x)], (_NUM_WAYS, 1))
     several = jnp.tile(x, (_NUM_WAYS, *[1] * (x.ndim - 1)))
     drawn = sere_jax.complete(model, params, several, observed, key, num_steps, condition=given)

@@ -6,13 +6,14 @@ from typing import Any
 from experiments.system.errors import UserError
 from sere_jax.rules import Rule
 
+MOST_STEPS = 2**31 - 1  # steps are counted by 32-bit integers
 _DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(steps?|epochs?|%)\s*")
 
 
 def duration_in_steps(
     name: str, duration: str, *, steps_per_epoch: int, total_steps: int | None = None
 ) -> int:
-    """Turns a duration into optimizer steps.
+    """Turns a duration into optimizer steps, at most `MOST_STEPS`, which no training has.
 
     Args:
         name: the field, for the message.
@@ -24,15 +25,17 @@ def duration_in_steps(
         UserError: the duration is not of that form.
     """
     match = _DURATION.fullmatch(str(duration))
-    is_absurd = match is not None and float(match[1]) >= 2**31
+    is_absurd = match is not None and float(match[1]) > MOST_STEPS
     if match is None or is_absurd or (match[2] == "%" and total_steps is None):
         raise UserError(
             f"{name}={duration!r} is not a duration; write '500 steps', '1.5 epochs' or '10%'"
         )
     amount, unit = float(match[1]), match[2]
     if unit == "%":
-        return round(amount / 100 * (total_steps or 0))
-    return round(amount * (steps_per_epoch if unit.startswith("epoch") else 1))
+        steps = amount / 100 * (total_steps or 0)
+    else:
+        steps = amount * (steps_per_epoch if unit.startswith("epoch") else 1)
+    return min(round(steps), MOST_STEPS)
 
 
 def is_longer_than_zero(duration: str) -> bool:
@@ -48,7 +51,7 @@ def total_training_steps(training: Any, steps_per_epoch: int) -> int:
         UserError: they are too many to be counted.
     """
     total_steps = training.num_steps or training.num_epochs * steps_per_epoch
-    if total_steps >= 2**31:
+    if total_steps > MOST_STEPS:
         raise UserError(
             f"config.training.num_epochs={training.num_epochs} are {total_steps} steps; at most "
             "2^31 - 1 can be counted: choose fewer epochs"

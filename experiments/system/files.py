@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
 
 
 @contextmanager
@@ -18,7 +21,7 @@ def open_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     If the block raises, whatever was at `path` before stays as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # as `_TEMPORARY` says
     try:
         with temporary.open("wb") as file:
             yield file
@@ -32,8 +35,9 @@ def open_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def remove_temporary_files(directory: str | os.PathLike[str]) -> None:
     """Removes what `open_atomically` leaves in `directory` if its process is killed."""
-    for temporary in Path(directory).glob(".*.tmp"):
-        temporary.unlink(missing_ok=True)
+    for path in Path(directory).glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_json_atomically(path: str | os.PathLike[str], obj: Any) -> Path:

@@ -71,10 +71,13 @@ def check_images(config: Any, model: sere_jax.LatentVariableModel, dataset: Data
             f"images of {name!r}; choose at most {present}, or 0 for all"
         )
     if batch_size > len(dataset.train):
+        num, chosen = len(dataset.train), config.dataset.num_train_examples
+        more = f"hold out fewer by config.dataset.validation_size ({len(dataset.validation)} are)"
+        if chosen == num:
+            more = f"raise config.dataset.num_train_examples={chosen} (0: all)"
         raise UserError(
-            f"config.training.batch_size={batch_size} exceeds the {len(dataset.train)} training "
-            f"examples of {name!r}; choose at most {len(dataset.train)}, or hold out fewer by "
-            f"config.dataset.validation_size ({len(dataset.validation)} are)"
+            f"config.training.batch_size={batch_size} exceeds the {num} training examples of "
+            f"{name!r}; choose at most {num}, or {more}"
         )
 
 

@@ -10,6 +10,7 @@ from flax import struct
 
 import sere_jax
 from experiments.training.keys import key_for
+from sere_jax.arrays import in_float32
 
 Array = jax.Array
 
@@ -47,6 +48,7 @@ def init_state(
     )
 
 
+@in_float32
 def state_template(
     model: sere_jax.LatentVariableModel, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:

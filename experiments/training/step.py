@@ -273,12 +273,26 @@ def apply_gradients(
     The averages keep the share `decay` of what they were.
     """
     gradients = jax.tree.map(lambda gradient: clip * gradient, gradients)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    opt_state = _at_step(state.step, state.opt_state)
+    updates, opt_state = optimizer.update(gradients, opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = jax.tree.map(
         lambda average, new: average + (1.0 - decay) * (new - average), state.ema_params, params
     )
     return params, ema_params, opt_state
+
+
+def _at_step(step: Array, opt_state: Any) -> Any:
+    """The optimizer's state with the learning rate of `step`: Optax does not count skipped ones."""
+    return jax.tree.map(
+        lambda part: part._replace(count=step) if _is_schedule(part) else part,
+        opt_state,
+        is_leaf=_is_schedule,
+    )
+
+
+def _is_schedule(part: Any) -> bool:
+    return isinstance(part, optax.ScaleByScheduleState)
 
 
 def global_norm(tree: Any) -> Array:

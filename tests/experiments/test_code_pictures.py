@@ -100,6 +100,22 @@ def test_completions_keep_the_upper_half_and_differ_below(tmp_path, drawn, name)
     assert not np.array_equal(lower[0], lower[1]) and not np.array_equal(lower[1], lower[2])
 
 
+@pytest.mark.parametrize("width", [1, 5])
+def test_completions_of_one_row_keep_its_left_half(tmp_path, drawn, width):
+    config = sere_jax.ModelConfig(
+        data_shape=(1, width, 1), num_layers=1, latent_shape=(2,), hidden_size=8
+    )
+    model = sere_jax.create_model(config)
+    x = jax.random.bernoulli(KEY, 0.5, (3, 1, width, 1)).astype(jnp.float32)
+    code_pictures.save_completions(model, sere_jax.init(model, KEY), x, KEY, None, 2, tmp_path)
+    if width == 1:
+        assert drawn == {}
+        return
+    rows = drawn["completions.png"]
+    np.testing.assert_array_equal(rows["drawn, 2"][:, :, :2], x[:, :, :2])
+    assert np.all(rows["observed"][:, :, 2:] == 0.5)
+
+
 def test_flows_have_no_completions(tmp_path, drawn):
     config = sere_jax.ModelConfig(
         data_shape=(4, 4, 1), num_layers=2, latent_shape=(2,), hidden_size=8, flow_hidden_size=8,

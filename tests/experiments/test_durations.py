@@ -19,6 +19,8 @@ STEPS = {"steps_per_epoch": 40, "total_steps": 1000}
         ("10%", 100),
         ("0 steps", 0),
         ("1e2 steps", 100),
+        ("1e9 epochs", 2**31 - 1),
+        ("2e9%", 2**31 - 1),
     ],
 )
 def test_a_duration_is_given_in_steps_epochs_or_percent(duration, steps):

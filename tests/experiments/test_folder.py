@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import struct
 import zlib
 
 import ml_collections
@@ -243,6 +244,26 @@ def test_what_is_transparent_is_white(tmp_path):
     path = save(tmp_path / "c.png", palette, transparency=1)
     colours = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])
     np.testing.assert_array_equal(read(path, 4, 5, 3), colours[indices])
+
+
+def test_of_16_bit_colours_one_may_be_transparent(tmp_path):
+    """A file as the PNG standard writes it; Pillow writes none of this kind."""
+    chunk = lambda kind, data: (  # noqa: E731
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    )
+    values = np.full((4, 5, 3), 40_000, ">u2")
+    values[1:] = 1_000
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    path = tmp_path / "a.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0))
+        + chunk(b"tRNS", struct.pack(">HHH", 40_000, 40_000, 40_000))
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    expected = np.where(values == 40_000, 255, values >> 8)
+    np.testing.assert_array_equal(read(path, 4, 5, 3), expected)
 
 
 def test_colours_of_all_kinds_become_those_that_are_asked_for(tmp_path):

@@ -29,7 +29,12 @@ MODEL = {
     "hidden_size=3.5": ["hidden_size=3.5 must be an integer"],
     "hidden_size=0": ["hidden_size=0", "an integer from 1"],
     "hidden_size=-8": ["hidden_size=-8", "an integer from 1"],
-    "hidden_size=1000000000": ["hidden_size=1000000000", "GB of memory", "lower one of them"],
+    "hidden_size=1000000": ["hidden_size=1000000", "GB of memory", "lower one of them"],
+    "hidden_size=2000000000": ["hidden_size=2000000000 must be an integer from 1 to 1048576"],
+    "flow_hidden_size=2000000000": ["flow_hidden_size=2000000000", "from 1 to 1048576"],
+    "num_hidden_layers=2000000000": ["num_hidden_layers=2000000000", "from 2 to 1000"],
+    "num_joint_layers=2000000000": ["num_joint_layers=2000000000", "from 0 to 1000"],
+    "num_flows=2000000000": ["num_flows=2000000000", "from 1 to 1000"],
     "num_layers=0": ["num_layers=0", "an integer from 1"],
     "num_layers=65": ["num_layers=65 exceeds the 64 pixels", "choose 1 to 64"],
     "num_layers=5 partition=tiles": ["num_layers=5 is not a square", "choose 4 or 9"],
@@ -150,7 +155,12 @@ DATASET = {
     "name=folder path={files}/pictures bad_files=skip": ["no picture of 'train' can be read"],
     "bad_files=ignore": ["bad_files='ignore' must be one of refuse, skip"],
     "placement=disk": ["placement='disk' must be one of auto, device, stream"],
-    "num_train_examples=1": ["batch_size=128 exceeds the 1 training examples"],
+    "num_train_examples=1": [
+        "batch_size=128 exceeds the 1 training examples",
+        "raise config.dataset.num_train_examples=1",
+    ],
+    "image_size=64": ["image_size=64 means nothing to 'digits'", "leave it at 32"],
+    "shrink=2": ["shrink=2 means nothing to 'digits'", "leave it at 1"],
 }
 NPZ = {
     "absent.npz": ["{files}/absent.npz' is not a file"],

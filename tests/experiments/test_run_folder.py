@@ -14,6 +14,7 @@ from experiments.run_folder.lock import lock
 from experiments.run_folder.same_run import check_configuration_of
 from experiments.system import git
 from experiments.system.errors import UserError
+from experiments.system.files import remove_temporary_files
 from experiments.training.experiment import create_experiment
 
 HOLDER = """
@@ -236,3 +237,13 @@ def test_a_repository_counts_more_than_the_variable(tmp_path, monkeypatch):
     assert len(commit) == 40
     (tmp_path / "file").write_text("two")
     assert git.git_commit() == f"{commit}-dirty"
+
+
+def test_only_files_that_were_left_half_written_are_removed(tmp_path):
+    left = tmp_path / ".results.json.17.tmp"
+    kept = [tmp_path / name for name in (".mine.tmp", ".vimrc.swp", "a.17.tmp", ".a.b.tmp")]
+    for path in (left, *kept):
+        path.write_text("{")
+    (tmp_path / ".folder.17.tmp").mkdir()
+    remove_temporary_files(tmp_path)
+    assert set(tmp_path.iterdir()) == {*kept, tmp_path / ".folder.17.tmp"}

@@ -46,6 +46,13 @@ def test_kl_weight_rises_linearly_from_its_start_to_one():
     np.testing.assert_allclose(weights, [0.2, 0.6, 1.0, 1.0], rtol=1e-6)
 
 
+def test_schedules_that_outlast_every_training_are_compiled():
+    training = base.get_config().training
+    training.kl_warmup, training.kl_weight_start = "1e9 epochs", 0.25
+    schedule = schedules.kl_weight_schedule(training, **STEPS)
+    np.testing.assert_allclose(jax.jit(schedule)(jnp.int32(900)), 0.25, atol=1e-6)
+
+
 def test_without_a_warmup_the_kl_weight_is_one():
     training = base.get_config().training
     training.kl_warmup = "0 steps"

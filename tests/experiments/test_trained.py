@@ -4,13 +4,17 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 from command_line import saved_arrays
 from sklearn.datasets import load_digits
 
 import sere_jax
+from configs import digits
 from experiments import trained
+from experiments.settings import schedules
 from experiments.system.errors import UserError
+from experiments.training.state import init_state, state_template
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
@@ -72,6 +76,19 @@ def test_with_x64_a_checkpoint_comes_as_it_was_saved(uninterrupted):
     for leaf, other in zip(*map(jax.tree.leaves, (params, expected)), strict=True):
         assert leaf.dtype == np.float32
         np.testing.assert_array_equal(leaf, other)
+
+
+def test_with_x64_all_optimizers_have_the_state_that_was_saved():
+    model = sere_jax.create_model(digits.get_config())
+    for name in ("adam", "adamax", "muon"):
+        training = digits.get_config().training
+        training.optimizer = name
+        optimizer = schedules.create_optimizer(training, optax.constant_schedule(0.0))
+        expected = init_state(model, optimizer, 0)
+        with jax.enable_x64(True):
+            template = state_template(model, optimizer, 0)
+        types = [jax.tree.map(lambda leaf: leaf.dtype, tree) for tree in (template, expected)]
+        assert types[0] == types[1]
 
 
 def test_the_images_of_a_run_are_those_of_its_configuration(uninterrupted, tmp_path):

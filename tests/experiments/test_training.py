@@ -22,8 +22,13 @@ from experiments.distributed.devices import replicate
 from experiments.run_folder.checkpoints import Checkpoints
 from experiments.settings import schedules
 from experiments.system.ahead import ahead
-from experiments.training.state import init_state, state_template
-from experiments.training.step import StepSettings, create_train_dispatch, global_norm
+from experiments.training.state import TrainState, init_state, state_template
+from experiments.training.step import (
+    StepSettings,
+    apply_gradients,
+    create_train_dispatch,
+    global_norm,
+)
 from experiments.training.stream import TrainingStream, spans
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -315,6 +320,23 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted_and_training_goes_o
     assert float(metrics.count) == 1
     assert int(state.skipped_steps) == 1 and int(state.consecutive_skips) == 0
     assert np.isfinite(float(metrics.objective))
+
+
+def test_a_skipped_update_does_not_delay_the_learning_rate():
+    """Plain gradient descent: a change is the rate of the step times the same gradient."""
+    params = {"w": jnp.zeros(())}
+    optimizer = optax.chain(optax.scale_by_learning_rate(lambda step: 2.0**step))
+    state = TrainState(
+        step=jnp.int32(5),
+        key=jnp.zeros(2, jnp.uint32),
+        params=params,
+        ema_params=params,
+        opt_state=jax.tree.map(lambda leaf: leaf + 3, optimizer.init(params)),  # two were skipped
+        skipped_steps=jnp.int32(2),
+        consecutive_skips=jnp.int32(0),
+    )
+    changed, _, _ = apply_gradients(optimizer, state, 1.0, jnp.float32(0.5), {"w": jnp.ones(())})
+    assert float(changed["w"]) == -(2.0**5)
 
 
 @pytest.mark.parametrize("share", [0.5, 2.0, 0.0])

@@ -17,6 +17,7 @@ import sere_jax
 from experiments import trained
 from experiments.run_folder import configuration, exported_weights
 from experiments.system.errors import UserError
+from experiments.training import trained_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
@@ -126,6 +127,19 @@ def test_a_folder_of_exported_weights_is_evaluated_and_sampled_like_the_run(expo
     assert np.load(kept / "samples.npz")["images"].shape == (3, 8, 8, 1)
     refused = launch(f"--workdir={kept}", "--config.training.num_steps=60", check=False)
     assert refused.returncode == 2
+
+
+def test_an_evaluation_says_where_exported_weights_are_older(exported, tmp_path):
+    workdir = shutil.copytree(exported[0], tmp_path / "run")
+    step = results_of(workdir)["step"]
+    evaluate = (f"--workdir={workdir}", "--mode=evaluate")
+    assert "has the weights of step" not in launch(*evaluate, config=None).stderr
+    _, params, about = trained_model.load_model(configuration.get_config(str(workdir)), workdir)
+    exported_weights.write(workdir, params, about | {"step": step - 1})
+    stderr = launch(*evaluate, config=None).stderr
+    assert (
+        f"has the weights of step {step - 1}, those evaluated are of step {step}; --mode" in stderr
+    )
 
 
 def test_a_run_starts_from_exported_weights_of_the_same_model(exported, tmp_path):

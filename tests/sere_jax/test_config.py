@@ -109,6 +109,19 @@ def compilations(caplog):
             ["bijector_diagonal_min=0.3 means nothing to", "rank_one_affine"],
         ),
         (
+            {"context": 2, "couple_prior": False, "couple_bijector": False},
+            ["context=2 means nothing where no layer sees the previous codes", "couple_prior=True"],
+        ),
+        (
+            {"data_context": 2, "couple_data": False},
+            ["data_context=2 means nothing where no layer sees the previous blocks", "leave it"],
+        ),
+        (
+            {"sigma_min": 0.5, "prior": "standard_normal"},
+            ["sigma_min=0.5 means nothing to", "prior='gaussian'"],
+        ),
+        ({"sigma_max": 3.0, "prior": "standard_normal"}, ["sigma_max=3.0 means nothing to"]),
+        (
             {"carry_start": 0.9, "bijector": "spline_coupling"},
             ["carry_start=0.9 means nothing to", "rank_one_affine"],
         ),
