@@ -16,7 +16,6 @@ CHECKED_SYSTEMS = (SERE_VAE, LADDER_VAE, IAF_VAE, RELAXED_BERNOULLI_VAE)
 
 def conflicts(config: Any) -> Iterator[str]:
     """Fields of a `ModelConfig` that do not fit each other, with the way out."""
-    yield from _unseen(config)
     for field in ("context", "data_context"):
         value = getattr(config, field)
         if value > config.num_layers:
@@ -59,29 +58,13 @@ def conflicts(config: Any) -> Iterator[str]:
             f"bijector_diagonal_min={config.bijector_diagonal_min} must be below {start:.3g}, "
             f"where d starts with carry_start={config.carry_start}; lower one of them"
         )
-    if config.system in (IAF_VAE, RELAXED_BERNOULLI_VAE) and config.num_layers != 1:
-        yield f"num_layers={config.num_layers} must be 1 with system={config.system!r}"
-
-
-def _unseen(config: Any) -> Iterator[str]:
-    """Settings of what layers see where no layer sees it."""
-    sees_codes = config.couple_prior or config.couple_bijector
-    if config.context > 1 and not sees_codes:
-        yield (
-            f"context={config.context} means nothing where no layer sees the previous codes; leave "
-            "it at 1, or choose couple_prior=True or couple_bijector=True"
-        )
-    sees_blocks = config.couple_data or config.couple_data_to_prior
-    if config.data_context > 1 and not sees_blocks:
-        yield (
-            f"data_context={config.data_context} means nothing where no layer sees the previous "
-            "blocks; leave it at 1, or choose couple_data=True or couple_data_to_prior=True"
-        )
-    if config.block_dropout and not sees_blocks:
+    if config.block_dropout and not (config.couple_data or config.couple_data_to_prior):
         yield (
             f"block_dropout={config.block_dropout} means nothing where no layer sees the previous "
             "blocks; leave it at 0.0, or choose couple_data=True"
         )
+    if config.system in (IAF_VAE, RELAXED_BERNOULLI_VAE) and config.num_layers != 1:
+        yield f"num_layers={config.num_layers} must be 1 with system={config.system!r}"
 
 
 def conflicts_of_latents(config: Any) -> Iterator[str]:

@@ -109,14 +109,6 @@ def compilations(caplog):
             ["bijector_diagonal_min=0.3 means nothing to", "rank_one_affine"],
         ),
         (
-            {"context": 2, "couple_prior": False, "couple_bijector": False},
-            ["context=2 means nothing where no layer sees the previous codes", "couple_prior=True"],
-        ),
-        (
-            {"data_context": 2, "couple_data": False},
-            ["data_context=2 means nothing where no layer sees the previous blocks", "leave it"],
-        ),
-        (
             {"sigma_min": 0.5, "prior": "standard_normal"},
             ["sigma_min=0.5 means nothing to", "prior='gaussian'"],
         ),
