@@ -8,9 +8,7 @@ warm-up of the KL (from 0.2 over 10 % of the training, from 0 over 50 %) were tr
 epochs, and the best likelihood of held-out images, IW-200, decided:
 `results/mnist_comparison/choices.json`. Where a training of 150 epochs lost layers for good at that
 rate, it has half of it. Systems without either have the defaults of `configs/mnist_mlp.py`, 2e-3
-and from 0.2 over 10 %. Settings of `sere_iaf` and `iaf_vae` were chosen for flows without
-gates; with gates some of the six choices have been tried. The paper does not say
-how long it trained.
+and from 0.2 over 10 %. The paper does not say how long it trained.
 """
 
 from typing import Any

@@ -29,12 +29,17 @@ class Setting(NamedTuple):
     meaning: str
     rule: Rule
     systems: tuple[str, ...] = ()  # those that read it; (): all
-    # Other settings and the value, or one of several, without which this one is unused.
-    needs: Mapping[str, Any] = {}
+    needs: Mapping[str, tuple] = {}  # other settings and their values; else this one is unused
 
 
 def setting(
-    default: Any, meaning: str, rule: Rule, *, is_required: bool = False, **use: Any
+    default: Any,
+    meaning: str,
+    rule: Rule,
+    *,
+    is_required: bool = False,
+    systems: tuple[str, ...] = (),
+    needs: Mapping[str, Any] | None = None,
 ) -> Any:
     """A dataclass field that holds the declaration of a setting.
 
@@ -43,9 +48,15 @@ def setting(
         meaning: one or two sentences.
         rule: what values may be.
         is_required: whether the dataclass itself has no default.
-        **use: `systems` and `needs` of `Setting`.
+        systems: those that read it; (): all.
+        needs: other settings, and the value, or a tuple of values, without which this one is
+            unused.
     """
-    declared = Setting(default, meaning, rule, **use)
+    several = {
+        field: values if isinstance(values, tuple) else (values,)
+        for field, values in (needs or {}).items()
+    }
+    declared = Setting(default, meaning, rule, systems, several)
     metadata = {"setting": declared}
     if is_required:
         return dataclasses.field(metadata=metadata)
@@ -74,10 +85,7 @@ def unused(config: Any, systems: tuple[str, ...]) -> Iterator[str]:
     """
     for name, declared in settings_of(config).items():
         value = getattr(config, name)
-        needs: dict[str, tuple] = {
-            field: needed if isinstance(needed, tuple) else (needed,)
-            for field, needed in declared.needs.items()
-        }
+        needs = dict(declared.needs)
         if declared.systems and config.system in systems:
             needs = {"system": declared.systems} | needs
         for field, needed in needs.items():

@@ -46,7 +46,10 @@ def _allowed(rule: Rule) -> str:
 
 def _use(declared: Setting) -> str:
     systems = " or ".join(f"`{system}`" for system in declared.systems)
-    needs = [f"`{field}={value!r}`" for field, value in declared.needs.items()]
+    needs = [
+        " or ".join(f"`{field}={value!r}`" for value in values)
+        for field, values in declared.needs.items()
+    ]
     needs = [systems, *needs] if systems else needs
     return declared.meaning + (f" Only with {' and '.join(needs)}." if needs else "")
 
