@@ -344,7 +344,7 @@ def test_other_paths_are_no_names_of_the_hub(monkeypatch, tmp_path, name):
 def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not there
     monkeypatch.chdir(tmp_path)
-    message = r"no folder runs/digits here, .*pip install 'sere-jax\[hub\]'"
+    message = r"no folder runs/digits here, .*pip install huggingface_hub"
     with pytest.raises(FileNotFoundError, match=message):
         sere_jax.load_pretrained("runs/digits")
 
