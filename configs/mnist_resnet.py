@@ -7,9 +7,8 @@
 The paper has 79.50 nats. Not trained here at this size. `:lattice` goes beyond the paper: its 16
 layers of 6 latents generate one interleaved 7 x 7 block each, and data layers are convolutions of
 all previous blocks; one encoder serves all layers. It has 81.31 ± 0.20 nats after 60 epochs, six
-hours of a core. `:small` is for binarized patches of two
-photographs, without a download: 7 minutes in all on two CPU cores, of which 6 of training, to an
-ELBO of -851 nats on 150 test patches.
+hours of a core. `:small` is for binarized patches of two photographs, without a download: 7 minutes
+in all on two CPU cores, of which 6 of training, to an ELBO of -851 nats on 150 test patches.
 """
 
 from ml_collections import ConfigDict

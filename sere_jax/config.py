@@ -9,14 +9,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, no_type_check
 
 from sere_jax.conflicts import (
-    CHECKED_SYSTEMS,
     FLOW,
     LADDER_VAE,
     NO_LATENTS,
     RELAXED_BERNOULLI_VAE,
     SERE_VAE,
     conflicts,
-    conflicts_of_latents,
 )
 from sere_jax.rules import (
     BELOW_ONE,
@@ -38,10 +36,9 @@ from sere_jax.rules import (
     refusal,
     setting,
     settings_of,
-    unused,
 )
 
-LEARNED = {"prior": ("gaussian", "spline")}
+LEARNED_PRIOR = {"prior": ("gaussian", "spline")}
 _of_sere_vae = functools.partial(setting, systems=(SERE_VAE,))
 _of_relaxed_bernoulli_vae = functools.partial(setting, systems=(RELAXED_BERNOULLI_VAE,))
 
@@ -232,10 +229,10 @@ class ModelConfig:
         NATURAL,
     )
     sigma_min: float = _of_sere_vae(
-        0.1, "Lower bound on the prior's scale (0: float32's).", NOT_NEGATIVE, needs=LEARNED
+        0.1, "Lower bound on the prior's scale (0: float32's).", NOT_NEGATIVE, needs=LEARNED_PRIOR
     )
     sigma_max: float = _of_sere_vae(
-        2.0, "Upper bound on the prior's scale.", POSITIVE, needs=LEARNED
+        2.0, "Upper bound on the prior's scale.", POSITIVE, needs=LEARNED_PRIOR
     )
     residual_scale_start: float = _of_sere_vae(
         0.73,
@@ -262,8 +259,7 @@ class ModelConfig:
             object.__setattr__(self, field.name, value)
             if message := refusal(f"model.{field.name}", value, SETTINGS[field.name].rule):
                 raise ConfigError(message)
-        unread = unused(self, CHECKED_SYSTEMS)
-        for message in (*unread, *conflicts(self), *conflicts_of_latents(self)):
+        for message in conflicts(self):
             raise ConfigError(f"config.model.{message}")
 
     @property

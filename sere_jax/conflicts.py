@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from sere_jax.rules import unused
+
 NO_LATENTS = (0,)
 HALVING = ("hilbert", "coarse_to_fine")  # orders of blocks of a pattern whose side is halved
 LATTICES = ("checkerboard", "tiles")  # partitions whose blocks are images
@@ -15,7 +17,13 @@ CHECKED_SYSTEMS = (SERE_VAE, LADDER_VAE, IAF_VAE, RELAXED_BERNOULLI_VAE)
 
 
 def conflicts(config: Any) -> Iterator[str]:
-    """Fields of a `ModelConfig` that do not fit each other, with the way out."""
+    """Fields of a `ModelConfig` that do not fit each other or that nothing reads: the way out."""
+    yield from unused(config, CHECKED_SYSTEMS)
+    yield from _conflicts_of_blocks(config)
+    yield from _conflicts_of_latents(config)
+
+
+def _conflicts_of_blocks(config: Any) -> Iterator[str]:
     for field in ("context", "data_context"):
         value = getattr(config, field)
         if value > config.num_layers:
@@ -67,8 +75,7 @@ def conflicts(config: Any) -> Iterator[str]:
         yield f"num_layers={config.num_layers} must be 1 with system={config.system!r}"
 
 
-def conflicts_of_latents(config: Any) -> Iterator[str]:
-    """The same of the shape of the codes and what depends on them."""
+def _conflicts_of_latents(config: Any) -> Iterator[str]:
     shape, sizes = config.latent_shape, config.latent_sizes
     is_vector = len(shape) == 1 and config.has_latents
     if sizes and not is_vector:

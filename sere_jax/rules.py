@@ -118,13 +118,13 @@ def python_value(value: Any) -> Any:
 
 def integer(low: int, bits: int = 31) -> Rule:
     """Integers from `low`. Steps, samples and images are counted by 32-bit integers."""
-    allowed = f"an integer from {low} to 2^{bits} - 1"
-    return Rule(allowed, lambda v: _is_integer(v) and low <= v < 2**bits)
+    return between(low, 2**bits - 1, f"2^{bits} - 1")
 
 
-def between(low: int, high: int) -> Rule:
+def between(low: int, high: int, name_of_high: str = "") -> Rule:
     """Integers from `low` to `high`."""
-    return Rule(f"an integer from {low} to {high}", lambda v: _is_integer(v) and low <= v <= high)
+    allowed = f"an integer from {low} to {name_of_high or high}"
+    return Rule(allowed, lambda v: _is_integer(v) and low <= v <= high)
 
 
 def one_of(*choices: str) -> Rule:
