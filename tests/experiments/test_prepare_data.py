@@ -281,7 +281,7 @@ def test_unknown_data_set_is_refused(name, message, tmp_path):
 
 def test_other_data_sets_need_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"TensorFlow.*'sere-jax\[tensorflow\]'.*mnist"):
+    with pytest.raises(UserError, match=r"TensorFlow.*'\.\[tensorflow\]'.*mnist"):
         preparing.prepare("svhn_cropped", str(tmp_path))
 
 
