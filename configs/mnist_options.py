@@ -25,6 +25,7 @@ OPTIONS = {
     "unequal_latents": "20 latents in the first layer to 6 in the last",
     "carry": "codes are handed on from the start",
 }
+DECAY = {"training.weight_decay": 0.01, "training.weight_decay_on": "generative"}
 LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "distribution_augmentation": (
         "nine tenths of the images turned, all networks told how",
@@ -44,10 +45,8 @@ LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "10 % of the pixels of previous blocks hidden",
         {"model.block_dropout": 0.1},
     ),
-    "weight_decay": (
-        "decoupled weight decay of priors, bijectors and data layers",
-        {"training.weight_decay": 0.01, "training.weight_decay_on": "generative"},
-    ),
+    "weight_decay": ("decoupled weight decay of 0.01 of priors, bijectors and data layers", DECAY),
+    "strong_weight_decay": ("the same, of 0.1", DECAY | {"training.weight_decay": 0.1}),
     "spline_prior": ("priors are splines of Gaussians", {"model.prior": "spline"}),
     "long_averages": (
         "averages over 18 epochs, learning rate down to a tenth",
