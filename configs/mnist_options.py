@@ -46,7 +46,10 @@ LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         {"model.block_dropout": 0.1},
     ),
     "weight_decay": ("decoupled weight decay of 0.01 of priors, bijectors and data layers", DECAY),
-    "strong_weight_decay": ("the same, of 0.1", DECAY | {"training.weight_decay": 0.1}),
+    "strong_weight_decay": (
+        "decoupled weight decay of 0.1 of priors, bijectors and data layers",
+        DECAY | {"training.weight_decay": 0.1},
+    ),
     "spline_prior": ("priors are splines of Gaussians", {"model.prior": "spline"}),
     "long_averages": (
         "averages over 18 epochs, learning rate down to a tenth",
