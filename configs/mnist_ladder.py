@@ -3,7 +3,8 @@
     python -m experiments.main --config=configs/mnist_ladder.py
     python -m experiments.main --config=configs/mnist_ladder.py:iw10
 
-`:iw10` trains the importance-weighted bound of 10 samples. The paper has 81.84 and 81.74 nats.
+`:iw10` trains the importance-weighted bound of 10 samples in the last quarter: the original too
+goes on from a trained model with that bound. The paper has 81.84 and 81.74 nats.
 `configs/mnist_comparison.py:ladder`, of width 910, with the weight of the KL from 0 over half of
 150 epochs, has 82.75.
 """
@@ -12,7 +13,14 @@ from ml_collections import ConfigDict
 
 from configs import base, mnist_mlp
 
-VARIANTS = {"": {}, "iw10": {"training.num_train_samples": 10}}
+VARIANTS = {
+    "": {},
+    "iw10": {
+        "training.num_train_samples": 10,
+        "training.importance_weighted_from": "75%",
+        "evaluation.checkpoint": "last",  # the best is chosen by its ELBO
+    },
+}
 PAPER_NLL = {"": 81.84, "iw10": 81.74}
 
 
