@@ -25,6 +25,8 @@ OPTIONS = {
     "unequal_latents": "20 latents in the first layer to 6 in the last",
     "carry": "codes are handed on from the start",
 }
+LONG_AVERAGES = {"training.ema_decay": 0.9998, "training.final_learning_rate_factor": 0.1}
+LIMITED_UPDATES = {"training.max_update_rms": 0.3}
 DECAY = {"training.weight_decay": 0.01, "training.weight_decay_on": "generative"}
 LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "distribution_augmentation": (
@@ -50,10 +52,13 @@ LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "decoupled weight decay of 0.1 of priors, bijectors and data layers",
         DECAY | {"training.weight_decay": 0.1},
     ),
-    "spline_prior": ("priors are splines of Gaussians", {"model.prior": "spline"}),
+    "spline_prior": (
+        "priors are splines of Gaussians, updates limited",
+        LIMITED_UPDATES | {"model.prior": "spline"},
+    ),
     "long_averages": (
         "averages over 18 epochs, learning rate down to a tenth",
-        {"training.ema_decay": 0.9998, "training.final_learning_rate_factor": 0.1},
+        LONG_AVERAGES,
     ),
     "lattice": (
         "16 interleaved blocks of 7 x 7, 6 latents each; all previous blocks in view",
@@ -65,9 +70,15 @@ LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "fast": (
         "twice the learning rate, updates limited",
-        {"training.learning_rate": 4e-3, "training.max_update_rms": 0.3},
+        LIMITED_UPDATES | {"training.learning_rate": 4e-3},
     ),
     "muon": ("Muon for the matrices", {"training.optimizer": "muon"}),
+    "together": (
+        "the best together: all previous blocks in view, IW-5, averages over 18 epochs",
+        mnist_mlp.VARIANTS["all_blocks"]
+        | mnist_mlp.VARIANTS["importance_weighted5"]
+        | LONG_AVERAGES,
+    ),
 }
 VARIANTS: dict[str, dict[str, Any]] = (
     {"": {}, REFERENCE: {}}
