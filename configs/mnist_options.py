@@ -26,7 +26,6 @@ OPTIONS = {
     "carry": "codes are handed on from the start",
 }
 LONG_AVERAGES = {"training.ema_decay": 0.9998, "training.final_learning_rate_factor": 0.1}
-LIMITED_UPDATES = {"training.max_update_rms": 0.3}
 DECAY = {"training.weight_decay": 0.01, "training.weight_decay_on": "generative"}
 LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "distribution_augmentation": (
@@ -52,10 +51,7 @@ LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "decoupled weight decay of 0.1 of priors, bijectors and data layers",
         DECAY | {"training.weight_decay": 0.1},
     ),
-    "spline_prior": (
-        "priors are splines of Gaussians, updates limited",
-        LIMITED_UPDATES | {"model.prior": "spline"},
-    ),
+    "spline_prior": ("priors are splines of Gaussians", {"model.prior": "spline"}),
     "long_averages": (
         "averages over 18 epochs, learning rate down to a tenth",
         LONG_AVERAGES,
@@ -70,7 +66,7 @@ LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "fast": (
         "twice the learning rate, updates limited",
-        LIMITED_UPDATES | {"training.learning_rate": 4e-3},
+        {"training.learning_rate": 4e-3, "training.max_update_rms": 0.3},
     ),
     "muon": ("Muon for the matrices", {"training.optimizer": "muon"}),
     "together": (

@@ -171,9 +171,9 @@ def page() -> str:
     parts = [
         *(INTRODUCTION, LONG_MNIST, likelihood_table(long_runs, LONG_MNIST_RUNS)),
         *(MNIST_COMPARISON, likelihood_table(compared, to_compare, REFERENCE)),
-        *spread_over_seeds(compared, REFERENCE),
         *(MNIST_OPTIONS, likelihood_table(options, single, REFERENCE, described)),
         *(SCREENING, likelihood_table(screened, to_screen, REFERENCE, described | later)),
+        *spread_over_seeds(screened, REFERENCE),
         *(LEARNING_CURVES, CASES, cases_tables(cases)),
         *(LONG_CASES, cases_tables(long_cases)),
         *(STAND_INS, stand_ins_table(stand_ins, stand_in_options)),

@@ -164,7 +164,7 @@ class ModelConfig:
     prior: str = _of_sere_vae(
         "gaussian",
         "`gaussian`; `standard_normal`: ε_l ~ N(0, I) whatever z_{l-1} is; or `spline`: of the law "
-        "of S(μ + σ u), u ~ N(0, I), with splines S that depend on what μ and σ do. The posterior "
+        "of μ + σ S(u), u ~ N(0, I), with splines S that depend on what μ and σ do. The posterior "
         "stays Gaussian, and the KL is estimated from its one sample.",
         one_of("gaussian", "standard_normal", "spline"),
     )

@@ -79,21 +79,24 @@ def log_density_ratio(prior: Prior, residual: Residual, noise: Array) -> Array:
 
     The normalizing constants cancel exactly, so that no precision is lost where q is narrow.
     """
-    shift = residual.mean + jnp.expm1(residual.log_scale) * prior.mean
-    standardized = shift / prior.scale + residual.scale * noise
+    standardized = _standardized_sample(prior, residual, noise)
     return 0.5 * (jnp.square(noise) - jnp.square(standardized)) + residual.log_scale
 
 
-def log_density_ratio_with_splines(
-    prior: Prior, residual: Residual, noise: Array, epsilon: Array
-) -> Array:
+def log_density_ratio_with_splines(prior: Prior, residual: Residual, noise: Array) -> Array:
     """log p(ε) - log q(ε) in nats of a layer, [...], at ε = `posterior_sample(..., noise)`.
 
-    p is the law of S(μ + σ u); minus this is the estimate of the KL, which has no closed form.
+    p is the law of μ + σ S(u); minus this is the estimate of the KL, which has no closed form.
     """
     assert prior.splines is not None
-    value, log_det = prior.splines.inverse_and_log_det(epsilon)
-    standardized = (value - prior.mean) / prior.scale
-    ratio = 0.5 * (jnp.square(noise) - jnp.square(standardized)) + residual.log_scale
+    standardized = _standardized_sample(prior, residual, noise)
+    noise_of_prior, log_det = prior.splines.inverse_and_log_det(standardized)
+    ratio = 0.5 * (jnp.square(noise) - jnp.square(noise_of_prior)) + residual.log_scale
     event = tuple(range(-prior.splines.event_ndims_in, 0))
     return jnp.sum(ratio, axis=event) + log_det
+
+
+def _standardized_sample(prior: Prior, residual: Residual, noise: Array) -> Array:
+    """(ε - μ) / σ at ε = `posterior_sample(..., noise)`, [..., *latent_shape]."""
+    shift = residual.mean + jnp.expm1(residual.log_scale) * prior.mean
+    return shift / prior.scale + residual.scale * noise

@@ -1,6 +1,6 @@
 """Prior layers p(ε_l | z_{l-1}) = N(μ_l, diag σ_l²) (paper, Eq. 2 and section 3.2), or warped.
 
-With splines S the prior is the law of S(μ + σ u), u ~ N(0, I), and not Gaussian. By Proposition 1 a
+With splines S the prior is the law of μ + σ S(u), u ~ N(0, I), and not Gaussian. By Proposition 1 a
 bijector that the posterior shares cannot repair a mismatch between it and the prior; S can, as the
 posterior does not have it.
 """
@@ -32,23 +32,21 @@ class Prior:
     splines: distrax.Bijector | None = None  # S; None: the identity
 
     def sample(self, noise: Array) -> Array:
-        """ε = S(μ + σ noise), for standard normal noise [..., *latent_shape]."""
-        epsilon = self.mean + self.scale * noise
-        return epsilon if self.splines is None else self.splines.forward(epsilon)
+        """ε = μ + σ S(noise), for standard normal noise [..., *latent_shape]."""
+        standardized = noise if self.splines is None else self.splines.forward(noise)
+        return self.mean + self.scale * standardized
 
     def noise(self, epsilon: Array) -> Array:
         """The noise [..., *latent_shape] that `sample` makes ε of."""
-        value = epsilon if self.splines is None else self.splines.inverse(epsilon)
-        return (value - self.mean) / self.scale
+        standardized = (epsilon - self.mean) / self.scale
+        return standardized if self.splines is None else self.splines.inverse(standardized)
 
     def log_prob(self, epsilon: Array) -> Array:
         """log p(ε) in nats: of each dimension, [..., *latent_shape]; with splines of all, [...]."""
-        if self.splines is None:
-            value, log_det = epsilon, jnp.zeros(())
-        else:
-            value, log_det = self.splines.inverse_and_log_det(epsilon)
-        standardized = (value - self.mean) / self.scale
-        log_prob = -0.5 * (jnp.square(standardized) + math.log(2 * math.pi)) - jnp.log(self.scale)
+        noise, log_det = (epsilon - self.mean) / self.scale, jnp.zeros(())
+        if self.splines is not None:
+            noise, log_det = self.splines.inverse_and_log_det(noise)
+        log_prob = -0.5 * (jnp.square(noise) + math.log(2 * math.pi)) - jnp.log(self.scale)
         if self.splines is None:
             return log_prob
         return jnp.sum(log_prob, axis=tuple(range(-self.splines.event_ndims_in, 0))) + log_det

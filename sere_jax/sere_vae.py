@@ -223,8 +223,7 @@ class SeReVAE(LatentVariableModel):
         prior, residual = latents.prior, latents.residual
         if prior.splines is None:
             return self._sum_latents(log_density_ratio(prior, residual, noise))
-        ratio = jax.vmap(log_density_ratio_with_splines)
-        return ratio(prior, residual, noise, latents.epsilon)
+        return jax.vmap(log_density_ratio_with_splines)(prior, residual, noise)
 
     def _masked(self, values: Array) -> Array:
         mask = self.hierarchy.code_mask

@@ -2,7 +2,6 @@
 
 import functools
 
-import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +56,7 @@ def test_the_density_is_that_of_the_jacobian_of_what_samples(
 
     def compute(prior, residual, noise):
         epsilon = posterior_sample(prior, residual, noise)
-        ratio = log_density_ratio_with_splines(prior, residual, noise, epsilon)
+        ratio = log_density_ratio_with_splines(prior, residual, noise)
         u = prior.noise(epsilon)
         jacobian = jax.jacobian(lambda u: prior.sample(u).reshape(5, size))(u)
         return epsilon, ratio, u, prior.sample(u), jacobian.reshape(5, size, 5, size)
@@ -93,14 +92,7 @@ def test_samples_have_the_density(tiny_config, random_module):
         for low, high in zip(samples.min(axis=0), samples.max(axis=0), strict=True)
     ]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float32)
-
-    @jax.jit
-    def log_density(epsilon):
-        value, log_det = prior.splines.inverse_and_log_det(epsilon)
-        gaussian = distrax.Independent(distrax.Normal(prior.mean, prior.scale), 1)
-        return gaussian.log_prob(value) + log_det
-
-    weights = np.exp(np.asarray(log_density(grid), np.float64))
+    weights = np.exp(np.asarray(jax.jit(prior.log_prob)(grid), np.float64))
     weights *= np.prod([axis[1] - axis[0] for axis in axes])
     assert abs(weights.sum() - 1) < 2e-3
     for function in (np.sin, np.cos, np.tanh):
@@ -187,8 +179,29 @@ def test_probabilities_of_a_fitted_model_sum_to_one_and_are_those_of_samples(tin
         lambda model: model.hierarchy.infer(model.observe(x), random_values(3, 1, 2)),
         method=lambda model, function: function(model),
     )
-    moved = jax.vmap(lambda prior, value: prior.splines.forward(value) - value)
-    assert np.abs(moved(latents.prior, latents.epsilon)).max() > 0.1
+    noise = jax.vmap(Prior.noise)(latents.prior, latents.epsilon)
+    moved = jax.vmap(lambda prior, noise: prior.splines.forward(noise) - noise)
+    assert np.abs(moved(latents.prior, noise)).max() > 0.1
+
+
+@pytest.mark.parametrize("shift", [40.0, -700.0])
+def test_the_density_moves_with_the_mean(tiny_config, random_module, shift):
+    """Splines act on standardized codes: means may be anywhere, far beyond what splines change."""
+    prior, residual = prior_and_residual(tiny_config, random_module, (3,), "codes and blocks")
+    noise = random_values(5, 3, seed=3)
+    moved_prior = Prior(prior.mean + shift, prior.scale, prior.splines)
+    # So that the posterior moves by as much.
+    moved = Residual(residual.mean - np.expm1(residual.log_scale) * shift, residual.log_scale)
+
+    def ratio(prior, residual):
+        return log_density_ratio_with_splines(prior, residual, noise)
+
+    expected = np.asarray(jax.jit(ratio)(prior, residual))
+    assert np.ptp(expected) > 0.5
+    np.testing.assert_allclose(jax.jit(ratio)(moved_prior, moved), expected, rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(
+        moved_prior.sample(noise), shift + prior.sample(noise), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("far", [0.0, 4.999999, 5.0, -5.0, 7.0, -300.0])
@@ -197,14 +210,15 @@ def test_gradients_are_finite_also_beyond_the_splines(tiny_config, random_module
     layer = PriorLayer(config)
     window, offset = random_values(5, 1, 2), random_values(5, 8)
     variables = random_module(layer, window, offset)
-    residual = Residual(jnp.full((5, 2), far), jnp.full((5, 2), -0.5))
+    residual = Residual(jnp.zeros((5, 2)), jnp.full((5, 2), -0.5))
 
     def log_ratio(variables, residual):
         prior = layer.apply(variables, window, offset)
-        noise = jnp.zeros((5, 2))
-        epsilon = posterior_sample(prior, residual, noise)
-        epsilon = far + epsilon - jax.lax.stop_gradient(epsilon)  # there, whatever the prior is
-        return log_density_ratio_with_splines(prior, residual, noise, epsilon).sum()
+        # There, whatever the prior is: `far` scales from its mean.
+        mean = far * prior.scale - jnp.expm1(residual.log_scale) * prior.mean
+        mean = residual.mean + jax.lax.stop_gradient(mean - residual.mean)
+        residual = Residual(mean, residual.log_scale)
+        return log_density_ratio_with_splines(prior, residual, jnp.zeros((5, 2))).sum()
 
     value, gradients = jax.jit(jax.value_and_grad(log_ratio, (0, 1)))(variables, residual)
     assert np.isfinite(value)
