@@ -5,7 +5,7 @@
 CIFAR-10, each pixel the mean of 2x2; patches of two photographs, without a download, are
 `--config.dataset.name=photos`. Unless `OPTIONS` says otherwise there are 16 layers with blocks of
 4x4. Each sees one block and one code before it, as case 3 does, so that the order counts. A run
-takes about 4 minutes of one core of two that are busy, of which 2 to 4 of training. RESULTS.md has
+takes about 4 minutes of one core of two that are busy, 1 to 4 of them of training. RESULTS.md has
 the figures, with `--config.dataset.name=cifar10_jpeg` and `--config.seed=0` and 1.
 """
 

@@ -1,4 +1,4 @@
-"""Single options beyond the paper, each beside the MLP SeRe-VAE at one budget of 60 epochs.
+"""Options beyond the paper and the best together, beside the MLP SeRe-VAE: 60 epochs each.
 
     python -m experiments.main --config=configs/mnist_options.py:ROW
 
@@ -18,8 +18,8 @@ OPTIONS = {
     "data_to_prior": "priors see the previous block",
     "data_context10": "data layers see all previous blocks",
     "data_context2": "data layers see the two previous blocks",
-    "context2": "all layers see the two previous codes",
-    "context4": "all layers see the four previous codes",
+    "context2": "priors, posteriors and bijectors see the two previous codes",
+    "context4": "priors, posteriors and bijectors see the four previous codes",
     "importance_weighted5": "importance-weighted bound of 5 samples",
     "shared_encoder": "one encoder, refined from the last layer to the first",
     "unequal_latents": "20 latents in the first layer to 6 in the last",

@@ -61,8 +61,8 @@ INTRODUCTION = f"""\
 # Results
 
 Written by `python -m experiments.results` from `results/`. Layers in use are those whose
-codes have a KL of at least {LEAST_KL} nats, in the mean over the test images. Each row says how the
-run is kept. *Re-evaluable*: with its weights, so that `python -m experiments.main
+codes have a KL of at least {LEAST_KL} nats, in the mean over the images of the evaluation. Each row
+says how the run is kept. *Re-evaluable*: with its weights, so that `python -m experiments.main
 --workdir=FOLDER --mode=evaluate` computes its figures again. *Record*: with its configuration, log,
 figures and, where one was drawn, a sheet of samples, but without weights.
 """
@@ -82,21 +82,24 @@ MNIST_COMPARISON = """
 150 epochs of 55,000 images, a learning rate and a warm-up of the KL chosen for each system on
 held-out images ([choices](results/mnist_comparison/choices.json); [exceptions](docs/results.md)).
 The weights are those with the best ELBO of 5,000 held-out images. Differences to the SeRe-VAE are
-those on the same binarized images, ± their standard error over images. The paper says neither how
-large its systems were nor how long they trained.
+those on the same binarized images, ± their standard error over images. How far seeds differ is in
+the section on screened options. The paper says neither how large its systems were nor how long they
+trained.
 """
 MNIST_OPTIONS = """
 ## Options beyond the paper at one budget of 60 epochs
 
 `python -m experiments.main --config=configs/mnist_options.py:ROW --config.evaluation.split=test
 --config.evaluation.num_examples=0 --config.evaluation.num_importance_samples=1000`, one seed each,
-of versions of 25 November 2026. These options were compared on the test set.
+of versions of 25 November 2026. These options were compared on the test set. Minutes are not of one
+machine.
 """
 SCREENING = """
 ## Options screened on held-out images
 
-`python -m experiments.main --config=configs/mnist_options.py:ROW`, 60 epochs, one seed each: IW-200
-of the first 2,000 of 5,000 held-out training images, so that no test image chooses anything.
+`python -m experiments.main --config=configs/mnist_options.py:ROW`, 60 epochs: IW-200 of the first
+2,000 of 5,000 held-out training images, so that no test image chooses anything. Errors are those
+over images; how far seeds differ is below the table.
 """
 LEARNING_CURVES = f"""
 ![Learning curves of the systems and options]({MNIST_LEARNING_CURVES.as_posix()})

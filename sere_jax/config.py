@@ -89,7 +89,9 @@ class ModelConfig:
         one_of("raster", "boustrophedon", "hilbert", "coarse_to_fine"),
     )
     context: int = _of_sere_vae(
-        1, "k, every layer sees the codes z_{l-k} .. z_{l-1}; 1 is the paper.", POSITIVE_INT
+        1,
+        "k, prior, posterior and bijector see the codes z_{l-k} .. z_{l-1}; 1 is the paper.",
+        POSITIVE_INT,
     )
     state_size: int = _of_sere_vae(
         0,
@@ -164,7 +166,7 @@ class ModelConfig:
     prior: str = _of_sere_vae(
         "gaussian",
         "`gaussian`; `standard_normal`: ε_l ~ N(0, I) whatever z_{l-1} is; or `spline`: of the law "
-        "of μ + σ S(u), u ~ N(0, I), with splines S that depend on what μ and σ do. The posterior "
+        "of μ + σ S(η), η ~ N(0, I), with splines S that depend on what μ and σ do. The posterior "
         "stays Gaussian, and the KL is estimated from its one sample.",
         one_of("gaussian", "standard_normal", "spline"),
     )

@@ -43,7 +43,8 @@ def sample(
         key: PRNG key, or [num] keys.
         num: how many images.
         temperature: factor, above 0, of the standard normal noise that codes are made of, and so
-            of the prior's deviation. Below 1 images are more typical and less diverse.
+            of the prior's deviation where that is Gaussian. Below 1 images are more typical and
+            less diverse.
         expected: return each block's expectation given the sampled codes and blocks before it,
             as figures show it, instead of the sample itself. A flow has none in closed form, and
             returns the sample.

@@ -38,8 +38,8 @@ class LatentVariableModel(nn.Module):
     """A pair of p(x, z) and q(z | x).
 
     Arrays of layers have the layers first, those that `__call__` returns the batch. Where
-    `config.condition_size` is C > 0, all methods but `log_weights` are also given `condition`,
-    [B, C].
+    `config.condition_size` is C > 0, all methods but `log_weights` and `arranged` are also given
+    `condition`, [B, C].
 
     Attributes:
         config: the checked configuration.

@@ -186,4 +186,4 @@ def weighted_bounds(
     start = (nothing - jnp.inf, nothing)
     (total, elbo), _ = jax.lax.scan(add_chunk, start, jnp.arange(num_chunks))
     total -= math.log(num_samples)
-    return total, jnp.minimum(elbo, total)  # but for rounding it is
+    return total, jnp.minimum(elbo, total)  # it is, but for rounding (Jensen)

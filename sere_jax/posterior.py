@@ -86,7 +86,7 @@ def log_density_ratio(prior: Prior, residual: Residual, noise: Array) -> Array:
 def log_density_ratio_with_splines(prior: Prior, residual: Residual, noise: Array) -> Array:
     """log p(ε) - log q(ε) in nats of a layer, [...], at ε = `posterior_sample(..., noise)`.
 
-    p is the law of μ + σ S(u); minus this is the estimate of the KL, which has no closed form.
+    p is the law of μ + σ S(η); minus this is the estimate of the KL, which has no closed form.
     """
     assert prior.splines is not None
     standardized = _standardized_sample(prior, residual, noise)

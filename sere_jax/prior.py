@@ -1,6 +1,6 @@
 """Prior layers p(ε_l | z_{l-1}) = N(μ_l, diag σ_l²) (paper, Eq. 2 and section 3.2), or warped.
 
-With splines S the prior is the law of μ + σ S(u), u ~ N(0, I), and not Gaussian. By Proposition 1 a
+With splines S the prior is the law of μ + σ S(η), η ~ N(0, I), and not Gaussian. By Proposition 1 a
 bijector that the posterior shares cannot repair a mismatch between it and the prior; S can, as the
 posterior does not have it.
 """

@@ -135,7 +135,7 @@ class SeReVAE(LatentVariableModel):
         return self.hierarchy.generate(noise, keys, condition)
 
     def prior_noise(self, x: Array, noise: Noise, condition: Array | None = None) -> Noise:
-        """(S⁻¹(ε) - μ) / σ, 0 at codes that a layer does not have; see the base class.
+        """S⁻¹((ε - μ) / σ), 0 at codes that a layer does not have; see the base class.
 
         Where priors see previous blocks (`couple_data_to_prior`), μ, σ and S are those that the
         blocks of x give.

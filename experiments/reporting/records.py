@@ -23,6 +23,11 @@ from experiments.run_folder.metrics import read_metrics
 from experiments.system.errors import UserError
 from experiments.training.evaluation import standard_error
 
+DROPOUT = {
+    "dropout": "in networks that read images",
+    "generative_dropout": "in priors and data layers",
+    "block_dropout": "of the previous blocks' pixels",
+}
 _RUN_FILES = (CONFIG_FILE, RESULTS_FILE)
 
 
@@ -116,6 +121,15 @@ def _options_in_use(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"IW-{samples}" if start == "0%" else f"IW-{samples} from {start}"
     if share := dataset["random_affine"]:
         yield f"affine maps of {share:.0%} until {dataset['random_affine_until']}"
+    for name, where in DROPOUT.items():
+        if share := model[name]:
+            yield f"dropout of {share:.0%} {where}"
+    if decay := training["weight_decay"]:
+        yield f"weight decay of {decay:g}"
+    if training["max_update_rms"]:
+        yield "limited updates"
+    if (optimizer := training["optimizer"]) not in (0, "adam"):
+        yield str(optimizer).capitalize()
     if model["data_context"] > 1 or model["couple_data_to_prior"]:
         yield "previous blocks seen"
     if layers := model["num_joint_layers"]:
@@ -137,6 +151,10 @@ def _options_of_the_hierarchy(model: Mapping[str, Any]) -> Iterator[str]:
         yield f"{model['context']} previous codes seen"
     if len(set(model["latent_sizes"] or ())) > 1:
         yield "unequal layers"
+    if model["state_size"]:
+        yield "a state of all codes"
+    if model["prior"] == "spline":
+        yield "spline prior"
     if model["carry_start"] and model["couple_bijector"]:
         yield "codes handed on"
 

@@ -1,6 +1,7 @@
 """Tables of kept runs in Markdown, lists of lines."""
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def likelihood_table(
     reference: str | None = None,
     descriptions: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Runs by the likelihood of the test set in nats, best first.
+    """Runs by the likelihood of the evaluated images in nats, best first.
 
     Args:
         runs: by their names.
@@ -92,7 +93,7 @@ def difference(run: Run, reference: Run | None) -> str:
 
 def spread_over_seeds(runs: Mapping[str, Run], name: str) -> list[list[str]]:
     """A sentence on the runs NAME, NAME_seed1, NAME_seed2, ...; nothing if there is but one."""
-    values = [run.results["nll"] for key, run in runs.items() if key.partition("_seed")[0] == name]
+    values = [run.results["nll"] for run in _by_seed(runs, name).values()]
     if len(values) < 2:
         return []
     sentence = (
@@ -102,16 +103,15 @@ def spread_over_seeds(runs: Mapping[str, Run], name: str) -> list[list[str]]:
     return [[sentence]]
 
 
+def _by_seed(runs: Mapping[str, Run], name: str) -> dict[int, Run]:
+    """The runs NAME, of seed 0, and NAME_seedN."""
+    matches = ((re.fullmatch(rf"{name}(?:_seed(\d+))?", key), run) for key, run in runs.items())
+    return {int(match[1] or 0): run for match, run in matches if match}
+
+
 def cases_tables(runs: Mapping[str, Run]) -> list[str]:
     """The paper's ablation of the couplings, from the runs CASE_seedN: figures, then gaps."""
-    by_case = {
-        case: {
-            name.removeprefix(case): run
-            for name, run in runs.items()
-            if name.startswith(f"{case}_")
-        }
-        for case in CASES
-    }
+    by_case = {case: _by_seed(runs, case) for case in CASES}
     rows = []
     for case in CASES:
         rows += [_case_cells(run) for run in by_case[case].values()] or [[case, "not run"]]
@@ -153,7 +153,7 @@ def stand_ins_table(runs: Mapping[str, Run], descriptions: Mapping[str, str]) ->
     """The runs VARIANT_seedN, a row each variant, in the order of what is said of them."""
     rows = []
     for variant, what in descriptions.items():
-        seeds = [run for name, run in runs.items() if name.rpartition("_seed")[0] == variant]
+        seeds = list(_by_seed(runs, variant).values())
         if not seeds:
             rows.append([f"`{variant}`", what, "not run"])
             continue
@@ -175,7 +175,7 @@ def stand_ins_table(runs: Mapping[str, Run], descriptions: Mapping[str, str]) ->
 
 
 def _gap_cells(
-    before: Mapping[str, Run], after: Mapping[str, Run], seeds: Sequence[str]
+    before: Mapping[int, Run], after: Mapping[int, Run], seeds: Sequence[int]
 ) -> list[str]:
     pair = [[runs[seed] for seed in seeds] for runs in (before, after)]
     has_half = all(run.tested_steps() for runs in pair for run in runs)

@@ -129,8 +129,8 @@ class Training:
     num_steps: int = setting(0, "Its length in updates; 0: `num_epochs` says it.", NATURAL)
     schedule_horizon: str = setting(
         "100%",
-        "What the schedules, and all durations in percent, take for the whole training: a share of "
-        "it, or a length of its own.",
+        "Length over which schedules run, and of which durations in percent are shares: a share of "
+        "the training, or a fixed duration.",
         INTERVAL,
     )
     schedule_when_extended: str = setting(
@@ -154,8 +154,9 @@ class Training:
     weight_decay: float = setting(0.0, "Weight decay, decoupled as in AdamW.", NOT_NEGATIVE)
     weight_decay_on: str = setting(
         "all",
-        "What it acts on: all parameters; `generative`, those of priors, bijectors and data layers "
-        "of `sere_vae`, not of encoders and posteriors; or `kernels`, all matrices, no biases.",
+        "What it acts on: all parameters; `generative`, those of priors, bijectors, data layers "
+        "and the state of `sere_vae`, not of encoders and posteriors; or `kernels`, all matrices, "
+        "no biases.",
         one_of("all", "generative", "kernels"),
     )
     learning_rate: float = setting(1e-3, "Learning rate after the warm-up, its peak.", POSITIVE)

@@ -7,13 +7,15 @@ import jax
 import optax
 from optax import contrib
 
+from experiments.settings.parameter_groups import dense_kernels
+
 # Of an update of Muon, before the learning rate: about that of Adam, so that one rate and one
 # weight decay suit both (Liu et al. 2025, section 2.2).
 ROOT_MEAN_SQUARE = 0.2
 
 
 def scale_by_muon_or_adam() -> optax.GradientTransformation:
-    """Muon for leaves called `kernel`, those of dense and convolutional layers; Adam for the rest.
+    """Muon for the kernels of dense and convolutional layers; Adam for the rest.
 
     A stack of kernels, one of each layer, is that many matrices; a convolution's kernel [3, 3,
     inputs, outputs] is one of 9 inputs rows. Kernels of masked networks, in stripes, are the
@@ -24,9 +26,7 @@ def scale_by_muon_or_adam() -> optax.GradientTransformation:
 
 
 def _labels(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "muon" if path[-1].key == "kernel" else "adam", params
-    )
+    return jax.tree.map(lambda is_kernel: "muon" if is_kernel else "adam", dense_kernels(params))
 
 
 def _axes(params: Any) -> Any:

@@ -79,7 +79,6 @@ def create_optimizer(training: Any, schedule: optax.Schedule) -> optax.GradientT
     if training.max_update_rms:
         parts.append(optax.clip_by_block_rms(training.max_update_rms))
     if training.weight_decay:
-        which = training.weight_decay_on
-        mask = None if which == "all" else functools.partial(decayed, which)
+        mask = functools.partial(decayed, training.weight_decay_on)
         parts.append(optax.add_decayed_weights(training.weight_decay, mask))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))

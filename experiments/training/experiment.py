@@ -170,7 +170,7 @@ class Experiment:
         return bits_per_dim(nll, self.model.config, max_value, self._log_volume(split))
 
     def _log_volume(self, split: str) -> float:
-        """Of "train" that of the first images, the same to a few thousandths of a bit."""
+        """Of "train" that of its first images; all would differ by thousandths of a bit/dim."""
         if split == "test":  # training logs its ELBO only where it is evaluated
             split = "evaluated"
         if split not in self._log_volumes:

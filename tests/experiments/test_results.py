@@ -182,12 +182,21 @@ def test_a_row_says_which_options_its_run_used(tmp_path):
     assert run.options_in_use == ""  # of a version that had none of these fields
     sections = {
         "model": {"data_shape": [2, 2, 3], "num_joint_layers": 1, "data_context": 4},
-        "training": {"num_train_samples": 5, "importance_weighted_from": "85%"},
+        "training": {
+            "num_train_samples": 5,
+            "importance_weighted_from": "85%",
+            "weight_decay": 0.01,
+            "max_update_rms": 0.3,
+            "optimizer": "muon",
+        },
         "dataset": {"random_affine": 0.5, "random_affine_until": "90%"},
     }
     path.write_text(json.dumps(sections))
     (run,) = finished_runs(tmp_path).values()
-    expected = "IW-5 from 85%, affine maps of 50% until 90%, previous blocks seen, 1 joint layer"
+    expected = (
+        "IW-5 from 85%, affine maps of 50% until 90%, weight decay of 0.01, limited updates, Muon, "
+        "previous blocks seen, 1 joint layer"
+    )
     assert run.options_in_use == expected
     assert f"| {expected} | 2 of 3 |" in likelihood_table({"run": run}, {})[-1]
 
@@ -200,6 +209,9 @@ def test_a_row_says_which_options_its_run_used(tmp_path):
         ({"encoder": "shared", "context": 4}, "one encoder, 4 previous codes seen"),
         ({"latent_sizes": [20, 16]}, "unequal layers"),
         ({"latent_sizes": [10, 10]}, ""),
+        ({"generative_dropout": 0.1}, "dropout of 10% in priors and data layers"),
+        ({"block_dropout": 0.1}, "dropout of 10% of the previous blocks' pixels"),
+        ({"state_size": 3, "prior": "spline"}, "a state of all codes, spline prior"),
         ({"carry_start": 0.9}, "codes handed on"),
         ({"carry_start": 0.9, "couple_bijector": False}, ""),
         ({"system": "ladder_vae", "latent_sizes": [64, 32]}, ""),

@@ -98,7 +98,8 @@ def test_updates_are_as_long_as_they_may_be(weight_decay):
 
 
 LAYER = "hierarchy/layers/"
-GENERATIVE = [f"{LAYER}{part}" for part in ("prior", "bijector", "data_layer")]  # beginnings
+# Beginnings of names.
+GENERATIVE = [f"{LAYER}{part}" for part in ("prior", "bijector", "top_down", "data_layer")]
 IS_DECAYED = {
     "all": lambda name: True,
     "generative": lambda name: any(name.startswith(start) for start in GENERATIVE),
@@ -114,7 +115,7 @@ def test_weight_decay_shrinks_the_chosen_parameters_and_no_other(which, optimize
     config = base.get_config()
     config.model.update(data_shape=(2, 3, 1), num_layers=3, latent_shape=(2,), hidden_size=8)
     config.model.update(bijector="spline_coupling", encoder="shared", condition_size=2)
-    config.model.couple_data_to_prior = sees_blocks
+    config.model.update(couple_data_to_prior=sees_blocks, state_size=0 if sees_blocks else 3)
     model = sere_jax.create_model(config)
     params = jax.tree.map(lambda leaf: leaf + 0.5, sere_jax.init(model, jax.random.key(0)))
     gradient = jax.tree.map(jnp.cos, params)
@@ -139,8 +140,31 @@ def test_weight_decay_shrinks_the_chosen_parameters_and_no_other(which, optimize
             np.testing.assert_array_equal(decayed, plain)
     parts = {"prior", "prior_observed" if sees_blocks else "prior_condition"}
     parts |= {"bijector", "bijector_condition", "data_layer"}
+    parts |= set() if sees_blocks else {"top_down"}
     others = {"posterior", "refinement", "hierarchy"}  # the latter is the shared encoder
     assert chosen == parts | (set() if which == "generative" else others)
+
+
+@pytest.mark.parametrize("which", IS_DECAYED)
+@pytest.mark.parametrize("optimizer", ["adam", "adamax", "muon"])
+def test_no_optimizer_changes_what_init_computes_of_images(optimizer, which):
+    config = base.get_config()
+    config.model.update(data_shape=(2, 2, 3), num_layers=2, latent_shape=(2,), hidden_size=8)
+    config.model.update(data_layer="masked_autoregressive_flow", flow_hidden_size=16)
+    config.model.flow_direct_connections = True
+    config.training.update(weight_decay=0.5, weight_decay_on=which, optimizer=optimizer)
+    model = sere_jax.create_model(config)
+    x = np.random.default_rng(0).normal(size=(20, 2, 2, 3)).astype(np.float32)
+    params = sere_jax.init(model, jax.random.key(0), x)
+
+    def loss(params):
+        return -sere_jax.elbo(model, params, x, jax.random.key(1)).mean()
+
+    rule = schedules.create_optimizer(config.training, optax.constant_schedule(0.1))
+    updates, _ = rule.update(jax.grad(loss)(params), rule.init(params), params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        is_constant = "whitening" in jax.tree_util.keystr(path)
+        assert np.any(update) != is_constant, path
 
 
 def test_muon_orthogonalizes_each_matrix_on_its_own_and_adam_does_the_rest():
