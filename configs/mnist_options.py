@@ -25,6 +25,7 @@ OPTIONS = {
     "unequal_latents": "20 latents in the first layer to 6 in the last",
     "carry": "codes are handed on from the start",
 }
+SPLINE_PRIOR = {"model.prior": "spline"}
 LONG_AVERAGES = {"training.ema_decay": 0.9998, "training.final_learning_rate_factor": 0.1}
 DECAY = {"training.weight_decay": 0.01, "training.weight_decay_on": "generative"}
 LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -51,7 +52,7 @@ LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "decoupled weight decay of 0.1 of priors, bijectors and data layers",
         DECAY | {"training.weight_decay": 0.1},
     ),
-    "spline_prior": ("priors are splines of Gaussians", {"model.prior": "spline"}),
+    "spline_prior": ("priors are splines of Gaussians", SPLINE_PRIOR),
     "long_averages": (
         "averages over 18 epochs, learning rate down to a tenth",
         LONG_AVERAGES,
@@ -70,10 +71,15 @@ LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "muon": ("Muon for the matrices", {"training.optimizer": "muon"}),
     "together": (
-        "the best together: all previous blocks in view, IW-5, averages over 18 epochs",
+        "the best together: splines, all previous blocks in view, IW-5, averages over 18 epochs",
         mnist_mlp.VARIANTS["all_blocks"]
         | mnist_mlp.VARIANTS["importance_weighted5"]
-        | LONG_AVERAGES,
+        | SPLINE_PRIOR
+        | LONG_AVERAGES
+        | {
+            "training.importance_weighted_from": "75%",
+            "evaluation.checkpoint": "last",  # the best is chosen by its ELBO
+        },
     ),
 }
 VARIANTS: dict[str, dict[str, Any]] = (

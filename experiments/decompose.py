@@ -124,7 +124,11 @@ def decompose(
 
 def main() -> None:
     """Reads the run, decomposes its bounds, prints and writes them."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.decompose", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.decompose",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--workdir", required=True, help="folder of the run")
     number = functools.partial(parser.add_argument, type=int)
     number("--num_images", default=500, help="of the test set, and as many training images: 500")
@@ -132,26 +136,26 @@ def main() -> None:
     number("--steps", default=300, help="of the search for better features of an image: 300")
     arguments = parser.parse_args()
     effort = Effort(arguments.num_images, arguments.num_samples, arguments.steps)
-    if min(dataclasses.astuple(effort)) < 1 or effort.num_images < 2:
-        parser.error(f"{effort} must hold numbers of at least 1, and 2 images")
+    for name, value in dataclasses.asdict(effort).items():
+        least = 2 if name == "num_images" else 1
+        if value < least:
+            parser.error(f"--{name}={value} must be at least {least}")
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_enable_x64", False)  # whatever the environment says
     try:
-        workdir = local_path(arguments.workdir, "--workdir")
-        differences = decompose_run(workdir, effort)
-    except (UserError, ConfigError, ValueError) as error:
+        decompose_run(local_path(arguments.workdir, "--workdir"), effort)
+    except (UserError, ConfigError, ValueError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(USER_ERROR)
-    rows = [[name, f"{mean:.2f} ± {error:.2f}"] for name, (mean, error) in differences.items()]
-    print("\n".join(table(["nats", workdir.name], rows)))
 
 
 def decompose_run(workdir: pathlib.Path, effort: Effort) -> dict[str, tuple[float, float]]:
-    """`decompose` of the weights of a workdir; writes `FILE` into it.
+    """`decompose` of the weights of a workdir; prints it, and writes `FILE` into the workdir.
 
     Raises:
         UserError, ConfigError, ValueError: there is no such run, it has no codes, or the images are
             not those that it was trained on.
+        OSError: `FILE` cannot be written.
     """
     config = configuration.get_config(str(workdir))
     import_extension(workdir)
@@ -171,6 +175,8 @@ def decompose_run(workdir: pathlib.Path, effort: Effort) -> dict[str, tuple[floa
         differences = decompose(experiment, jax.device_put(averages), effort)
         origin = {"step": about["step"], "git_commit": experiment.git_commit}
         settings = dataclasses.asdict(effort) | origin
+        rows = [[name, f"{mean:.2f} ± {error:.2f}"] for name, (mean, error) in differences.items()]
+        print("\n".join(table(["nats", workdir.name], rows)))
         write_json_atomically(workdir / FILE, settings | {"nats": differences})
     return differences
 

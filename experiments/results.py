@@ -2,7 +2,7 @@
 
     python -m experiments.results
 
-and draws the learning curves of the compared systems in one figure. `reporting.records` says what
+and draws the learning curves of the compared systems in one figure. `reporting.kept_runs` says what
 is kept of a run.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from configs import cifar_proxy, mnist_comparison, mnist_mlp, mnist_options, mnist_resnet
 from experiments.reporting import charts_of_runs
-from experiments.reporting.records import LEAST_KL, Run, finished_runs
+from experiments.reporting.kept_runs import LEAST_KL, Run, finished_runs
 from experiments.reporting.tables import (
     cases_tables,
     figure_of_paper,

@@ -54,11 +54,11 @@ def train(
         check = functools.partial(folder.check_can_train, extend=extend)
         experiment = create_same_experiment(config, "train", check)
         check_initial_weights(experiment, workdir)
-        folder.check_sinks(config)
         tell(*(f"note: {sentence}" for sentence in unusual_settings(experiment)))
         extension = config_argument if experiment.uses_extension() else None
         extend_by = (experiment.steps_per_epoch, command) if extend else None
-        folder.open_for_training(config, extension, extend_by=extend_by)
+        fingerprint = experiment.dataset.fingerprint
+        folder.open_for_training(config, extension, fingerprint, extend_by=extend_by)
         continuations = folder.continuations()
         tell(*described(continuations))
         experiment = continued(experiment, continuations)

@@ -16,10 +16,15 @@ from typing import Any
 import numpy as np
 
 from experiments.data.stored import Images, StoredImages, pieces
-from experiments.system.files import open_atomically, write_json_atomically
+from experiments.system.files import (
+    open_atomically,
+    remove_temporary_files,
+    write_json_atomically,
+)
 from experiments.system.paths import local_path
 
 _CACHE_FORMAT = 1
+_SECONDS_OF_A_DAY = 86400.0
 
 Notes = list[Any]  # JSON values
 Pieces = Iterator[tuple[np.ndarray, Notes]]
@@ -74,9 +79,15 @@ def _read(cache_file: pathlib.Path, identity: str) -> np.ndarray | None:
 def _write(cache_file: pathlib.Path, identity: str, images: np.ndarray) -> None:
     """A cache that cannot be written is done without."""
     with contextlib.suppress(OSError):
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        _open_folder(cache_file.parent)
         with open_atomically(cache_file) as file:
             np.savez(file, identity=np.array(identity), images=images)
+
+
+def _open_folder(folder: pathlib.Path) -> None:
+    """Creates it, or removes what killed processes left there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_temporary_files(folder, unchanged_seconds=_SECONDS_OF_A_DAY)
 
 
 def cached_pieces(
@@ -119,7 +130,7 @@ def _read_pieces(values: pathlib.Path, digest: str) -> tuple[Images, Notes] | No
 
 def _write_pieces(values: pathlib.Path, digest: str, decoded: Pieces) -> tuple[Images, Notes]:
     num, checksum, notes = 0, 0, []
-    values.parent.mkdir(parents=True, exist_ok=True)
+    _open_folder(values.parent)
     with open_atomically(values) as file:
         for piece, of_piece in decoded:
             file.write(piece.data)

@@ -53,8 +53,8 @@ def load_folder(dataset_config: ml_collections.ConfigDict) -> Dataset:
     """The PNG, JPEG and WebP files of the folder `config.dataset.path`, see `read_picture`.
 
     They are all to train, the last tenth of them to test, unless there are subfolders `train`, and
-    `test` or `validation`. Subfolders of these are classes. Pictures are in the order of their
-    names; those of several classes are mixed, so that the last ones are of all classes.
+    perhaps `test` or `validation`. Subfolders of these are classes. Pictures are in the order of
+    their names; those of several classes are mixed, so that the last ones are of all classes.
     `config.dataset.bad_files` says what is done with files that cannot be read.
 
     Args:
@@ -108,6 +108,8 @@ def _splits(root: pathlib.Path) -> dict[str, list[Picture]]:
     for top in folders.values():
         if top.is_symlink():
             raise UserError(f"{top} is a link, which is not followed; put the pictures there")
+    if list(folders.values()) == [root / "train"]:
+        _check_is_a_split(root)
     splits = {split: mixed(list(_pictures(root, top))) for split, top in folders.items()}
     for split, pictures in splits.items():
         if not pictures:
@@ -129,6 +131,20 @@ def _check_names(root: pathlib.Path) -> None:
             raise UserError(
                 f"config.dataset.path={root} has a subfolder {name!r}, which would not be read as "
                 f"a split; call it {_MEANT[name.lower()]!r}, or move it elsewhere"
+            )
+
+
+def _check_is_a_split(root: pathlib.Path) -> None:
+    """Refuses a folder `train`, the only split, beside pictures that would be left out."""
+    for path in sorted(root.iterdir()):
+        is_other = path.name != "train" and not path.name.startswith(".")
+        if not is_other:
+            continue
+        if any(_pictures(root, path)) if path.is_dir() else path.suffix.lower() in SUFFIXES:
+            raise UserError(
+                f"config.dataset.path={root} has a subfolder 'train' beside {path.name!r}, whose "
+                "pictures would be left out; if 'train' is a class, move the folders of all "
+                f"classes into one called 'train', else move {path.name!r} elsewhere"
             )
 
 

@@ -16,9 +16,9 @@ from experiments.reporting.text import (
     nats,
     stderr,
 )
+from experiments.run_folder.configuration import FIELDS_WITHOUT_EFFECT
 
-# Overrides of these sections change neither what is trained nor what is measured.
-_FREE_SECTIONS = ("--config.paper", "--config.sampling", "--config.dataset.d")
+_WITHOUT_EFFECT = tuple(f"--config.{field}" for field in FIELDS_WITHOUT_EFFECT)
 
 
 class Card(NamedTuple):
@@ -42,7 +42,8 @@ def cards(
     split, shown = results.get("split", "test"), []
     if nll is not None:
         notes = [f"± {stderr(error)}, standard error"] if error is not None else []
-        notes += _compared(nll, results, config)
+        is_whole = split == "test" and not results.get("evaluation", {}).get("num_examples")
+        notes += _compared(nll if is_whole else None, results, config)
         shown.append(Card(f"−log p(x), {split} set", decimal(nll), "nats", notes))
     for key, label, show, unit in (
         ("elbo", f"ELBO, {split} set", decimal, "nats"),
@@ -98,7 +99,7 @@ def _is_overridden(results: Mapping[str, Any]) -> bool:
         words = shlex.split(command(results.get("command", "")))
     except ValueError:
         return False
-    return any(w.startswith("--config.") and not w.startswith(_FREE_SECTIONS) for w in words)
+    return any(w.startswith("--config.") and not w.startswith(_WITHOUT_EFFECT) for w in words)
 
 
 def _layers(kl: Any) -> list[Card]:

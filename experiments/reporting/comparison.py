@@ -11,7 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.run_folder import RESULTS_FILE
-from experiments.run_folder.configuration import read, with_later_fields
+from experiments.run_folder.configuration import (
+    FIELDS_WITHOUT_EFFECT,
+    read,
+    with_later_fields,
+)
 from experiments.run_folder.metrics import read_metrics
 from experiments.settings.checks import flat
 from experiments.system.errors import UserError
@@ -24,12 +28,16 @@ OUTCOMES = (
     "bits/dim",
     "minutes",
 )
-# In these, runs differ without being different.
-_IGNORED = ("paper.", "sampling.", "dataset.data_dir", "dataset.download")
 _NONE = "-"
 _MOST_COLUMNS = 14
 # In which images they differ, or in what is modelled of them.
-_OF_IMAGES = ("dataset.name", "model.data_shape", "model.data_layer")
+_OF_IMAGES = (
+    "dataset.name",
+    "model.data_shape",
+    "model.data_layer",
+    "evaluation.split",
+    "evaluation.num_examples",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +45,7 @@ class ComparedRun:
     """What is known of one run."""
 
     name: str
-    config: Mapping[str, Any]  # values of fields by their paths
+    config: Mapping[str, Any]  # values of fields by their paths; those of the last evaluation
     metrics: Sequence[Mapping[str, Any]]
     results: Mapping[str, Any]  # empty before the first evaluation
 
@@ -68,6 +76,7 @@ def _read(folder, name):
         results = json.loads(path.read_bytes()) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); --mode=evaluate writes it") from error
+    config |= flat({"evaluation": results.get("evaluation", {})})
     return ComparedRun(name, config, read_metrics(folder), results)
 
 
@@ -108,7 +117,7 @@ def notes(runs: Sequence[ComparedRun]) -> list[str]:
 
 def _all_fields(runs):
     paths = dict.fromkeys(path for run in runs for path in run.config)
-    return [path for path in paths if not path.startswith(_IGNORED)]
+    return [path for path in paths if not path.startswith(FIELDS_WITHOUT_EFFECT)]
 
 
 def _values(runs, field):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.reporting.records import Run, paired_gap
+from experiments.reporting.kept_runs import Run, paired_gap
 from experiments.training.evaluation import standard_error
 
 CASES = ("case1", "case2", "case3")

@@ -20,7 +20,8 @@ def write_card(
 
     Args:
         workdir: of the run, with `config.json`, and `results.json` if it was evaluated.
-        about: what is known of the weights.
+        about: what is known of the weights. An evaluation of other weights of the run, after more
+            or fewer updates, is left out.
         dtype: of the weights in the file.
         loss: nats an image that rounding cost, and the standard error; None: nothing was rounded.
         licence: of the weights; "": none is given.
@@ -30,6 +31,8 @@ def write_card(
     recorded = configuration.read(workdir)
     path = workdir / "results.json"
     results = json.loads(path.read_bytes()) if path.is_file() else {}
+    if results.get("step") != about["step"]:
+        results = {}
     rows = {
         "data": recorded["dataset"]["name"],
         **_figures(results),
@@ -46,7 +49,7 @@ def write_card(
 
 def _figures(results: dict[str, Any]) -> dict[str, Any]:
     if "nll" not in results:
-        return {"test figures": "the run was not evaluated"}
+        return {"test figures": "these weights were not evaluated"}
     images = f"{results['num_examples']} {results.get('split', 'test')} images"
     of = f"K = {results['num_importance_samples']}, {images}"
     return {

@@ -160,6 +160,15 @@ class Checkpoints(contextlib.AbstractContextManager):
         best = self.best_step() if which == "best" else None
         return best or max(self.steps(), default=None)
 
+    def newest_progress(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and progress of the newest checkpoint; None where there is none or it is damaged."""
+        step = max(self.steps(), default=None)
+        try:
+            args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+            return None if step is None else (step, self._manager.restore(step, args=args).progress)
+        except Exception:  # `restore_latest` says what is wrong with it
+            return None
+
     def restore(self, template: Any, step: int) -> tuple[Any, dict[str, Any]]:
         """The state of one checkpoint, as host arrays, and its progress.
 

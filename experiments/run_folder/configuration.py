@@ -30,6 +30,10 @@ FREE_FIELDS = (
     "training.patience",
     "training.sinks",
 )
+# Those that change no figure either.
+FIELDS_WITHOUT_EFFECT = tuple(
+    field for field in FREE_FIELDS if field not in ("evaluation", "training.patience")
+)
 # What `--extend` may change.
 EXTENDABLE_FIELDS = (
     "training.num_epochs",

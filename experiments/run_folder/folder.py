@@ -95,13 +95,12 @@ class RunFolder(contextlib.ExitStack):
 
     @done_by_first_process
     def check_can_train(self, config: Any, *, extend: bool = False) -> None:
-        """Checks, without touching the folder, that `config` may be trained there."""
+        """Checks, without touching the folder, that `config` may be trained there.
+
+        And that the packages are there that `config.training.sinks` needs.
+        """
         check_name(self.path)
         check_can_train(self.path, config, extend=extend)
-
-    @done_by_first_process
-    def check_sinks(self, config: Any) -> None:
-        """Checks that the packages are there that `config.training.sinks` needs."""
         check_sinks(config)
 
     @done_by_first_process
@@ -116,26 +115,35 @@ class RunFolder(contextlib.ExitStack):
 
     @done_by_first_process
     def open_for_training(
-        self, config: Any, extension: str | None, *, extend_by: tuple[int, str] | None = None
+        self,
+        config: Any,
+        extension: str | None,
+        fingerprint: str,
+        *,
+        extend_by: tuple[int, str] | None = None,
     ) -> None:
-        """Holds the lock, records what is trained and opens the checkpoints.
+        """Holds the lock, opens the checkpoints and records what is trained.
 
         `extension`, see `record_extension`, is None where there is none or it is not known.
+        `fingerprint` is that of the images.
         `extend_by`, steps an epoch and the command, is given where the run may become longer.
 
         Raises:
-            UserError: the folder belongs to a different run, or `config` is no longer than it.
+            UserError: the folder belongs to a different run, or one on other images, or `config` is
+                no longer than it.
         """
         self.enter_context(lock(self.path))
         check_can_train(self.path, config, extend=extend_by is not None)
+        keep = config.training.keep_checkpoints
+        self._checkpoints = self.enter_context(Checkpoints(self.path, keep=keep))
+        if newest := self._checkpoints.newest_progress():
+            check_checkpoint(self.path, *newest, config, fingerprint)
         if extend_by is not None:
             record_continuation(self.path, config, *extend_by)
         write_json_atomically(self.path / CONFIG_FILE, config.to_dict())
         if extension is not None:
             record_extension(self.path, extension)
         self._config = config
-        keep = config.training.keep_checkpoints
-        self._checkpoints = self.enter_context(Checkpoints(self.path, keep=keep))
 
     @done_by_first_process
     def continuations(self) -> list[dict[str, Any]]:

@@ -28,10 +28,15 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UserError(
                 f"--workdir={workdir} is in use by another process; wait for it, or choose "
                 "another --workdir"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"--workdir={workdir} cannot be locked ({error.strerror}); choose a folder on a "
+                "file system with locks"
             ) from error
         remove_temporary_files(workdir)
         yield

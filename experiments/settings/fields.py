@@ -91,7 +91,7 @@ class Dataset:
         0.0, "Share of training images that are turned, stretched and shifted a little.", FRACTION
     )
     random_affine_until: str = setting(
-        "80%", "When that ends; then images are as they are.", DURATION
+        "80%", "When `random_affine` ends; from then on images are unchanged.", DURATION
     )
     affine_contrast: float = setting(
         1.0, "Contrast of images that were turned; above 1 against their blur.", POSITIVE

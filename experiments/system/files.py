@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,11 +34,18 @@ def open_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_temporary_files(directory: str | os.PathLike[str]) -> None:
-    """Removes what `open_atomically` leaves in `directory` if its process is killed."""
+def remove_temporary_files(
+    directory: str | os.PathLike[str], *, unchanged_seconds: float = 0.0
+) -> None:
+    """Removes what `open_atomically` leaves in `directory` if its process is killed.
+
+    Where other processes may write there, `unchanged_seconds` tells their files from those left.
+    """
     for path in Path(directory).glob(".*.tmp"):
-        if _TEMPORARY.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            is_left = time.time() - path.stat().st_mtime >= unchanged_seconds
+            if _TEMPORARY.fullmatch(path.name) and path.is_file() and is_left:
+                path.unlink()
 
 
 def write_json_atomically(path: str | os.PathLike[str], obj: Any) -> Path:

@@ -117,13 +117,11 @@ class Experiment:
         """
         if self.config.dataset.placement != "auto":
             return self.config.dataset.placement == "stream"
-        return any_process(self._bytes_trained_with > stream.most_bytes_resident())
+        return any_process(self._bytes_of_images > stream.most_bytes_resident())
 
     @property
-    def _bytes_trained_with(self) -> int:
-        parts = [self.dataset.train, self.dataset.validation]
-        if self.config.evaluation.test_elbo_every:
-            parts.append(self.evaluated_images())
+    def _bytes_of_images(self) -> int:
+        parts = (self.dataset.train, self.dataset.validation, self.evaluated_images())
         return sum(images.nbytes for images in parts)
 
     def place(self, images: Images) -> Images | jax.Array:
@@ -203,7 +201,7 @@ class Experiment:
         """What a training is about to do, in three lines."""
         dataset, training = self.dataset, self.config.training
         params = count_parameters(self.state_template().params)
-        images = f"{self._bytes_trained_with / 1e6:.3g} MB of images"
+        images = f"{self._bytes_of_images / 1e6:.3g} MB of images"
         if self.is_streamed:
             num = min(self.intervals()) * training.batch_size // num_devices()
             of_dispatch = num * math.prod(dataset.image_shape) / 1e6

@@ -33,13 +33,7 @@ def check_pieces(training: Any) -> None:
 
 
 def check_weight_decay(training: Any, model: sere_jax.LatentVariableModel) -> None:
-    """Refuses weight decay of what is not trained, or of what the model does not have."""
-    if training.weight_decay and model.config.flow_direct_connections:
-        raise UserError(
-            f"config.training.weight_decay={training.weight_decay} would shrink the linear "
-            "autoregression that flow_direct_connections=True starts from, which is not trained; "
-            "set it to 0, or config.model.flow_direct_connections to False"
-        )
+    """Refuses weight decay of what the model does not have."""
     if training.weight_decay_on == "generative" and not isinstance(model, SeReVAE):
         raise UserError(
             "config.training.weight_decay_on='generative' means nothing to "

@@ -88,6 +88,15 @@ def test_a_note_says_that_nats_of_other_images_do_not_compare(folders, tmp_path)
     ]
 
 
+def test_runs_are_compared_as_they_were_evaluated_last(folders, tmp_path):
+    evaluation = digits.get_config().evaluation.to_dict() | {"split": "validation"}
+    other = _write(tmp_path / "other", 30, RESULTS | {"evaluation": evaluation}, num_epochs=30)
+    runs = read_runs([folders[0], other])
+    columns, cells = rows(runs)
+    assert [row[columns.index("split")] for row in cells] == ["test", "validation"]
+    assert notes(runs) == ["note: evaluation.split differ; nats of different images do not compare"]
+
+
 def test_runs_of_one_name_have_their_paths(tmp_path):
     folders = [_write(tmp_path / side / "run", 1) for side in "ab"]
     assert [run.name for run in read_runs(folders)] == [str(folder) for folder in folders]

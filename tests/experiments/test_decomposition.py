@@ -96,6 +96,21 @@ def test_other_images_than_those_trained_on_are_refused(uninterrupted, tmp_path,
         decompose.decompose_run(tmp_path, decompose.Effort(2, 1, 1))
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--num_images=1", "--num_images=1 must be at least 2"),
+        ("--num_samples=0", "--num_samples=0 must be at least 1"),
+        ("--steps=-3", "--steps=-3 must be at least 1"),
+    ],
+)
+def test_numbers_that_are_too_small_are_named_by_their_flags(flag, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["decompose", "--workdir=runs/none", flag])
+    with pytest.raises(SystemExit):
+        decompose.main()
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_command_writes_what_it_prints(tmp_path):
     workdir = tmp_path / "run"

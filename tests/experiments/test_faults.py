@@ -334,7 +334,7 @@ def test_checkpoints_of_another_configuration_are_refused_and_left_alone(uninter
     shutil.copytree(uninterrupted / "checkpoints", workdir / "checkpoints")
     config = tiny_config(seed=1)
     with pytest.raises(UserError, match=r"has checkpoints but no config\.json"):
-        RunFolder(workdir).open_for_training(config, None)
+        RunFolder(workdir).open_for_training(config, None, "images")
     (workdir / "config.json").write_text(config.to_json())
     before = files_of(workdir / "checkpoints")
     with pytest.raises(UserError, match=r"checkpoints/60 is of a run with .*\(seed: 0 -> 1\)"):

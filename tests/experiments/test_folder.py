@@ -3,6 +3,7 @@
 import os
 import pathlib
 import struct
+import time
 import zlib
 
 import ml_collections
@@ -120,6 +121,17 @@ def test_labels_that_are_not_there_are_refused(folder):
     assert load(folder).labels is None
 
 
+@pytest.mark.parametrize("other", ["plane/1.png", "1.png"])
+def test_a_class_called_train_is_not_taken_for_the_only_split(other, folder):
+    save_many(folder, ["train/1.png", "train/2.png", "train/3.png", other])
+    message = refusal(folder)
+    assert f"a subfolder 'train' beside {other.partition('/')[0]!r}, whose pictures" in message
+    assert "the folders of all classes into one called 'train'" in message
+    (folder / other).unlink()
+    (folder / "notes.txt").write_text("no picture")
+    assert len(load(folder, validation_size=1).train) == 1
+
+
 def test_folders_without_pictures_are_refused(folder, tmp_path):
     for path in ("", "absent", tmp_path / "absent", "\0"):
         assert "is not a folder" in refusal(path)
@@ -130,6 +142,20 @@ def test_folders_without_pictures_are_refused(folder, tmp_path):
     (folder / "test" / "1.png").unlink()
     assert "test holds no pictures" in refusal(folder)
     assert "data_shape=(4, 5, 2) does not fit" in refusal(folder, (4, 5, 2))
+
+
+def test_what_killed_decodings_left_in_the_cache_is_removed_after_a_day(folder, cache_home):
+    save_many(folder, ["1.png", "2.png", "3.png"])
+    load(folder)
+    (file,) = cache_home.rglob("*.raw")
+    left, others = file.with_name(f".{file.name}.7.tmp"), file.with_name(f".{file.name}.8.tmp")
+    for path in (left, others):
+        path.write_bytes(b"half")
+    yesterday = time.time() - 86401
+    os.utime(left, (yesterday, yesterday))
+    save_many(folder, ["4.png"])
+    load(folder)
+    assert not left.exists() and others.exists()  # which may be of a process that writes
 
 
 @pytest.mark.parametrize("with_train", [True, False])

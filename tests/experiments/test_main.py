@@ -252,7 +252,9 @@ def test_images_of_any_channels_are_drawn_and_a_run_knows_its_images_by_their_fi
     (tmp_path / "images.npz").rename(tmp_path / "moved.npz")
     moved = launch(*run, f"--config.dataset.path={tmp_path / 'moved.npz'}")
     assert "is complete" in moved.stdout
+    recorded = (tmp_path / "run" / "config.json").read_bytes()
     assert "are not those that" in launch(*run, others, check=False).stderr
+    assert (tmp_path / "run" / "config.json").read_bytes() == recorded
     # The number of devices need not divide the batch any more.
     no_images = "--config.sampling.num_images=0"
     evaluated = launch(workdir, others, "--mode=evaluate", no_images, config=None, devices=3)

@@ -250,6 +250,22 @@ def test_killed_preparation_is_not_taken_for_prepared(served_mnist, server, tmp_
     _assert_same_examples(examples, served_mnist.images["train"], served_mnist.labels["train"])
 
 
+def test_what_another_process_has_prepared_meanwhile_is_taken(served_mnist, tmp_path, monkeypatch):
+    data_dir = tmp_path / "data"
+    module = sys.modules["experiments.data.preparing.prepare"]  # its name is a function's, too
+    first = module._prepare_without_tensorflow
+
+    def beaten(builder, manual_dir):
+        first(preparing.find_builder("mnist", str(data_dir)), manual_dir)
+        raise FileExistsError("in the way")
+
+    monkeypatch.setattr(module, "_prepare_without_tensorflow", beaten)
+    directory = preparing.prepare("mnist", str(data_dir))
+    assert directory == data_dir / "mnist" / "3.0.1"
+    examples = _read("mnist", data_dir, "train")
+    _assert_same_examples(examples, served_mnist.images["train"], served_mnist.labels["train"])
+
+
 @pytest.mark.parametrize("lost", ["dataset_info.json", "mnist-train.array_record-00000-of-00001"])
 def test_damaged_directory_is_refused(lost, served_mnist, tmp_path):
     directory = preparing.prepare("mnist", str(tmp_path / "data"))

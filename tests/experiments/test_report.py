@@ -252,6 +252,8 @@ def test_cards_compare_the_headline_with_the_paper_and_with_what_is_expected(tmp
         ("--config.training.num_epochs=2", ", without its overrides"),
         ("--config.sampling.num_images=9", ""),
         ("--config.dataset.data_dir=/data", ""),
+        ("--config.training.sinks=csv", ""),
+        ("--config.training.patience=3", ", without its overrides"),
         ("'unfinished", ""),
     ],
 )
@@ -260,6 +262,15 @@ def test_what_is_expected_is_that_of_the_configuration_as_it_is(tmp_path, overri
     config = {"paper": {"expected_nll": 80.5}}
     cards = Page(write_report(write_run(tmp_path, config, results))).cards
     assert cards[0][-1] == f"expected 80.50 (-0.38){note}"
+
+
+@pytest.mark.parametrize(
+    "evaluated", [{"split": "validation"}, {"evaluation": {"num_examples": 100}}]
+)
+def test_figures_of_other_images_are_not_compared_with_those_of_the_test_set(tmp_path, evaluated):
+    config = {"paper": {"nll": 79.84, "expected_nll": 80.5}}
+    cards = Page(write_report(write_run(tmp_path, config, RESULTS | evaluated))).cards
+    assert cards[0][-2:] == ["paper 79.84", "expected 80.50"]
 
 
 def test_before_the_evaluation_a_card_has_the_best_elbo_so_far(tmp_path):

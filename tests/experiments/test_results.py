@@ -10,7 +10,7 @@ from scipy import stats
 
 from configs.mnist_comparison import SYSTEMS
 from experiments import results
-from experiments.reporting.records import finished_runs, paired_gap
+from experiments.reporting.kept_runs import finished_runs, paired_gap
 from experiments.reporting.tables import (
     cases_tables,
     flows_table,

@@ -1,6 +1,9 @@
 """A run folder belongs to one process and to one configuration."""
 
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 
@@ -42,6 +45,15 @@ def test_a_second_process_is_refused_until_the_first_one_dies(tmp_path):
         pass
 
 
+def test_a_file_system_without_locks_is_named_as_such(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available\)"), lock(tmp_path):
+        pass
+
+
 def test_a_workdir_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with (
@@ -53,7 +65,7 @@ def test_a_workdir_that_cannot_be_created_is_refused(tmp_path):
 
 def record(path, config):
     with RunFolder(path) as folder:
-        folder.open_for_training(config, None)
+        folder.open_for_training(config, None, "images")
 
 
 def test_a_configuration_is_recorded_once_and_then_compared(tmp_path):
@@ -112,7 +124,7 @@ def test_other_processes_neither_read_nor_write_nor_answer(tmp_path, monkeypatch
         folder.check_can_train(config)
         folder.check_trained(config)
         folder.lock()
-        folder.open_for_training(config, "configs/digits.py")
+        folder.open_for_training(config, "configs/digits.py", "images")
         with folder.logging_from(0):
             folder.log(1, 0.0, "train", {"elbo": -1.0})
         folder.raise_save_errors()

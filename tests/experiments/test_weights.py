@@ -69,6 +69,11 @@ def test_the_type_of_the_weights_is_a_flag(exported, tmp_path):
     card = (workdir / "README.md").read_text()
     assert "| rounding | none" in card and "licen" not in card
     jax.tree.map(np.testing.assert_array_equal, expected, sere_jax.load_pretrained(workdir)[1])
+    recorded = results_of(workdir)
+    (workdir / "results.json").write_text(json.dumps(recorded | {"step": recorded["step"] - 1}))
+    launch(f"--workdir={workdir}", "--mode=export", "--dtype=float32", config=None)
+    card = (workdir / "README.md").read_text()
+    assert "these weights were not evaluated" in card and f"{recorded['nll']:.2f}" not in card
     (workdir / "README.md").write_text("mine")
     finished = launch(f"--workdir={workdir}", "--mode=export", "--dtype=bfloat16", config=None)
     assert "bfloat16, in" in finished.stdout and "rounding costs" in finished.stdout

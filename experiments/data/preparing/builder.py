@@ -106,10 +106,7 @@ def preparation_command(builder: Any, data_dir: str = "") -> str:
     """The shell command that prepares a builder's data set in `data_dir`, or where it belongs."""
     data_dir = data_dir or shlex.quote(str(builder.data_dir_root))
     name = "/".join(filter(None, [builder.name, builder.builder_config_name]))
-    return (
-        f"python -m experiments.prepare_data --dataset={name} "
-        f"--data_dir={data_dir} [--manual_dir=DIR]"
-    )
+    return f"python -m experiments.prepare_data --dataset={name} --data_dir={data_dir}"
 
 
 def _is_a_path(name: str) -> UserError:

@@ -62,7 +62,7 @@ def prepare(name: str, data_dir: str = "", manual_dir: str | None = None) -> pat
                 _prepare_with_tensorflow(builder, source)
     except OSError as error:
         # Another process may have prepared it first: its directory is then in the way.
-        if not is_prepared(builder):
+        if not is_prepared(find_builder(name, data_dir)):
             raise UserError(
                 f"the data set {builder.name!r} cannot be written to {builder.data_dir_root}: "
                 f"{summary(error)}; choose a writable directory with enough space by --data_dir"
