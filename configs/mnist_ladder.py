@@ -6,7 +6,7 @@
 `:iw10` trains the importance-weighted bound of 10 samples in the last quarter: the original too
 goes on from a trained model with that bound. The paper has 81.84 and 81.74 nats.
 `configs/mnist_comparison.py:ladder`, of width 910, with the weight of the KL from 0 over half of
-150 epochs, has 82.75.
+150 epochs, has 82.75, and `:ladder_iw10` 82.33.
 """
 
 from ml_collections import ConfigDict
