@@ -160,12 +160,12 @@ class Checkpoints(contextlib.AbstractContextManager):
         best = self.best_step() if which == "best" else None
         return best or max(self.steps(), default=None)
 
-    def newest_progress(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and progress of the newest checkpoint; None where there is none or it is damaged."""
+    def newest_progress(self) -> dict[str, Any] | None:
+        """The progress of the newest checkpoint; None where there is none or it is damaged."""
         step = max(self.steps(), default=None)
         try:
             args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-            return None if step is None else (step, self._manager.restore(step, args=args).progress)
+            return None if step is None else self._manager.restore(step, args=args).progress
         except Exception:  # `restore_latest` says what is wrong with it
             return None
 

@@ -26,6 +26,7 @@ from experiments.run_folder.same_run import (
     check_can_train,
     check_checkpoint,
     check_configuration_of,
+    check_images,
 )
 from experiments.run_folder.sinks import check_sinks
 from experiments.run_folder.tensorboard import write_outcome
@@ -137,7 +138,7 @@ class RunFolder(contextlib.ExitStack):
         keep = config.training.keep_checkpoints
         self._checkpoints = self.enter_context(Checkpoints(self.path, keep=keep))
         if newest := self._checkpoints.newest_progress():
-            check_checkpoint(self.path, *newest, config, fingerprint)
+            check_images(self.path, newest, config, fingerprint)
         if extend_by is not None:
             record_continuation(self.path, config, *extend_by)
         write_json_atomically(self.path / CONFIG_FILE, config.to_dict())

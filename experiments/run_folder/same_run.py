@@ -60,10 +60,10 @@ def _check(workdir, config, also_free=()):
     _check_same_configuration(f"--workdir={workdir} holds a run", recorded, config, also_free)
 
 
-def check_checkpoint(
-    workdir: pathlib.Path, step: int, progress: dict[str, Any], config: Any, fingerprint: str
+def check_images(
+    workdir: pathlib.Path, progress: dict[str, Any], config: Any, fingerprint: str
 ) -> None:
-    """Checks that a checkpoint, saved with `progress`, has this configuration and these images.
+    """Checks that a checkpoint, saved with `progress`, has these images.
 
     Raises:
         UserError: it has not.
@@ -74,6 +74,17 @@ def check_checkpoint(
             f"trained on (fingerprint {fingerprint}, then {progress['dataset_fingerprint']}); "
             "restore them, or choose another --workdir"
         )
+
+
+def check_checkpoint(
+    workdir: pathlib.Path, step: int, progress: dict[str, Any], config: Any, fingerprint: str
+) -> None:
+    """Checks that a checkpoint, saved with `progress`, has this configuration and these images.
+
+    Raises:
+        UserError: it has not.
+    """
+    check_images(workdir, progress, config, fingerprint)
     if "config" in progress:  # earlier versions did not record it
         subject = f"checkpoint {(workdir / CHECKPOINTS).absolute() / str(step)} is of a run"
         # One of a run that was made longer may be older than that.
