@@ -136,10 +136,8 @@ def _check_names(root: pathlib.Path) -> None:
 
 def _check_is_a_split(root: pathlib.Path) -> None:
     """Refuses a folder `train`, the only split, beside pictures that would be left out."""
-    for path in sorted(root.iterdir()):
-        is_other = path.name != "train" and not path.name.startswith(".")
-        if not is_other:
-            continue
+    names = {path.name for path in root.iterdir() if not path.name.startswith(".")}
+    for path in (root / name for name in sorted(names - {"train"})):
         if any(_pictures(root, path)) if path.is_dir() else path.suffix.lower() in SUFFIXES:
             raise UserError(
                 f"config.dataset.path={root} has a subfolder 'train' beside {path.name!r}, whose "

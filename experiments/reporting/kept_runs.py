@@ -128,8 +128,8 @@ def _options_in_use(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"weight decay of {decay:g}"
     if training["max_update_rms"]:
         yield "limited updates"
-    if (optimizer := training["optimizer"]) not in (0, "adam"):
-        yield str(optimizer).capitalize()
+    if training["optimizer"] and training["optimizer"] != "adam":
+        yield training["optimizer"].capitalize()
     if model["data_context"] > 1 or model["couple_data_to_prior"]:
         yield "previous blocks seen"
     if layers := model["num_joint_layers"]:
