@@ -3,7 +3,6 @@
 import math
 
 import distrax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from sere_jax.arrays import Array, flatten, record, static
@@ -13,6 +12,7 @@ from sere_jax.networks.products import Dense, matmul
 
 SPLINE_RANGE = 5.0  # beyond it, splines are the identity
 NUM_BINS = 8
+NUM_PARAMETERS = 3 * NUM_BINS + 1  # of a spline: widths, heights and slopes
 # Both bound the slopes of splines, and so what float32 loses on the way forth and back.
 MIN_BIN_SIZE = 0.05
 MIN_SLOPE = 0.01
@@ -20,27 +20,28 @@ MIN_SLOPE = 0.01
 
 @record
 class CouplingNetwork:
-    """A perceptron with its weights: x to the parameters of an elementwise bijector."""
+    """A perceptron with its weights: what stays to the parameters of splines of what moves."""
 
-    kernels: tuple[Array, Array]  # [D, width], [width, D * P]
-    biases: tuple[Array, Array]  # [width], [D * P]
+    kernels: tuple[Array, Array]  # [values that stay, width], [width, values that move * P]
+    biases: tuple[Array, Array]  # [width], [values that move * P]
     offset: Array | None  # [..., width], from the condition
-    event_shape: tuple[int, ...] = static()
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] = static()  # of what stays, of what moves
 
     def __call__(self, x: Array) -> Array:
-        """x [..., *event_shape] to [..., *event_shape, P]."""
-        hidden = matmul(flatten(x, len(self.event_shape)), self.kernels[0]) + self.biases[0]
+        """x [..., *stays] to [..., *moves, P]."""
+        stays, moves = self.shapes
+        hidden = matmul(flatten(x, len(stays)), self.kernels[0]) + self.biases[0]
         if self.offset is not None:
             hidden = hidden + self.offset
         parameters = elu(hidden) @ self.kernels[1] + self.biases[1]
-        num_parameters = parameters.shape[-1] // math.prod(self.event_shape)
-        return parameters.reshape(*parameters.shape[:-1], *self.event_shape, num_parameters)
+        return parameters.reshape(*parameters.shape[:-1], *moves, NUM_PARAMETERS)
 
 
 class SplineCoupling(nn.Module):
     """Rational-quadratic spline couplings (Durkan et al. 2019), near the identity at the start.
 
-    Two of them: the first moves every other dimension given the rest, the second the rest.
+    Events are halved along their longest axis. Two couplings: the first moves the second half given
+    the first, the second the first half given the second. A single value moves given the condition.
     """
 
     event_shape: tuple[int, ...]
@@ -49,24 +50,38 @@ class SplineCoupling(nn.Module):
     @nn.compact
     def __call__(self, condition: Array | None) -> distrax.Bijector:
         """condition [..., features], or None, to a bijector over events of `event_shape`."""
-        is_even = (jnp.arange(math.prod(self.event_shape)) % 2 == 0).reshape(self.event_shape)
+        shape = self.event_shape
+        axis = shape.index(max(shape))
+        first, second = (
+            (*shape[:axis], size, *shape[axis + 1 :])
+            for size in (shape[axis] // 2, -(-shape[axis] // 2))
+        )
         couplings = [
-            distrax.MaskedCoupling(
-                mask=mask,
-                conditioner=self._conditioner(name, condition),
+            distrax.SplitCoupling(
+                split_index=first[axis],
+                event_ndims=len(shape),
+                conditioner=self._conditioner(name, stays, moves, condition),
                 bijector=_spline,
-                event_ndims=len(self.event_shape),
+                swap=moves is first,
+                split_axis=axis - len(shape),
             )
-            for name, mask in (("odd", is_even), ("even", ~is_even))
+            for name, stays, moves in (("second", first, second), ("first", second, first))
+            if math.prod(moves)
         ]
         return distrax.Chain(couplings[::-1])
 
-    def _conditioner(self, name: str, condition: Array | None) -> CouplingNetwork:
-        size = math.prod(self.event_shape)
-        num_outputs = size * (3 * NUM_BINS + 1)
+    def _conditioner(
+        self, name: str, stays: tuple[int, ...], moves: tuple[int, ...], condition: Array | None
+    ) -> CouplingNetwork:
+        """The network of the coupling that moves the half called `name`."""
+        num_inputs, num_outputs = math.prod(stays), math.prod(moves) * NUM_PARAMETERS
         zeros = nn.initializers.zeros_init()
         kernels = (
-            self.param(f"{name}_kernel", head_initializer(1.0), (size, self.hidden_size)),
+            self.param(
+                f"{name}_kernel",
+                head_initializer(1.0 if num_inputs else 0.0),
+                (num_inputs, self.hidden_size),
+            ),
             self.param(f"{name}_head", head_initializer(0.1), (self.hidden_size, num_outputs)),
         )
         biases = (
@@ -76,7 +91,7 @@ class SplineCoupling(nn.Module):
         offset = None
         if condition is not None:
             offset = Dense(self.hidden_size, use_bias=False, name=f"{name}_condition")(condition)
-        return CouplingNetwork(kernels, biases, offset, self.event_shape)
+        return CouplingNetwork(kernels, biases, offset, (stays, moves))
 
 
 def _spline(parameters: Array) -> distrax.Bijector:

@@ -103,7 +103,7 @@ GENERATIVE = [f"{LAYER}{part}" for part in ("prior", "bijector", "top_down", "da
 IS_DECAYED = {
     "all": lambda name: True,
     "generative": lambda name: any(name.startswith(start) for start in GENERATIVE),
-    "kernels": lambda name: name.endswith(("/kernel", "odd_kernel", "even_kernel", "_head")),
+    "kernels": lambda name: name.endswith(("/kernel", "first_kernel", "second_kernel", "_head")),
 }
 
 

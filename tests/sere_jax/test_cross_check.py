@@ -138,9 +138,18 @@ def test_masked_autoregressive_flows_are_those_of_flowjax(condition, kind, trans
     np.testing.assert_allclose(jax.jit(ours.forward)(u), back, rtol=1e-3, atol=1e-3)
 
 
-def test_spline_couplings_are_those_of_flowjax(random_module):
-    coupling = SplineCoupling((4,), 16)
-    condition, x = random_values(3), 3 * random_values(6, 4)
+@pytest.mark.parametrize(
+    ("shape", "halves"),
+    [
+        ((4,), [np.s_[..., :2], np.s_[..., 2:]]),
+        ((2, 5, 1), [np.s_[..., :2, :], np.s_[..., 2:, :]]),
+        ((1,), [np.s_[..., :0], np.s_[..., :]]),
+    ],
+    ids=["vector", "map", "one value"],
+)
+def test_spline_couplings_are_those_of_flowjax(random_module, shape, halves):
+    coupling = SplineCoupling(shape, 16)
+    condition, x = random_values(3), 3 * random_values(6, *shape)
     bijector = coupling.apply(random_module(coupling, condition), condition)
 
     y, log_det = jax.jit(bijector.forward_and_log_det)(x)
@@ -157,11 +166,16 @@ def test_spline_couplings_are_those_of_flowjax(random_module):
         return theirs.transform_and_log_det(x)
 
     expected, expected_log_det = jnp.asarray(x), 0.0
-    for step in reversed(bijector.bijectors):
-        splines = step._bijector(step._conditioner(jnp.where(step._mask, expected, 0.0)))
-        moved, log_dets = jax.vmap(jax.vmap(their_spline))(splines, expected)
-        expected = jnp.where(step._mask, expected, moved)
-        expected_log_det += jnp.sum(jnp.where(step._mask, 0.0, log_dets), axis=-1)
+    their_splines = their_spline
+    for _ in range(x.ndim):
+        their_splines = jax.vmap(their_splines)
+    steps = reversed(bijector.bijectors)
+    for step, (stays, moves) in zip(steps, [halves, halves[::-1]], strict=False):
+        moved, log_dets = their_splines(
+            step.bijector(step.conditioner(expected[stays])), expected[moves]
+        )
+        expected = expected.at[moves].set(moved)
+        expected_log_det += jnp.sum(log_dets, axis=tuple(range(1, x.ndim)))
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(log_det, expected_log_det, rtol=1e-4, atol=1e-4)
     assert np.std(log_det) > 0.05
