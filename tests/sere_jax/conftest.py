@@ -36,7 +36,8 @@ def randomize():
         def draw_one(path, leaf):
             is_kernel = path[-1].key == "kernel"
             fan_in = math.prod(leaf.shape[-4:-1] if "Conv" in str(path) else leaf.shape[-2:-1])
-            scale = kernel_scale * fan_in**-0.5 if is_kernel else 0.5
+            other_scale = 0.15 if _is_spline_head(path) else 0.5
+            scale = kernel_scale * fan_in**-0.5 if is_kernel else other_scale
             return (scale * generator.standard_normal(leaf.shape)).astype(np.float32)
 
         return jax.tree_util.tree_map_with_path(draw_one, shapes)
@@ -57,13 +58,17 @@ def random_model(tiny_config, randomize):
     return create
 
 
+def _is_spline_head(path):
+    """Whether these are parameters of splines, which float32 can invert where they are mild."""
+    return path[-1].key.endswith("_head")
+
+
 def _with_mild_splines(params):
-    """With splines that float32 can invert, and priors whose codes posteriors propose."""
+    """With splines of priors whose codes posteriors propose."""
 
     def milder(path, leaf):
-        name = jax.tree_util.keystr(path)
-        is_mild = "['splines']" in name or name.endswith("_head']")
-        return 0.3 * leaf if is_mild else leaf
+        is_input = "['splines']" in jax.tree_util.keystr(path) and not _is_spline_head(path)
+        return 0.3 * leaf if is_input else leaf
 
     return jax.tree_util.tree_map_with_path(milder, params)
 
