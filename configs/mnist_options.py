@@ -62,8 +62,13 @@ LATER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         mnist_mlp.VARIANTS["lattice"],
     ),
     "rows": (
-        "28 blocks of a row, 4 latents each",
-        {"model.num_layers": 28, "model.latent_shape": (4,)},
+        "28 blocks of a row, 4 latents each; half the learning rate, updates limited",
+        {
+            "model.num_layers": 28,
+            "model.latent_shape": (4,),
+            "training.learning_rate": 1e-3,  # at 2e-3 gradients came to norms of 7,000
+            "training.max_update_rms": 0.3,
+        },
     ),
     "fast": (
         "twice the learning rate, updates limited",
