@@ -15,13 +15,28 @@ from ml_collections import ConfigDict
 
 from configs import base, mnist_mlp
 
+ALL_BLOCKS = {
+    **mnist_mlp.VARIANTS["all_blocks"],
+    "dataset.random_affine": 0.7,
+    "training.num_epochs": 450,
+    "training.importance_weighted_from": "75%",
+}
+SPLINES = {
+    "model.prior": "spline",
+    "dataset.random_affine": 0.7,
+    "training.initial_weights": "results/mnist/mlp",
+    "training.learning_rate": 1e-3,
+    "training.kl_warmup": "0 steps",
+    "training.num_epochs": 100,
+    "training.importance_weighted_from": "90%",
+}
 VARIANTS = {
     "": {},
-    "all_blocks": {
-        "dataset.random_affine": 0.7,
-        "training.num_epochs": 450,
-        "training.importance_weighted_from": "75%",
-    },
+    "all_blocks": ALL_BLOCKS,
+    "splines": SPLINES,
+    "all_blocks_splines": ALL_BLOCKS
+    | SPLINES
+    | {"training.initial_weights": "results/mnist/all_blocks"},
 }
 EXPECTED_NLL = {"": 81.13, "all_blocks": 80.43}
 
@@ -29,7 +44,7 @@ EXPECTED_NLL = {"": 81.13, "all_blocks": 80.43}
 def get_config(variant: str = "") -> ConfigDict:
     """The MLP SeRe-VAE of the paper, or the one whose layers see all previous blocks."""
     overrides = base.choose_variant(variant, VARIANTS)
-    config = mnist_mlp.get_config(variant)
+    config = mnist_mlp.get_config()
     config.dataset.validation_size = 1000.0
     config.dataset.random_affine = 0.5
     config.dataset.random_affine_until = "90%"
@@ -40,5 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.training.importance_weighted_from = "85%"
     config.evaluation.checkpoint = "last"  # the best is chosen by its ELBO
     config.update_from_flattened_dict(overrides)
-    config.paper.expected_nll = EXPECTED_NLL[variant]
+    config.paper.update(
+        nll=mnist_mlp.PAPER_NLL.get(variant), expected_nll=EXPECTED_NLL.get(variant)
+    )
     return config

@@ -11,10 +11,12 @@ import math
 import distrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
-from sere_jax.arrays import Array, flatten, record
+from sere_jax.arrays import Array, Params, flatten, record
 from sere_jax.config import ModelConfig
 from sere_jax.flows.coupling import SplineCoupling
 from sere_jax.networks.activations import tanh
@@ -108,3 +110,21 @@ class PriorLayer(nn.Module):
         start_logit = jnp.log(start) - jnp.log1p(-start)
         scale = low + (high - low) * jax.nn.sigmoid(raw_scale + start_logit)
         return scale if low else jnp.maximum(scale, SMALLEST_SCALE)
+
+
+def started_from_gaussian(params: Params, of_gaussian: Params) -> Params:
+    """Initial parameters of a model with splines, but for those that it has without.
+
+    The splines stay as they start, near the identity, and the model is near that with Gaussian
+    priors. If `params` are of a model without splines, the result is `of_gaussian`.
+
+    Args:
+        params: of the model with `prior="spline"`, as `sere_jax.init` returns them.
+        of_gaussian: of the same model with `prior="gaussian"`.
+    """
+    leaves = flatten_dict(params)
+    for path, leaf in flatten_dict(of_gaussian).items():
+        # The last layer of a prior's network has μ and σ first, then what splines depend on.
+        for_splines = leaves[path][..., leaf.shape[-1] :]
+        leaves[path] = np.concatenate([leaf, for_splines], axis=-1) if for_splines.size else leaf
+    return unflatten_dict(leaves)

@@ -110,7 +110,10 @@ class Training:
     """Optimization, and when it is evaluated and saved."""
 
     initial_weights: str = setting(
-        "", "Workdir to take initial weights from, the averaged ones.", TEXT
+        "",
+        "Workdir to take initial weights from, the averaged ones: of the same model or, with "
+        "`prior='spline'`, of that with `prior='gaussian'`.",
+        TEXT,
     )
     batch_size: int = setting(200, "Images of one update, over all devices.", POSITIVE_INT)
     accumulate_steps: int = setting(

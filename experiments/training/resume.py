@@ -17,6 +17,7 @@ from experiments.system.errors import UserError
 from experiments.training.experiment import Experiment
 from experiments.training.state import TrainState
 from experiments.training.trained_model import load
+from sere_jax.prior import started_from_gaussian
 
 OF_TRAINING = ("dropout", "generative_dropout", "block_dropout")  # of `config.model`
 
@@ -52,12 +53,18 @@ def check_initial_weights(experiment: Experiment, workdir: pathlib.Path) -> None
 
 
 def _first_state(experiment: Experiment) -> TrainState:
-    state, params = experiment.init_state(), _initial_params(experiment)
-    return state if params is None else dataclasses.replace(state, params=params, ema_params=params)
+    state, weights = experiment.init_state(), _initial_params(experiment)
+    if weights is None:
+        return state
+    params = started_from_gaussian(jax.tree.map(np.asarray, state.params), weights)
+    return dataclasses.replace(state, params=params, ema_params=params)
 
 
 def _initial_params(experiment: Experiment) -> Any:
-    """The parameters of `config.training.initial_weights`; None, if it names none."""
+    """The parameters of `config.training.initial_weights`; None, if it names none.
+
+    They may be those of Gaussian priors where the model has splines.
+    """
     source = experiment.config.training.initial_weights
     if not source:
         return None
@@ -66,10 +73,12 @@ def _initial_params(experiment: Experiment) -> Any:
     except (UserError, sere_jax.ConfigError) as error:
         raise UserError(f"config.training.initial_weights={source!r}: {error}") from error
     ours, theirs = map(dataclasses.asdict, (experiment.model.config, model.config))
-    changed = differences(ours, theirs, ignored=OF_TRAINING)
+    may_differ = (theirs["prior"], ours["prior"]) == ("gaussian", "spline")
+    changed = differences(ours, theirs, ignored=(*OF_TRAINING, *("prior",) * may_differ))
     if changed:
         raise UserError(
             f"config.training.initial_weights={source!r} are those of another model "
-            f"({'; '.join(changed[:5])}); choose the same model, or other weights"
+            f"({'; '.join(changed[:5])}); choose the same model, which with "
+            "prior='spline' may be that with prior='gaussian', or other weights"
         )
     return jax.tree.map(np.asarray, params)

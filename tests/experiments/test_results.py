@@ -188,13 +188,15 @@ def test_a_row_says_which_options_its_run_used(tmp_path):
             "weight_decay": 0.01,
             "max_update_rms": 0.3,
             "optimizer": "muon",
+            "initial_weights": "runs/other",
         },
         "dataset": {"random_affine": 0.5, "random_affine_until": "90%"},
     }
     path.write_text(json.dumps(sections))
     (run,) = finished_runs(tmp_path).values()
     expected = (
-        "IW-5 from 85%, affine maps of 50% until 90%, weight decay of 0.01, limited updates, Muon, "
+        "weights of another training at the start, IW-5 from 85%, affine maps of 50% until 90%, "
+        "weight decay of 0.01, limited updates, Muon, "
         "previous blocks seen, 1 joint layer"
     )
     assert run.options_in_use == expected

@@ -18,6 +18,7 @@ from experiments import trained
 from experiments.run_folder import configuration, exported_weights
 from experiments.system.errors import UserError
 from experiments.training import trained_model
+from sere_jax.prior import started_from_gaussian
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
@@ -160,6 +161,18 @@ def test_a_run_starts_from_exported_weights_of_the_same_model(exported, tmp_path
     (_, expected), (_, found) = map(trained.load, (kept, tmp_path / "finer"))
     same = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-20)
     jax.tree.map(same, found, expected)
+
+    splines = train(
+        tmp_path / "splines",
+        start,
+        "--config.model.prior=spline",
+        "--config.training.num_steps=1",
+        "--config.training.learning_rate=1e-30",
+    )
+    assert splines.returncode == 0
+    _, found = trained.load(tmp_path / "splines")
+    jax.tree.map(same, *(tree["hierarchy"]["layers"]["data_layer"] for tree in (found, expected)))
+    jax.tree.map(same, started_from_gaussian(found, expected), found)
 
     other = train(tmp_path / "other", start, "--config.model.hidden_size=9", check=False)
     assert other.returncode == 2

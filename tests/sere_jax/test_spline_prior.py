@@ -22,7 +22,7 @@ from sere_jax.posterior import (
     log_density_ratio_with_splines,
     posterior_sample,
 )
-from sere_jax.prior import Prior, PriorLayer
+from sere_jax.prior import Prior, PriorLayer, started_from_gaussian
 
 COUPLED = {"context": 2, "data_context": 2, "couple_data_to_prior": True}
 RESNET = {"network": "resnet", "data_shape": (2, 4, 1), "num_layers": 4}
@@ -145,6 +145,31 @@ def test_with_the_identity_it_is_the_gaussian_prior(random_model):
         for each, own in ((model, params), (gaussian, of_gaussian))
     )
     np.testing.assert_allclose(*samples, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", [{}, MAPS], ids=["perceptrons", "maps"])
+def test_it_starts_from_gaussian_priors(family, random_model):
+    model, params = random_model(prior="spline", **family, **COUPLED)
+    gaussian, of_gaussian = random_model(**family, **COUPLED)
+    x = (random_values(6, *model.config.data_shape) > 0).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 6)
+
+    started = started_from_gaussian(params, of_gaussian)
+
+    assert jax.tree.map(np.shape, started) == jax.tree.map(np.shape, params)
+    prior = started["hierarchy"]["layers"]["prior"]
+    identity = jax.tree.map(np.zeros_like, prior["splines"])
+    layers = {**started["hierarchy"]["layers"], "prior": {**prior, "splines": identity}}
+    found = sere_jax.log_likelihood(model, {"hierarchy": {"layers": layers}}, x, keys, 3)
+    expected = sere_jax.log_likelihood(gaussian, of_gaussian, x, keys, 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    jax.tree.map(np.testing.assert_array_equal, prior["splines"], _splines(params))
+    unchanged = started_from_gaussian(of_gaussian, of_gaussian)
+    jax.tree.map(np.testing.assert_array_equal, unchanged, of_gaussian)
+
+
+def _splines(params):
+    return params["hierarchy"]["layers"]["prior"]["splines"]
 
 
 def test_the_ends_of_an_interpolation_are_reconstructions(random_model):
