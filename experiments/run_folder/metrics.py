@@ -8,7 +8,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +93,12 @@ class MetricsLogger(AbstractContextManager):
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         _drop_records_after(resume_step, workdir)
-        self._file = (workdir / METRICS_FILE).open("ab")
-        try:
+        with ExitStack() as opened:
+            self._file = opened.enter_context((workdir / METRICS_FILE).open("ab"))
             self._tensorboard = TensorBoardFile(workdir / TENSORBOARD_DIRECTORY, resume_step)
+            opened.callback(self._tensorboard.close)
             self._sinks = None if config is None else Sinks(workdir, config, resume_step)
-        except OSError:
-            self._file.close()
-            raise
+            opened.pop_all()  # none of it failed: `close` closes them
 
     def write(
         self,

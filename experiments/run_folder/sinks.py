@@ -31,9 +31,14 @@ class CsvSink:
         path = workdir / CSV_FILE
         text = path.read_text() if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]  # a kill may have torn the last line
-        kept = [
-            row for row in list(csv.reader(whole.splitlines()))[1:] if _step(row) <= resume_step
-        ]
+        rows = [row for row in list(csv.reader(whole.splitlines()))[1:] if row]
+        for row in rows:
+            if not row[0].isdecimal():
+                raise UserError(
+                    f"{path} has a line of step {row[0]!r}, which is no number; correct "
+                    "it, or move the file elsewhere (metrics.jsonl has all records)"
+                )
+        kept = [row for row in rows if int(row[0]) <= resume_step]
         with open_atomically(path) as file:
             lines = [_COLUMNS, *kept]
             file.write("".join(",".join(row) + "\n" for row in lines).encode())
@@ -196,7 +201,3 @@ class Sinks:
                 file=sys.stderr,
             )
         return None
-
-
-def _step(row):
-    return int(row[0])

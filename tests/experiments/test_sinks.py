@@ -53,6 +53,19 @@ def test_csv_has_each_number_once_after_resuming(tmp_path):
     assert [step for step, name, _ in _csv(tmp_path) if name == "train/elbo"] == [1, 2, 3, 4]
 
 
+def test_edited_csv_files_are_read_or_refused(tmp_path):
+    _log(tmp_path, _config("csv"), [1, 2], 0)
+    path = tmp_path / "metrics.csv"
+    path.write_text(path.read_text().replace("\n", "\n\n"))
+    _log(tmp_path, _config("csv"), [3], 2)
+    assert _csv(tmp_path) == list(_expected(tmp_path))
+    text = path.read_text()
+    path.write_text(text + "the best,2\n")
+    with pytest.raises(UserError, match=r"metrics\.csv has a line of step 'the best'"):
+        _log(tmp_path, _config("csv"), [4], 3)
+    assert path.read_text() == text + "the best,2\n"
+
+
 class _Wandb(types.ModuleType):
     """The calls of wandb that are used; as there, what is logged stays."""
 
