@@ -326,8 +326,13 @@ def test_names_at_the_ends_of_lines_are_apart_and_as_near_as_they_can_be():
 
 
 def test_kl_with_gaps_and_negative_estimates(tmp_path):
-    history = [(1.0, [None, -0.2]), (0.0, [0.5, float("nan")])]
-    read_pixels(save_kl_per_layer([np.nan, -0.1], tmp_path / "kl.png", history))
+    def drawn(*history):
+        return read_pixels(save_kl_per_layer([np.nan, -0.1], tmp_path / "kl.png", history))
+
+    with_gaps = drawn((1.0, [None, -0.2]), (0.0, [0.5, float("nan")]))
+    np.testing.assert_array_equal(with_gaps, drawn((0.0, [0.5, None]), (1.0, [np.nan, -0.2])))
+    assert (with_gaps != drawn((0.0, [0.5, -0.2]), (1.0, [0.5, -0.2]))).any()
+    assert (with_gaps != drawn((0.0, [0.5, None]), (1.0, [np.nan, -0.4]))).any()
 
 
 def test_wrong_kl_is_refused(tmp_path):
