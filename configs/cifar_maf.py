@@ -7,18 +7,19 @@
 Pixels are dequantized with fresh noise in every epoch and mapped to logit space, where densities
 are reported in nats, as in Papamakarios et al. 2017; bits/dim beside them. `:sere_maf` has 10
 masked networks in all, as `:maf10`. The paper has an ELBO of 3190 nats for it, and 2670 for
-`:maf10`, whose log-likelihood is exact. After an hour each of two cores, on CIFAR-10's images
-after JPEG encoding (RESULTS.md): ELBO 1551 nats, and log-likelihoods of 998 and 870, all of them
-with `--config.model.flow_direct_connections=False`. With direct connections they start from the
-Gaussian of the training images' full covariance, which has 2734 nats on the validation images. In
-batches of 200, `:sere_maf` reached an ELBO of 4030 nats with `num_steps=2400`, `:maf10` 3622 and
-`:maf5` 3544 with `num_steps=2000`. They overfit from 1,600, 1,400 and 1,000 updates on. So the
-training ends when the validation ELBO has not risen for 5 epochs, and the best checkpoint is
-evaluated. The learning rate of `:maf10` and `:maf5` is half that of `:sere_maf`, at which single
-batches of theirs diverged: after 300 updates the validation ELBO of `:maf5` was 3282 nats, with
-half the rate 3384. The schedule of the learning rate spans 50 epochs. To let it fall before the
-flow overfits, as in the three runs, set `config.training.num_steps` to a little more than the step
-of the best checkpoint.
+`:maf10`, whose log-likelihood is exact. After an hour each of two cores, on CIFAR-10's images after
+JPEG encoding (RESULTS.md): ELBO 1551 nats, and log-likelihoods of 998 and 870, all of them with
+`--config.model.flow_direct_connections=False`, at 5e-4, without patience, with `num_steps` of 6600,
+5700 and 10600. With direct connections they start from the Gaussian of the training images' full
+covariance, which has 2734 nats on the validation images. In batches of 200, `:sere_maf` reached an
+ELBO of 4030 nats with `num_steps=2400`, `:maf10` 3622 and `:maf5` 3544 with `num_steps=2000`. They
+overfit from 1,600, 1,400 and 1,000 updates on. So the training ends when the validation ELBO has
+not risen for 5 epochs, and the best checkpoint is evaluated. The learning rate of `:maf10` and
+`:maf5` is half that of `:sere_maf`: after 300 updates the validation ELBO of `:maf5` was 3282 nats,
+with half the rate 3384. Single batches of theirs diverge at both rates, and the training recovers.
+The schedule of the learning rate spans 50 epochs. To let it fall before the flow overfits, as in
+the three runs, set `config.training.num_steps` to one and a half to two times the step of the best
+checkpoint.
 
 `:sere_maf_flips`, `:maf5_flips` and `:maf10_flips` mirror half of the training images, as the
 paper's larger MAF do. They have not been trained.
