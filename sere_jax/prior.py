@@ -66,8 +66,8 @@ class PriorLayer(nn.Module):
 
     The scale lies between `sigma_min` and `sigma_max` and starts at 1, or at the middle of the two
     where 1 is not inside. With the rank-one affine bijector the upper bound costs nothing, as that
-    can scale ε anew. `config.prior` may fix it to the standard normal distribution instead, or
-    add splines, which start near the identity.
+    can scale ε anew. `config.prior` may fix the whole prior to N(0, I) instead, or add splines,
+    which start near the identity.
     """
 
     config: ModelConfig
@@ -106,25 +106,32 @@ class PriorLayer(nn.Module):
 
     def _bounded_scale(self, raw_scale: Array) -> Array:
         low, high = self.config.sigma_min, self.config.sigma_max
-        start = (1.0 - low) / (high - low) if low < 1.0 < high else 0.5
+        is_inside = low < 1.0 < np.float32(high)
+        start = (1.0 - low) / (high - low) if is_inside else 0.5
         start_logit = jnp.log(start) - jnp.log1p(-start)
         scale = low + (high - low) * jax.nn.sigmoid(raw_scale + start_logit)
         return scale if low else jnp.maximum(scale, SMALLEST_SCALE)
 
 
-def started_from_gaussian(params: Params, of_gaussian: Params) -> Params:
-    """Initial parameters of a model with splines, but for those that it has without.
+def started_from_gaussian(params: Params, of_gaussian: Params, hidden_size: int) -> Params:
+    """Parameters of a model with spline priors that start from those of Gaussian priors.
 
-    The splines stay as they start, near the identity, and the model is near that with Gaussian
-    priors. If `params` are of a model without splines, the result is `of_gaussian`.
+    The splines stay as they are, near the identity at the start; the model is then near the other.
 
     Args:
         params: of the model with `prior="spline"`, as `sere_jax.init` returns them.
         of_gaussian: of the same model with `prior="gaussian"`.
+        hidden_size: of both models' configurations.
     """
     leaves = flatten_dict(params)
     for path, leaf in flatten_dict(of_gaussian).items():
-        # The last layer of a prior's network has μ and σ first, then what splines depend on.
-        for_splines = leaves[path][..., leaf.shape[-1] :]
-        leaves[path] = np.concatenate([leaf, for_splines], axis=-1) if for_splines.size else leaf
+        started = leaves[path]
+        if started.shape != leaf.shape:
+            num_added = started.shape[-1] - leaf.shape[-1]
+            # A position's outputs are those for μ and σ, then those that its splines depend on.
+            positions = (num_added // hidden_size, -1)
+            old, new = (a.reshape(*a.shape[:-1], *positions) for a in (leaf, started))
+            joined = np.concatenate([old, new[..., old.shape[-1] :]], axis=-1)
+            leaf = joined.reshape(started.shape)
+        leaves[path] = leaf
     return unflatten_dict(leaves)

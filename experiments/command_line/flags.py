@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.run_folder import configuration
+from experiments.run_folder import RESULTS_FILE, configuration
 from experiments.run_folder.extension import import_extension
 from experiments.system.errors import UserError
 from experiments.system.paths import local_path
@@ -92,7 +92,7 @@ def _with_configuration(argv):
 def _config_of(workdir):
     """The argument --config=... that the run in `workdir` was trained with, or an example."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, UserError):
-        results = json.loads((local_path(workdir, "--workdir") / "results.json").read_bytes())
+        results = json.loads((local_path(workdir, "--workdir") / RESULTS_FILE).read_bytes())
         if config := _flag("config", shlex.split(results["command"])[2:]):
             return f"--config={config}"
     return "--config=configs/digits.py"

@@ -20,7 +20,8 @@ from experiments.system.errors import UserError
 from sere_jax.rules import settings_of
 
 _SETTINGS = settings_of(fields.Dataset)
-DATASETS.update(digits=load_digits, photos=load_photos, npz=load_npz, folder=load_folder)
+_OWN = {"digits": load_digits, "photos": load_photos, "npz": load_npz, "folder": load_folder}
+DATASETS.update(_OWN)
 
 
 def load_dataset(
@@ -29,10 +30,10 @@ def load_dataset(
     """Loads a data set and holds out its validation examples.
 
     Args:
-      dataset_config: `config.dataset`; those of its fields that are missing have their defaults.
-        Its name is one in `DATASETS` (`digits` and `photos`, embedded; `npz`, the user's arrays;
-        `folder`, the user's pictures), or an image data set of TensorFlow Datasets (TFDS),
-        `name[/config][:version]`.
+      dataset_config: `config.dataset`; those of its fields that are missing have their defaults,
+        but nothing is held out without `validation_size`. Its name is one in `DATASETS` (`digits`
+        and `photos`, embedded; `npz`, the user's arrays; `folder`, the user's pictures), or an
+        image data set of TensorFlow Datasets (TFDS), `name[/config][:version]`.
       data_shape: (height, width, channels) of the model; a loader finds it beside the fields, as
         `dataset_config.data_shape`.
 
@@ -102,10 +103,11 @@ def _check_name_and_path(dataset_config: ml_collections.ConfigDict) -> None:
             f"config.dataset.path={path!r} means nothing to {name!r}; set it to '', or choose "
             "config.dataset.name=npz or folder"
         )
-    for field in ("image_size", "shrink"):
+    for field, is_read in (("image_size", name == "photos"), ("shrink", name not in DATASETS)):
         default = _SETTINGS[field].default
         value = dataset_config.get(field, default)
-        if value != default and name in ("digits", "npz", "folder"):
+        is_extension = name in DATASETS and name not in _OWN
+        if value != default and not (is_read or is_extension):
             raise UserError(
                 f"config.dataset.{field}={value} means nothing to {name!r}; leave it at {default}"
             )

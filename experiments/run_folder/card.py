@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from experiments.run_folder import configuration
+from experiments.run_folder import RESULTS_FILE, configuration
 from experiments.system.files import open_atomically
 from sere_jax.model_card import CARD_FILE, LICENCE, may_replace, model_card
 
@@ -29,7 +29,7 @@ def write_card(
     if not may_replace(workdir):
         return
     recorded = configuration.read(workdir)
-    path = workdir / "results.json"
+    path = workdir / RESULTS_FILE
     results = json.loads(path.read_bytes()) if path.is_file() else {}
     if results.get("step") != about["step"]:
         results = {}

@@ -57,7 +57,9 @@ def _check(workdir, config, also_free=()):
         recorded = read(workdir)
     except ValueError as error:
         raise UserError(str(error)) from error
-    _check_same_configuration(f"--workdir={workdir} holds a run", recorded, config, also_free)
+    _check_same_configuration(
+        f"--workdir={workdir} holds a run", recorded, config, also_free, extend=bool(also_free)
+    )
 
 
 def check_images(
@@ -92,7 +94,7 @@ def check_checkpoint(
         _check_same_configuration(subject, progress["config"], config, also_free)
 
 
-def _check_same_configuration(subject, recorded, config, also_free):
+def _check_same_configuration(subject, recorded, config, also_free, *, extend=False):
     ours, theirs = as_json(config), with_later_fields(recorded)
     changed = differences(ours, theirs, (*FREE_FIELDS, *also_free))
     if not changed:
@@ -102,7 +104,7 @@ def _check_same_configuration(subject, recorded, config, also_free):
     is_length = not differences(ours, theirs, (*FREE_FIELDS, *EXTENDABLE_FIELDS))
     if is_length and _may_be_longer(ours["training"], theirs["training"]):
         way_out = "add --extend to train it for longer, "
-    elif also_free:
+    elif extend:
         way_out = "--extend changes its length alone: "
     raise UserError(
         f"{subject} with another configuration ({shown}); {way_out}"

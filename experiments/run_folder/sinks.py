@@ -5,6 +5,7 @@ and what it raises does not stop a training.
 """
 
 import csv
+import functools
 import importlib
 import importlib.util
 import json
@@ -172,10 +173,14 @@ class Sinks:
 
     def __init__(self, workdir: pathlib.Path, config: Any, resume_step: int):
         self._open: dict[str, CsvSink | _Service] = {}
-        for name in names_of_sinks(config):
-            sink = self._attempt(name, lambda name=name: SINKS[name](workdir, config, resume_step))
-            if sink is not None:
-                self._open[name] = sink
+        try:
+            for name in names_of_sinks(config):
+                opened = functools.partial(SINKS[name], workdir, config, resume_step)
+                if sink := self._attempt(name, opened):
+                    self._open[name] = sink
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, step: int, epoch: float, split: str, scalars: Mapping[str, float]) -> None:
         """Gives a record to all of them."""

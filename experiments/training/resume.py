@@ -19,7 +19,8 @@ from experiments.training.state import TrainState
 from experiments.training.trained_model import load
 from sere_jax.prior import started_from_gaussian
 
-OF_TRAINING = ("dropout", "generative_dropout", "block_dropout")  # of `config.model`
+# Fields of `config.model` that no parameter depends on.
+WITHOUT_WEIGHTS = ("dropout", "generative_dropout", "block_dropout", "rematerialize")
 
 
 def resume(experiment: Experiment, folder: RunFolder) -> tuple[TrainState, float]:
@@ -56,7 +57,8 @@ def _first_state(experiment: Experiment) -> TrainState:
     state, weights = experiment.init_state(), _initial_params(experiment)
     if weights is None:
         return state
-    params = started_from_gaussian(jax.tree.map(np.asarray, state.params), weights)
+    started = jax.tree.map(np.asarray, state.params)
+    params = started_from_gaussian(started, weights, experiment.model.config.hidden_size)
     return dataclasses.replace(state, params=params, ema_params=params)
 
 
@@ -74,11 +76,11 @@ def _initial_params(experiment: Experiment) -> Any:
         raise UserError(f"config.training.initial_weights={source!r}: {error}") from error
     ours, theirs = map(dataclasses.asdict, (experiment.model.config, model.config))
     may_differ = (theirs["prior"], ours["prior"]) == ("gaussian", "spline")
-    changed = differences(ours, theirs, ignored=(*OF_TRAINING, *("prior",) * may_differ))
+    changed = differences(ours, theirs, ignored=(*WITHOUT_WEIGHTS, *("prior",) * may_differ))
     if changed:
         raise UserError(
             f"config.training.initial_weights={source!r} are those of another model "
-            f"({'; '.join(changed[:5])}); choose the same model, which with "
-            "prior='spline' may be that with prior='gaussian', or other weights"
+            f"({'; '.join(changed[:5])}); choose weights of the same "
+            "model, with prior='spline' also of the one with prior='gaussian'"
         )
     return jax.tree.map(np.asarray, params)

@@ -516,6 +516,8 @@ def test_tfds_validation_split_is_kept(tmp_path):
 
 def test_tfds_images_that_do_not_shrink_by_a_factor_are_refused(tmp_path):
     _write_fake(tmp_path, train=4, test=2)
+    message = _refusal(name="fake_images", data_dir=str(tmp_path), image_size=16)
+    assert "image_size=16 means nothing to 'fake_images'; leave it at 32" in message
     message = _refusal(name="fake_images", data_dir=str(tmp_path), shrink=2)
     assert "shrink=2 does not divide images of 5x4" in message
 

@@ -160,6 +160,7 @@ DATASET = {
         "raise config.dataset.num_train_examples=1",
     ],
     "image_size=64": ["image_size=64 means nothing to 'digits'", "leave it at 32"],
+    "name=photos shrink=2": ["shrink=2 means nothing to 'photos'", "leave it at 1"],
     "shrink=2": ["shrink=2 means nothing to 'digits'", "leave it at 1"],
 }
 NPZ = {

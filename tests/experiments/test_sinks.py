@@ -53,7 +53,7 @@ def test_csv_has_each_number_once_after_resuming(tmp_path):
     assert [step for step, name, _ in _csv(tmp_path) if name == "train/elbo"] == [1, 2, 3, 4]
 
 
-def test_edited_csv_files_are_read_or_refused(tmp_path):
+def test_edited_csv_files_are_read_or_refused(services, tmp_path):
     _log(tmp_path, _config("csv"), [1, 2], 0)
     path = tmp_path / "metrics.csv"
     path.write_text(path.read_text().replace("\n", "\n\n"))
@@ -64,6 +64,10 @@ def test_edited_csv_files_are_read_or_refused(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.csv has a line of step 'the best'"):
         _log(tmp_path, _config("csv"), [4], 3)
     assert path.read_text() == text + "the best,2\n"
+    _log(tmp_path, _config("mlflow"), [4], 3)
+    with pytest.raises(UserError, match="the best"):
+        _log(tmp_path, _config("mlflow,csv"), [5], 4)
+    assert len(services["mlflow"].ended) == 2
 
 
 class _Wandb(types.ModuleType):

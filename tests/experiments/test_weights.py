@@ -166,17 +166,18 @@ def test_a_run_starts_from_exported_weights_of_the_same_model(exported, tmp_path
         tmp_path / "splines",
         start,
         "--config.model.prior=spline",
+        "--config.model.rematerialize=True",
         "--config.training.num_steps=1",
         "--config.training.learning_rate=1e-30",
     )
     assert splines.returncode == 0
     _, found = trained.load(tmp_path / "splines")
     jax.tree.map(same, *(tree["hierarchy"]["layers"]["data_layer"] for tree in (found, expected)))
-    jax.tree.map(same, started_from_gaussian(found, expected), found)
+    jax.tree.map(same, started_from_gaussian(found, expected, 8), found)
 
     other = train(tmp_path / "other", start, "--config.model.hidden_size=9", check=False)
     assert other.returncode == 2
-    assert "are those of another model (hidden_size: 8 -> 9); choose the same" in other.stderr
+    assert "are those of another model (hidden_size: 8 -> 9); choose weights" in other.stderr
     missing = train(tmp_path / "other", f"{start}x", check=False)
     assert missing.returncode == 2
     assert f"initial_weights='{kept}x': there is no run in" in missing.stderr

@@ -140,7 +140,14 @@ def test_the_posterior_is_never_wider_than_the_prior(tiny_config, raw):
 
 
 @pytest.mark.parametrize(
-    ("bounds", "start"), [((0.0, 2.0), 1), ((0.1, 2.0), 1), ((1.0, 3.0), 2), ((0.1, 0.5), 0.3)]
+    ("bounds", "start"),
+    [
+        ((0.0, 2.0), 1),
+        ((0.1, 2.0), 1),
+        ((1.0, 3.0), 2),
+        ((0.1, 0.5), 0.3),
+        ((0.5, 1 + 1e-8), 0.75),  # whose float32 is 1
+    ],
 )
 def test_the_prior_scale_starts_at_one_and_stays_within_its_bounds(tiny_config, bounds, start):
     low, high = bounds

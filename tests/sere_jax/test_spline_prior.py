@@ -147,14 +147,19 @@ def test_with_the_identity_it_is_the_gaussian_prior(random_model):
     np.testing.assert_allclose(*samples, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", [{}, MAPS], ids=["perceptrons", "maps"])
+@pytest.mark.parametrize(
+    "family",
+    [{}, MAPS, {"latent_shape": (2, 1, 2), "hidden_size": 8}],
+    ids=["perceptrons", "maps", "perceptrons with maps"],
+)
 def test_it_starts_from_gaussian_priors(family, random_model):
     model, params = random_model(prior="spline", **family, **COUPLED)
     gaussian, of_gaussian = random_model(**family, **COUPLED)
     x = (random_values(6, *model.config.data_shape) > 0).astype(np.float32)
     keys = jax.random.split(jax.random.key(0), 6)
 
-    started = started_from_gaussian(params, of_gaussian)
+    hidden_size = model.config.hidden_size
+    started = started_from_gaussian(params, of_gaussian, hidden_size)
 
     assert jax.tree.map(np.shape, started) == jax.tree.map(np.shape, params)
     prior = started["hierarchy"]["layers"]["prior"]
@@ -164,7 +169,7 @@ def test_it_starts_from_gaussian_priors(family, random_model):
     expected = sere_jax.log_likelihood(gaussian, of_gaussian, x, keys, 3)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     jax.tree.map(np.testing.assert_array_equal, prior["splines"], _splines(params))
-    unchanged = started_from_gaussian(of_gaussian, of_gaussian)
+    unchanged = started_from_gaussian(of_gaussian, of_gaussian, hidden_size)
     jax.tree.map(np.testing.assert_array_equal, unchanged, of_gaussian)
 
 
