@@ -18,7 +18,7 @@ from jax.interpreters import partial_eval
 import sere_jax
 from benchmarks import production
 from configs import cifar_checkerboard, cifar_maf, mnist_mlp, mnist_resnet
-from experiments.settings import schedules
+from experiments.optimization import schedules
 from experiments.training.state import count_parameters, state_template
 
 EXPERIMENTS = {

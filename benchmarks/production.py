@@ -13,7 +13,7 @@ import sere_jax
 from benchmarks.harness import Step
 from experiments.data import input_pipeline
 from experiments.distributed.devices import replicate
-from experiments.settings import schedules
+from experiments.optimization import schedules
 from experiments.training.state import init_state
 from experiments.training.step import StepSettings, create_train_dispatch
 

@@ -12,6 +12,7 @@ ROOMS = (
     "sere_jax",
     "experiments.system",
     "experiments.settings",
+    "experiments.optimization",
     "experiments.distributed",
     "experiments.data",
     "experiments.run_folder",

@@ -57,9 +57,9 @@ def _tell_of_other_images(experiment: Experiment, folder: RunFolder, about: dict
     if recorded != dataset.fingerprint:
         tell(
             f"note: the images of {experiment.config.dataset.name!r} are not those that "
-            f"{folder.path} was trained on, or not in that order (fingerprint "
-            f"{dataset.fingerprint}, then {recorded}); make sure that no training images are in "
-            "the test set"
+            f"{folder.path} was trained on, or not in that order (their fingerprint is "
+            f"{dataset.fingerprint}; in the training it was {recorded}); make sure that no "
+            "training images are in the test set"
         )
 
 

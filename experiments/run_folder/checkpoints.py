@@ -156,7 +156,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return metrics[METRIC] if metrics else None
 
     def choose(self, which: str) -> int | None:
-        """The step of "best" (of the last one without any validation) or "last"; None: no steps."""
+        """The step of "best" (the last, if there was no validation) or "last"; None: no steps."""
         best = self.best_step() if which == "best" else None
         return best or max(self.steps(), default=None)
 

@@ -73,7 +73,8 @@ def check_images(
     if progress["dataset_fingerprint"] != fingerprint:
         raise UserError(
             f"the images of {config.dataset.name!r} are not those that {workdir} was "
-            f"trained on (fingerprint {fingerprint}, then {progress['dataset_fingerprint']}); "
+            f"trained on (their fingerprint is {fingerprint}; in the training it was "
+            f"{progress['dataset_fingerprint']}); "
             "restore them, or choose another --workdir"
         )
 

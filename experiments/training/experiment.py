@@ -17,7 +17,8 @@ from experiments.data.condition import check_condition
 from experiments.data.stored import Images
 from experiments.distributed.devices import num_devices, replicate
 from experiments.distributed.processes import any_process
-from experiments.settings import durations, schedules
+from experiments.optimization import schedules
+from experiments.settings import durations
 from experiments.settings.checks import check_configuration
 from experiments.system.ahead import ahead
 from experiments.system.errors import UserError

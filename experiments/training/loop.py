@@ -150,8 +150,8 @@ class _Training:
         is_due = self._is_due(self._save_every)
         if is_due or is_stopped:
             progress = {"train_seconds": self._train_seconds, **self._origin}
-            # One that is saved for a signal does not compete for the best: else the signal would
-            # choose it. Nor does one without a rise.
+            # A checkpoint saved for a signal, or because patience ran out, is no candidate for the
+            # best: when it is saved is an accident.
             self._folder.save(self._state, progress, validation_elbo if is_due else None)
 
     def _is_due(self, interval: int) -> bool:

@@ -10,9 +10,9 @@ import optax
 
 import sere_jax
 from experiments.data import Dataset, load_dataset
+from experiments.optimization import schedules
 from experiments.run_folder import configuration
 from experiments.run_folder.folder import load_weights
-from experiments.settings import schedules
 from experiments.system.errors import UserError
 from experiments.system.paths import local_path
 from experiments.training.state import state_template

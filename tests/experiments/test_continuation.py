@@ -18,9 +18,9 @@ from command_line import (
 )
 
 from configs import digits
+from experiments.optimization import schedules
 from experiments.run_folder import same_run
 from experiments.run_folder.continuations import read_continuations, record_continuation
-from experiments.settings import schedules
 from experiments.settings.checks import as_json
 from experiments.system.errors import UserError
 from experiments.training.continuation import continued

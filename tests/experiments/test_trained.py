@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 import sere_jax
 from configs import digits
 from experiments import trained
-from experiments.settings import schedules
+from experiments.optimization import schedules
 from experiments.system.errors import UserError
 from experiments.training.state import init_state, state_template
 

@@ -19,8 +19,8 @@ from experiments.data import Dataset, Labels, input_pipeline
 from experiments.data.input_pipeline import epoch_order
 from experiments.data.stored import StoredImages
 from experiments.distributed.devices import replicate
+from experiments.optimization import schedules
 from experiments.run_folder.checkpoints import Checkpoints
-from experiments.settings import schedules
 from experiments.system.ahead import ahead
 from experiments.training.state import TrainState, init_state, state_template
 from experiments.training.step import (

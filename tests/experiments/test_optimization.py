@@ -8,7 +8,7 @@ import pytest
 
 import sere_jax
 from configs import base
-from experiments.settings import schedules
+from experiments.optimization import schedules
 
 STEPS = {"steps_per_epoch": 40, "total_steps": 1000}
 

@@ -7,7 +7,7 @@ import jax
 import optax
 from optax import contrib
 
-from experiments.settings.parameter_groups import dense_kernels
+from experiments.optimization.parameter_groups import dense_kernels
 
 # Of an update of Muon, before the learning rate: about that of Adam, so that one rate and one
 # weight decay suit both (Liu et al. 2025, section 2.2).
@@ -18,8 +18,8 @@ def scale_by_muon_or_adam() -> optax.GradientTransformation:
     """Muon for the kernels of dense and convolutional layers; Adam for the rest.
 
     A stack of kernels, one of each layer, is that many matrices; a convolution's kernel [3, 3,
-    inputs, outputs] is one of 9 inputs rows. Kernels of masked networks, in stripes, are the
-    rest's.
+    inputs, outputs] is one of 9 inputs rows. Adam also has the kernels of masked networks, in
+    stripes, and those of spline couplings.
     """
     muon = optax.chain(contrib.scale_by_muon(weight_dimension_numbers=_axes), _scale_by_shape())
     return optax.partition({"muon": muon, "adam": optax.scale_by_adam()}, _labels)

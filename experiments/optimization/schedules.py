@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+from experiments.optimization.muon import scale_by_muon_or_adam
+from experiments.optimization.parameter_groups import decayed
 from experiments.settings.durations import duration_in_steps
-from experiments.settings.muon import scale_by_muon_or_adam
-from experiments.settings.parameter_groups import decayed
 
 
 def learning_rate_schedule(

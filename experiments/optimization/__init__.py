@@ -1,0 +1,1 @@
+"""What an update does with a gradient: schedules, the optimizer, which parameters it treats how."""
