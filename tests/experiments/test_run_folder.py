@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from configs import digits
-from experiments.run_folder import configuration
+from experiments.run_folder import configuration, same_run
 from experiments.run_folder.extension import record_extension, recorded_extension
 from experiments.run_folder.folder import RunFolder
 from experiments.run_folder.lock import lock
@@ -89,6 +89,20 @@ def test_fields_that_do_not_change_the_training_may_change(tmp_path):
     record(tmp_path, config)
     check_configuration_of(tmp_path, config)
     assert json.loads((tmp_path / "config.json").read_text())["sampling"]["num_images"] == 3
+
+
+def test_only_what_asks_for_a_longer_training_is_told_what_that_may_change(tmp_path, monkeypatch):
+    config = digits.get_config()
+    record(tmp_path, config)
+    recorded = json.loads((tmp_path / "config.json").read_bytes())
+    progress = {"dataset_fingerprint": "a", "config": recorded}
+    config.seed += 1
+    monkeypatch.setattr(same_run, "read_continuations", lambda workdir: [{}])
+    with pytest.raises(UserError, match="seed: 0 -> 1") as refused:
+        same_run.check_checkpoint(tmp_path, 3, progress, config, "a")
+    assert "--extend" not in str(refused.value)
+    with pytest.raises(UserError, match="--extend changes its length alone"):
+        same_run.check_can_train(tmp_path, config, extend=True)
 
 
 def test_a_field_that_an_earlier_version_did_not_have_has_its_default(tmp_path):
