@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import ml_collections
@@ -64,6 +64,9 @@ class Dataset:
 
 Values = TypeVar("Values", np.ndarray, StoredImages, Images)
 
+SPLITS = ("train", "validation", "test")
+_TEST_FRACTION = 0.1  # of the images for training, where there are none for testing
+
 # Loaders by the names of their data sets; a file of yours may enter another one.
 DATASETS: dict[str, Callable[[ml_collections.ConfigDict], Dataset]] = {}
 
@@ -90,6 +93,24 @@ def split_validation(
         )
     num_train = len(train) - num_validation
     return train[:num_train], train[num_train:]
+
+
+def parts(
+    arrays: Mapping[str, Values], dataset_config: ml_collections.ConfigDict
+) -> tuple[Values, Values, Values]:
+    """What is to train, to validate and to test, the latter two held out if need be."""
+    train, test, validation = arrays["train"], arrays.get("test"), arrays.get("validation")
+    if test is None:
+        num_test = max(1, round(_TEST_FRACTION * len(train)))
+        if num_test >= len(train):
+            raise UserError(
+                f"'train' ({describe(train)}) is too small to hold out a test set; save a split "
+                "'test' as well, or more images"
+            )
+        train, test = train[:-num_test], train[-num_test:]
+    if validation is None:
+        train, validation = split_validation(train, dataset_config)
+    return train, validation, test
 
 
 def num_validation_examples(dataset_config: ml_collections.ConfigDict, num_train: int) -> int:

@@ -12,8 +12,7 @@ import ml_collections
 import numpy as np
 
 from experiments.data.cache import cached_pieces
-from experiments.data.dataset import Dataset, Labels, needs_labels
-from experiments.data.npz import SPLITS, parts
+from experiments.data.dataset import SPLITS, Dataset, Labels, needs_labels, parts
 from experiments.data.pictures import SUFFIXES, PictureError, read_picture, strict_pillow
 from experiments.data.stored import Images
 from experiments.system.errors import UserError

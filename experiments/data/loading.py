@@ -9,7 +9,7 @@ import dataclasses
 import ml_collections
 import numpy as np
 
-from experiments.data.dataset import DATASETS, Dataset, describe, needs_labels
+from experiments.data.dataset import DATASETS, SPLITS, Dataset, describe, needs_labels
 from experiments.data.embedded import load_digits, load_photos
 from experiments.data.folder import load_folder
 from experiments.data.npz import load_npz
@@ -73,7 +73,7 @@ def _with_labels_if_needed(dataset: Dataset, dataset_config: ml_collections.Conf
             f"config.dataset.condition='label' needs labels, which {dataset.name!r} has not; "
             "choose '' or 'affine', or another data set"
         )
-    labels = {split: getattr(dataset.labels, split) for split in ("train", "validation", "test")}
+    labels = {split: getattr(dataset.labels, split) for split in SPLITS}
     for split, values in labels.items():
         num, largest = len(getattr(dataset, split)), dataset.labels.num_classes - 1
         if values.shape != (num,) or values.dtype.kind not in "ui":
@@ -115,7 +115,7 @@ def _check_name_and_path(dataset_config: ml_collections.ConfigDict) -> None:
 
 def _check_arrays(dataset: Dataset) -> None:
     """Refuses what a loader must not return."""
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         images = getattr(dataset, split)
         if images.dtype != np.uint8 or images.ndim != 4:
             raise UserError(

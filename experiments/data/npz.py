@@ -9,19 +9,17 @@ import ml_collections
 import numpy as np
 
 from experiments.data.dataset import (
+    SPLITS,
     Dataset,
     Labels,
-    Values,
     describe,
     needs_labels,
-    split_validation,
+    parts,
 )
 from experiments.data.stored import Images, StoredImages, exceeds
 from experiments.system.errors import UserError
 from experiments.system.paths import local_path
 
-SPLITS = ("train", "validation", "test")
-_TEST_FRACTION = 0.1
 _WAY_OUT = "numpy.savez(path, train=images, test=images)"
 
 
@@ -59,24 +57,6 @@ def load_npz(dataset_config: ml_collections.ConfigDict) -> Dataset:
         of_images = Labels(*parts(labels, dataset_config), num_classes)
     max_value = 1 if is_binary else 255
     return Dataset("npz", *parts(images, dataset_config), max_value, of_images)
-
-
-def parts(
-    arrays: Mapping[str, Values], dataset_config: ml_collections.ConfigDict
-) -> tuple[Values, Values, Values]:
-    """What is to train, to validate and to test, the latter two held out if need be."""
-    train, test, validation = arrays["train"], arrays.get("test"), arrays.get("validation")
-    if test is None:
-        num_test = max(1, round(_TEST_FRACTION * len(train)))
-        if num_test >= len(train):
-            raise UserError(
-                f"'train' ({describe(train)}) is too small to hold out a test set; save images of "
-                "'test' as well, or more of them"
-            )
-        train, test = train[:-num_test], train[-num_test:]
-    if validation is None:
-        train, validation = split_validation(train, dataset_config)
-    return train, validation, test
 
 
 def _read_labels(path: str, images: Mapping[str, Images]) -> dict[str, np.ndarray]:
