@@ -116,8 +116,8 @@ def _options_in_use(config: Mapping[str, Any]) -> Iterator[str]:
         collections.defaultdict(int, config.get(name, {}))
         for name in ("model", "training", "dataset")
     )
-    if training["initial_weights"]:
-        yield "weights of another training at the start"
+    if source := training["initial_weights"]:
+        yield f"weights of {pathlib.PurePath(source).name} at the start"
     if (samples := training["num_train_samples"]) > 1:
         start = training["importance_weighted_from"] or "0%"
         yield f"IW-{samples}" if start == "0%" else f"IW-{samples} from {start}"

@@ -195,7 +195,7 @@ def test_a_row_says_which_options_its_run_used(tmp_path):
     path.write_text(json.dumps(sections))
     (run,) = finished_runs(tmp_path).values()
     expected = (
-        "weights of another training at the start, IW-5 from 85%, affine maps of 50% until 90%, "
+        "weights of other at the start, IW-5 from 85%, affine maps of 50% until 90%, "
         "weight decay of 0.01, limited updates, Muon, "
         "previous blocks seen, 1 joint layer"
     )
