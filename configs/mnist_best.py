@@ -34,9 +34,6 @@ VARIANTS = {
     "": {},
     "all_blocks": ALL_BLOCKS,
     "splines": SPLINES,
-    "all_blocks_splines": ALL_BLOCKS
-    | SPLINES
-    | {"training.initial_weights": "results/mnist/all_blocks"},
 }
 EXPECTED_NLL = {"": 81.13, "all_blocks": 80.43}
 

@@ -40,14 +40,11 @@ LONG_MNIST_RUNS = {
     "mlp": ("mnist_best.py", mnist_mlp.PAPER_NLL[""]),
     "all_blocks": ("mnist_best.py:all_blocks", None),
     "mlp_splines": ("mnist_best.py:splines", None),
-    "all_blocks_splines": ("mnist_best.py:all_blocks_splines", None),
     "resnet": ("mnist_resnet.py:lattice", mnist_resnet.PAPER_NLL["lattice"]),
 }
 LONG_RUNS_OF_README = {
     "all_blocks": "SeRe-VAE whose priors and data layers see all previous blocks",
     "mlp": "SeRe-VAE",
-    "mlp_splines": "SeRe-VAE with spline priors",
-    "all_blocks_splines": "SeRe-VAE with spline priors, all previous blocks seen",
     "resnet": "SeRe-VAE of residual networks",
 }
 SYSTEMS_OF_README = {
