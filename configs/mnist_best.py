@@ -2,9 +2,11 @@
 
     python -m experiments.main --config=configs/mnist_best.py
     python -m experiments.main --config=configs/mnist_best.py:all_blocks
+    python -m experiments.main --config=configs/mnist_best.py:splines
 
 Expected on the test set: -log p(x) of 81.13 nats, ELBO -83.71, after two hours and twenty minutes
-of one core; of `:all_blocks` 80.43 and -82.82, after five beside other work.
+of one core; of `:all_blocks` 80.43 and -82.82, after five beside other work. `:splines` goes on
+from the kept weights of the first, with spline priors: 81.09 and -82.89 after 106 minutes more.
 
 What `configs/mnist_mlp.py` has, and: joint layers in the data layers; small affine maps of half
 of the training images, or more, against overfitting; the importance-weighted bound at the end; all
@@ -35,7 +37,7 @@ VARIANTS = {
     "all_blocks": ALL_BLOCKS,
     "splines": SPLINES,
 }
-EXPECTED_NLL = {"": 81.13, "all_blocks": 80.43}
+EXPECTED_NLL = {"": 81.13, "all_blocks": 80.43, "splines": 81.09}
 
 
 def get_config(variant: str = "") -> ConfigDict:
