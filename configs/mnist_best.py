@@ -17,31 +17,29 @@ from ml_collections import ConfigDict
 
 from configs import base, mnist_mlp
 
-ALL_BLOCKS = {
-    **mnist_mlp.VARIANTS["all_blocks"],
-    "dataset.random_affine": 0.7,
-    "training.num_epochs": 450,
-    "training.importance_weighted_from": "75%",
-}
-SPLINES = {
-    "model.prior": "spline",
-    "dataset.random_affine": 0.7,
-    "training.initial_weights": "results/mnist/mlp",
-    "training.learning_rate": 1e-3,
-    "training.kl_warmup": "0 steps",
-    "training.num_epochs": 100,
-    "training.importance_weighted_from": "90%",
-}
 VARIANTS = {
     "": {},
-    "all_blocks": ALL_BLOCKS,
-    "splines": SPLINES,
+    "all_blocks": mnist_mlp.VARIANTS["all_blocks"]
+    | {
+        "dataset.random_affine": 0.7,
+        "training.num_epochs": 450,
+        "training.importance_weighted_from": "75%",
+    },
+    "splines": {
+        "model.prior": "spline",
+        "dataset.random_affine": 0.7,
+        "training.initial_weights": "results/mnist/mlp",
+        "training.learning_rate": 1e-3,
+        "training.kl_warmup": "0 steps",
+        "training.num_epochs": 100,
+        "training.importance_weighted_from": "90%",
+    },
 }
 EXPECTED_NLL = {"": 81.13, "all_blocks": 80.43, "splines": 81.09}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The MLP SeRe-VAE of the paper, or the one whose layers see all previous blocks."""
+    """The MLP SeRe-VAE of the paper, or with what the variant adds."""
     overrides = base.choose_variant(variant, VARIANTS)
     config = mnist_mlp.get_config()
     config.dataset.validation_size = 1000.0
@@ -54,7 +52,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.training.importance_weighted_from = "85%"
     config.evaluation.checkpoint = "last"  # the best is chosen by its ELBO
     config.update_from_flattened_dict(overrides)
-    config.paper.update(
-        nll=mnist_mlp.PAPER_NLL.get(variant), expected_nll=EXPECTED_NLL.get(variant)
-    )
+    config.paper.update(nll=mnist_mlp.PAPER_NLL.get(variant), expected_nll=EXPECTED_NLL[variant])
     return config

@@ -75,8 +75,9 @@ def _initial_params(experiment: Experiment) -> Any:
     except (UserError, sere_jax.ConfigError) as error:
         raise UserError(f"config.training.initial_weights={source!r}: {error}") from error
     ours, theirs = map(dataclasses.asdict, (experiment.model.config, model.config))
-    may_differ = (theirs["prior"], ours["prior"]) == ("gaussian", "spline")
-    changed = differences(ours, theirs, ignored=(*WITHOUT_WEIGHTS, *("prior",) * may_differ))
+    if (theirs["prior"], ours["prior"]) == ("gaussian", "spline"):
+        theirs["prior"] = "spline"  # `started_from_gaussian` adds the splines
+    changed = differences(ours, theirs, ignored=WITHOUT_WEIGHTS)
     if changed:
         raise UserError(
             f"config.training.initial_weights={source!r} are those of another model "

@@ -106,14 +106,21 @@ def test_samples_have_the_density(tiny_config, random_module):
 
 def without_splines(params, num_latents):
     """The same parameters with S the identity; and those of the Gaussian prior."""
-    layers = params["hierarchy"]["layers"]
-    network, splines = layers["prior"]["network"], layers["prior"]["splines"]
+    network = params["hierarchy"]["layers"]["prior"]["network"]
     head = jax.tree.map(lambda leaf: leaf[..., : 2 * num_latents], network["head"])
-    priors = (
-        {"network": network, "splines": jax.tree.map(np.zeros_like, splines)},
-        {"network": {**network, "head": head}},
-    )
-    return [{"hierarchy": {"layers": {**layers, "prior": prior}}} for prior in priors]
+    of_gaussian = {"network": {**network, "head": head}}
+    return with_the_identity(params), with_prior(params, of_gaussian)
+
+
+def with_the_identity(params):
+    """The same parameters with S the identity."""
+    prior = params["hierarchy"]["layers"]["prior"]
+    splines = jax.tree.map(np.zeros_like, prior["splines"])
+    return with_prior(params, {**prior, "splines": splines})
+
+
+def with_prior(params, prior):
+    return {"hierarchy": {"layers": {**params["hierarchy"]["layers"], "prior": prior}}}
 
 
 def test_with_the_identity_it_is_the_gaussian_prior(random_model):
@@ -162,19 +169,13 @@ def test_it_starts_from_gaussian_priors(family, random_model):
     started = started_from_gaussian(params, of_gaussian, hidden_size)
 
     assert jax.tree.map(np.shape, started) == jax.tree.map(np.shape, params)
-    prior = started["hierarchy"]["layers"]["prior"]
-    identity = jax.tree.map(np.zeros_like, prior["splines"])
-    layers = {**started["hierarchy"]["layers"], "prior": {**prior, "splines": identity}}
-    found = sere_jax.log_likelihood(model, {"hierarchy": {"layers": layers}}, x, keys, 3)
+    found = sere_jax.log_likelihood(model, with_the_identity(started), x, keys, 3)
     expected = sere_jax.log_likelihood(gaussian, of_gaussian, x, keys, 3)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
-    jax.tree.map(np.testing.assert_array_equal, prior["splines"], _splines(params))
+    splines = [tree["hierarchy"]["layers"]["prior"]["splines"] for tree in (started, params)]
+    jax.tree.map(np.testing.assert_array_equal, *splines)
     unchanged = started_from_gaussian(of_gaussian, of_gaussian, hidden_size)
     jax.tree.map(np.testing.assert_array_equal, unchanged, of_gaussian)
-
-
-def _splines(params):
-    return params["hierarchy"]["layers"]["prior"]["splines"]
 
 
 def test_the_ends_of_an_interpolation_are_reconstructions(random_model):
