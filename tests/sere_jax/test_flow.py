@@ -405,7 +405,7 @@ def test_a_model_of_conditional_flows_integrates_to_one(tiny_config, direct):
 
     estimate = functools.partial(sere_jax.log_likelihood, model, {"hierarchy": {"layers": layers}})
     masses = [
-        np.exp(np.float64(estimate(points, jax.random.key(seed), 10))).sum() * area
+        np.exp(np.float64(estimate(points, jax.random.key(seed), 100))).sum() * area
         for seed in range(4)
     ]
 
