@@ -24,6 +24,7 @@ from experiments.training.state import count_parameters, state_template
 EXPERIMENTS = {
     "mnist_mlp": mnist_mlp.get_config,
     "mnist_resnet": mnist_resnet.get_config,
+    "mnist_resnet:paper": lambda: mnist_resnet.get_config("paper"),
     "cifar_checkerboard": cifar_checkerboard.get_config,
     "cifar_maf:maf10": lambda: production.reduced_flow(cifar_maf.get_config("maf10"), quick=False),
 }
