@@ -7,13 +7,12 @@ Runs may be under way, finished, or kept in results/; their folders are only rea
 
 import argparse
 import pathlib
-import sys
 
 from experiments.reporting.charts_of_runs import save_labelled_curves
 from experiments.reporting.comparison import aligned, notes, on_its_side, read_runs, rows
 from experiments.system import console
-from experiments.system.errors import USER_ERROR, UserError
-from experiments.system.paths import local_path
+from experiments.system.errors import told_in_one_line
+from experiments.system.paths import local_path, path_to_write
 
 
 def compare(folders: list[pathlib.Path], picture: pathlib.Path) -> str:
@@ -24,8 +23,6 @@ def compare(folders: list[pathlib.Path], picture: pathlib.Path) -> str:
     """
     runs = read_runs(folders)
     text = "\n".join([*aligned(*on_its_side(*rows(runs))), *notes(runs)])
-    if not picture.parent.is_dir():
-        raise UserError(f"--picture={picture}: there is no folder {picture.parent}; create it")
     if not save_labelled_curves({run.name: run.metrics for run in runs}, picture):
         return f"{text}\nno picture: none of them has logged an ELBO yet"
     return f"{text}\nlearning curves in {picture}"
@@ -41,15 +38,9 @@ def main() -> None:
     parser.add_argument("run", nargs="+", help="folder of a run")
     parser.add_argument("--picture", default="compare.png", help="PNG file of the curves")
     arguments = parser.parse_args()
-    try:
+    with told_in_one_line():
         folders = [local_path(run, "RUN") for run in dict.fromkeys(arguments.run)]
-        print(compare(folders, local_path(arguments.picture, "--picture")))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        print(compare(folders, path_to_write(arguments.picture, "--picture")))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import functools
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -26,13 +25,12 @@ from experiments.run_folder.extension import import_extension
 from experiments.run_folder.folder import load_weights
 from experiments.run_folder.lock import lock
 from experiments.system import console, host_memory
-from experiments.system.errors import USER_ERROR, UserError
+from experiments.system.errors import UserError, told_in_one_line
 from experiments.system.files import write_json_atomically
 from experiments.system.paths import local_path
 from experiments.system.progress import progress_bar
 from experiments.training import decomposition
 from experiments.training.experiment import Experiment, create_experiment
-from sere_jax.config import ConfigError
 
 FILE = "decomposition.json"
 
@@ -142,11 +140,8 @@ def main() -> None:
             parser.error(f"--{name}={value} must be at least {least}")
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_enable_x64", False)  # whatever the environment says
-    try:
+    with told_in_one_line(ValueError):
         decompose_run(local_path(arguments.workdir, "--workdir"), effort)
-    except (UserError, ConfigError, ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(USER_ERROR)
 
 
 def decompose_run(workdir: pathlib.Path, effort: Effort) -> dict[str, tuple[float, float]]:

@@ -5,18 +5,16 @@
 See `experiments.data.preparing`.
 """
 
-import sys
-
 from absl import app, flags
 
 from experiments.data import DATASETS
 from experiments.data.preparing import SOURCE_READERS, find_builder, is_prepared, prepare
 from experiments.system import console
-from experiments.system.errors import USER_ERROR, UserError
+from experiments.system.errors import UserError, told_in_one_line
 
 
 def _main(argv: list[str]) -> None:
-    try:
+    with told_in_one_line():
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; write --dataset=NAME")
         name, data_dir = flags.FLAGS.dataset, flags.FLAGS.data_dir
@@ -35,9 +33,6 @@ def _main(argv: list[str]) -> None:
         else:
             directory = prepare(name, data_dir, flags.FLAGS.manual_dir)
             print(f"{builder.name} is prepared in {directory}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
 
 
 def run() -> None:

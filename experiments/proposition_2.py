@@ -8,7 +8,6 @@ and a mean-field one for the same generative model.
 
 import functools
 import os
-import sys
 from typing import Any
 
 import jax
@@ -21,8 +20,8 @@ from matplotlib.axes import Axes
 import sere_jax
 from experiments.reporting import canvas
 from experiments.system import console
-from experiments.system.errors import USER_ERROR, UserError
-from experiments.system.paths import local_path
+from experiments.system.errors import told_in_one_line
+from experiments.system.paths import path_to_write
 from sere_jax.linear_gaussian import LinearGaussian
 
 Array = jax.Array
@@ -240,20 +239,15 @@ def main(argv: list[str]) -> None:
     """Trains both posteriors, prints their gaps and draws the figure."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    try:
-        figure = local_path(_FIGURE.value, "--figure")
-        if not figure.parent.is_dir():
-            raise UserError(f"--figure={figure}: there is no folder {figure.parent}; create it")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    jax.config.update("jax_enable_x64", False)  # whatever the environment says
-    exact = example_model()
-    steps = tuple(int(step) for step in np.unique(np.geomspace(1, NUM_STEPS, 40).astype(int)))
-    gaps = compare(exact, train_both(exact, steps), steps, figure)
-    for name, values in gaps.items():
-        print(f"{name}: log p(x) - ELBO = {values[-1]:.5f} nats")
-    print(f"the least gap of a mean-field posterior: {exact.mean_field_gap():.5f} nats")
+    with told_in_one_line():
+        figure = path_to_write(_FIGURE.value, "--figure")
+        jax.config.update("jax_enable_x64", False)  # whatever the environment says
+        exact = example_model()
+        steps = tuple(int(step) for step in np.unique(np.geomspace(1, NUM_STEPS, 40).astype(int)))
+        gaps = compare(exact, train_both(exact, steps), steps, figure)
+        for name, values in gaps.items():
+            print(f"{name}: log p(x) - ELBO = {values[-1]:.5f} nats")
+        print(f"the least gap of a mean-field posterior: {exact.mean_field_gap():.5f} nats")
 
 
 _FIGURE = flags.DEFINE_string("figure", "proposition_2.png", "PNG file to write.")

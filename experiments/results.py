@@ -7,7 +7,6 @@ is kept of a run.
 """
 
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from experiments.reporting.tables import (
     table,
 )
 from experiments.system import console
-from experiments.system.errors import USER_ERROR, UserError
+from experiments.system.errors import UserError, told_in_one_line
 from experiments.system.files import open_atomically
 
 RESULTS_DIRECTORY = pathlib.Path("results")
@@ -247,20 +246,17 @@ def learning_curves(
 
 def main() -> None:
     """Writes the page and the table, and draws the learning curves if there are any."""
-    try:
+    with told_in_one_line():
         text = page()
         readme = with_table(README.read_text("utf-8"), readme_table())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    compared, options = kept(COMPARISON, OPTIONS)
-    panels = learning_curves(compared, options)
-    if panels:
-        charts_of_runs.save_learning_curves_of_runs(panels, MNIST_LEARNING_CURVES)
-    for path, content in ((PAGE, text), (README, readme)):
-        with open_atomically(path) as file:
-            file.write(content.encode())
-    print(f"{PAGE} written, and the table of {README}")
+        compared, options = kept(COMPARISON, OPTIONS)
+        panels = learning_curves(compared, options)
+        if panels:
+            charts_of_runs.save_learning_curves_of_runs(panels, MNIST_LEARNING_CURVES)
+        for path, content in ((PAGE, text), (README, readme)):
+            with open_atomically(path) as file:
+                file.write(content.encode())
+        print(f"{PAGE} written, and the table of {README}")
 
 
 if __name__ == "__main__":

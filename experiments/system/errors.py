@@ -5,6 +5,8 @@ import logging
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 # Exit codes.
@@ -23,6 +25,26 @@ class UserError(Exception):
 
 class TrainingDivergedError(Exception):
     """A training that cannot go on: shown as one line on stderr, exit code 3."""
+
+
+@contextmanager
+def told_in_one_line(*others: type[Exception]) -> Iterator[None]:
+    """Ends the program with one line on stderr, exit code 2, for what the user can mend.
+
+    That is `UserError`, what the system refused, and `others`.
+    """
+    kinds: tuple[type[Exception], ...] = (UserError, *others)
+    try:
+        yield
+    except OSError as error:
+        file = "" if error.filename is None else f"{error.filename}: "
+        message = f"{file}{error.strerror or error}"
+    except kinds as error:
+        message = str(error)
+    else:
+        return
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(USER_ERROR)
 
 
 def explain_system_error(error: OSError, workdir: pathlib.Path) -> str:

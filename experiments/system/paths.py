@@ -30,6 +30,20 @@ def local_path(path: str | os.PathLike[str], name: str) -> pathlib.Path:
     return pathlib.Path(expanded)
 
 
+def path_to_write(path: str | os.PathLike[str], name: str) -> pathlib.Path:
+    """The `local_path` of a file that is to be written, once there is something to write.
+
+    Raises:
+        UserError: as of `local_path`; it is a folder, or its folder does not exist.
+    """
+    file = local_path(path, name)
+    if file.is_dir():
+        raise UserError(f"{name}={file} is a folder; name a file")
+    if not file.parent.is_dir():
+        raise UserError(f"{name}={file}: there is no folder {file.parent}; create it")
+    return file
+
+
 def check_name(workdir: pathlib.Path) -> None:
     """Refuses the names with which tensorstore would write checkpoints elsewhere, or not at all.
 

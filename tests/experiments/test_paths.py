@@ -7,7 +7,7 @@ import pytest
 from experiments import trained
 from experiments.data import preparing
 from experiments.system.errors import UserError
-from experiments.system.paths import check_name, local_path
+from experiments.system.paths import check_name, local_path, path_to_write
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +54,11 @@ def test_names_that_checkpoints_cannot_have_are_refused_wherever_they_stand(name
     for workdir in (tmp_path / name, tmp_path / name / "run", pathlib.Path(name)):
         with pytest.raises(UserError, match="choose another name"):
             check_name(workdir)
+
+
+def test_a_file_is_refused_before_the_work_where_it_cannot_be_written(tmp_path):
+    assert path_to_write("~/figure.png", "--figure") == tmp_path / "figure.png"
+    with pytest.raises(UserError, match=rf"--figure={tmp_path} is a folder; name a file"):
+        path_to_write("~", "--figure")
+    with pytest.raises(UserError, match=f"no folder {tmp_path}/absent; create it"):
+        path_to_write("~/absent/figure.png", "--figure")
