@@ -69,10 +69,6 @@ class RankOneAffine(distrax.Bijector):
         """ε and log|det dε/dz|."""
         return self.inverse(y), -self.forward_log_det_jacobian(y)
 
-    def same_as(self, other: distrax.Bijector) -> bool:
-        """Whether `other` is certainly the same bijector."""
-        return other is self
-
     def _sum(self, values: Array, keepdims: bool = False) -> Array:
         return jnp.sum(values, axis=tuple(range(-self.event_ndims_in, 0)), keepdims=keepdims)
 

@@ -203,7 +203,8 @@ def _traverse(
         changed = z[layer].at[(slice(None), *index)].set(values)
         z = (*z[:layer], changed, *z[layer + 1 :])
     else:
-        of_layer = (layer, *index) if model.generates_blocks else index
+        has_layers = len(model.code_shape) > len(model.config.latent_shape)
+        of_layer = (layer, *index) if has_layers else index
         z = z.at[(slice(None), *of_layer)].set(values)
     if condition is not None:
         condition = jnp.broadcast_to(condition, (len(values), condition.shape[1]))

@@ -60,7 +60,7 @@ def _conflicts_of_blocks(config: Any) -> Iterator[str]:
             f"num_layers={config.num_layers} is not 1, 4, 16, 64 ...; choose one of these, or "
             "block_order='boustrophedon'"
         )
-    start = math.sqrt(1.0 - config.carry_start**2)
+    start = math.sqrt(1.0 - config.carry_start**2) if config.couple_bijector else 1.0
     if config.bijector_diagonal_min >= start:
         yield (
             f"bijector_diagonal_min={config.bijector_diagonal_min} must be below {start:.3g}, "
@@ -70,6 +70,11 @@ def _conflicts_of_blocks(config: Any) -> Iterator[str]:
         yield (
             f"block_dropout={config.block_dropout} means nothing where no layer sees the previous "
             "blocks; leave it at 0.0, or choose couple_data=True"
+        )
+    if config.block_dropout and config.flow_direct_connections:
+        yield (
+            f"block_dropout={config.block_dropout} would hide values that the whitening of "
+            "flow_direct_connections=True is made for; set one of them to 0.0 or False"
         )
     if config.system in (IAF_VAE, RELAXED_BERNOULLI_VAE) and config.num_layers != 1:
         yield f"num_layers={config.num_layers} must be 1 with system={config.system!r}"

@@ -27,6 +27,7 @@ from sere_jax.arrays import (
 )
 from sere_jax.compilation import jit, right_surroundings
 from sere_jax.config import choose, model_config
+from sere_jax.conflicts import IAF_VAE, LADDER_VAE, RELAXED_BERNOULLI_VAE, SERE_VAE
 from sere_jax.data_layer import data_space_of
 from sere_jax.inputs import (
     check_bytes,
@@ -45,10 +46,10 @@ from sere_jax.systems.relaxed_bernoulli_vae import RelaxedBernoulliVAE
 
 SAMPLES_AT_ONCE = 10
 SYSTEMS: dict[str, type[LatentVariableModel]] = {
-    "sere_vae": SeReVAE,
-    "ladder_vae": LadderVAE,
-    "iaf_vae": InverseAutoregressiveVAE,
-    "relaxed_bernoulli_vae": RelaxedBernoulliVAE,
+    SERE_VAE: SeReVAE,
+    LADDER_VAE: LadderVAE,
+    IAF_VAE: InverseAutoregressiveVAE,
+    RELAXED_BERNOULLI_VAE: RelaxedBernoulliVAE,
 }
 
 
@@ -77,7 +78,8 @@ def init(model: LatentVariableModel, key: Keys, x: Values | None = None) -> Para
     Args:
         key: a single PRNG key.
         x: [B, *data_shape], a batch of data from which the activation normalization of flows
-            starts; without it, and with a single image, it starts as the identity.
+            starts; without it, and with a single image, it starts as the identity. The whitening of
+            `flow_direct_connections` is fixed by x for good: give many more images than values.
 
     Raises:
         ValueError: x has the wrong shape or holds no image, or there is more than one key.
@@ -263,7 +265,11 @@ def likelihood_and_elbo(
 ) -> tuple[PerImage, PerImage]:
     """`log_likelihood`, and the ELBO of the same samples: the mean of log (p(x, z_k) / q(z_k | x)).
 
-    So of each image the ELBO is at most the likelihood, however few the samples are.
+    So of each image the ELBO is at most the likelihood, however few the samples are. Arguments and
+    errors are those of `log_likelihood`.
+
+    Returns:
+        Both in nats, [B]: the estimate of log p(x), then the ELBO.
     """
     x = check_images(model, x)
     condition = check_condition(model, condition, len(x))

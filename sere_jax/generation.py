@@ -17,6 +17,7 @@ from sere_jax.compilation import jit
 from sere_jax.inputs import (
     block_keys,
     check_condition,
+    check_has_codes,
     check_images,
     checked_count,
     checked_temperature,
@@ -107,11 +108,10 @@ def reconstruct(
         [B, *data_shape] in data space.
 
     Raises:
-        ValueError: x has the wrong shape; or there are no codes, and no residual either.
+        ValueError: x has the wrong shape, or the model has no codes.
     """
+    check_has_codes(model, "reconstruct")
     x = check_images(model, x)
-    if not (residual or model.config.has_latents):
-        raise ValueError("residual=False leaves nothing of a model without codes; set it to True")
     condition = check_condition(model, condition, len(x))
     images = _reconstruct(model, as_parameters(params), x, as_key(key), bool(residual), condition)
     return images[int(expected)]

@@ -20,6 +20,7 @@ from sere_jax.compilation import jit
 from sere_jax.inputs import (
     block_keys,
     check_condition,
+    check_has_codes,
     check_images,
     checked_count,
     example_keys,
@@ -63,8 +64,10 @@ def interpolate(
         [num, *data_shape] in data space, as `reconstruct` with `expected=True` returns images.
 
     Raises:
-        ValueError: an image or `condition` has the wrong shape, or `num` is below 2.
+        ValueError: an image or `condition` has the wrong shape, `num` is below 2, or the model has
+            no codes.
     """
+    check_has_codes(model, "interpolate")
     ends = [check_images(model, as_array("x", x)[None]) for x in (x_start, x_end)]
     num = checked_count("num", num, at_least=2)
     condition = check_condition(model, condition, 2)

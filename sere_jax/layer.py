@@ -62,7 +62,7 @@ class Latents:
 
     @property
     def codes(self) -> Array:
-        """What the data layer reads."""
+        """What the data layer reads: z, and h_l after its last axis, if there is a state."""
         return _with_state(self.z, self.state)
 
 
@@ -219,7 +219,8 @@ class Layer(nn.Module):
         """One step of generation.
 
         Args:
-            carry: windows of codes [B, k, *latent_shape] and of blocks [B, j, h, w, channels].
+            carry: windows of codes [B, k, *latent_shape], or the state [B, 1, *state_shape], and of
+                blocks [B, j, h, w, channels].
             inputs: noise [B, *latent_shape] of ε_l, keys [B] of x_l, mask [h, w, 1] of the block or
                 None, mask [*latent_shape] of the codes or None; and a code that takes the place of
                 the one drawn, or None.

@@ -68,13 +68,15 @@ class LatentVariableModel(nn.Module):
         """Infers the codes of x [B, *data_shape]."""
         raise NotImplementedError
 
-    def codes(self, x: Array, noise: Noise) -> Any:
+    def codes(self, x: Array, noise: Noise, **given: Any) -> Any:
         """The codes z alone that `__call__` infers, as `regenerate` takes them."""
-        return self(x, noise).z
+        return self(x, noise, **given).z
 
-    def elbo_terms(self, x: Array, noise: Noise) -> tuple[PerImage, Float[Array, "batch layers"]]:
+    def elbo_terms(
+        self, x: Array, noise: Noise, **given: Any
+    ) -> tuple[PerImage, Float[Array, "batch layers"]]:
         """log p(x | z) and KL."""
-        inferred = self(x, noise)
+        inferred = self(x, noise, **given)
         return inferred.log_likelihood, inferred.kl
 
     def observe(self, x: Array) -> Any:
@@ -131,12 +133,12 @@ class LatentVariableModel(nn.Module):
         """
         raise NotImplementedError
 
-    def coordinates(self, x: Array, noise: Noise) -> Any:
+    def coordinates(self, x: Array, noise: Noise, **given: Any) -> Any:
         """Codes drawn from q(z | x), or what they are a function of that does not depend on x.
 
         `log_weight` and `redraw` take these; `sere_jax.complete` moves them.
         """
-        return self(x, noise).epsilon
+        return self(x, noise, **given).epsilon
 
     def log_weight(self, x: Array, coordinates: Any) -> PerImage:
         """log p(x, z) - log q(z | x) in nats."""

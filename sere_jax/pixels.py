@@ -102,7 +102,9 @@ class DataLayer(nn.Module):
         return Seen(offset, None if condition is None else self.condition(condition))
 
     def __call__(self, z: Array | None, seen: Seen = NOTHING_SEEN) -> Any:
-        """γ [..., h, w, parameters_per_pixel] of codes [..., *latent_shape], if there are latents.
+        """γ [..., h, w, parameters_per_pixel] of codes z, if there are latents.
+
+        z is `Latents.codes`: [..., *latent_shape], and `state_size` more along the last axis.
 
         Without previous blocks in `seen`, which is from `observe`, it is γ¹(z) alone.
         """

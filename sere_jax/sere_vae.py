@@ -103,20 +103,13 @@ class SeReVAE(LatentVariableModel):
         log_likelihood = jnp.sum(log_likelihood, axis=0)
         return Inference(log_likelihood, bijector=latents.bijector, **batch_first)
 
-    def elbo_terms(
-        self, x: Array, noise: Noise, condition: Array | None = None
-    ) -> tuple[PerImage, Float[Array, "batch layers"]]:
-        """log p(x | z) and KL."""
-        inference = self(x, noise, condition)
-        return inference.log_likelihood, inference.kl
-
     def observe(self, x: Array, condition: Array | None = None) -> Observed:
         """What all layers know of x, computed once for any number of samples."""
         return self.hierarchy.observe(x, condition)
 
-    def codes(self, x: Array, noise: Noise, condition: Array | None = None) -> Array:
+    def codes(self, x: Array, noise: Noise, **given: Any) -> Array:
         """The codes of x, [L, B, *latent_shape]."""
-        return self.hierarchy.infer(self.observe(x, condition), noise).z
+        return self.hierarchy.infer(self.observe(x, **given), noise).z
 
     def log_weights(
         self, x: Array, observed: Observed, noise: Float[Array, "layers samples batch *latents"]
@@ -175,9 +168,9 @@ class SeReVAE(LatentVariableModel):
         given = GivenCode(z, jnp.arange(len(z)) < num_given)
         return self.hierarchy.generate(noise, keys, condition, given)
 
-    def coordinates(self, x: Array, noise: Noise, condition: Array | None = None) -> Array:
+    def coordinates(self, x: Array, noise: Noise, **given: Any) -> Array:
         """ε, which makes z whatever x is."""
-        epsilon = self.hierarchy.infer(self.observe(x, condition), noise).epsilon
+        epsilon = self.hierarchy.infer(self.observe(x, **given), noise).epsilon
         return jnp.moveaxis(epsilon, 0, 1)
 
     def log_weight(

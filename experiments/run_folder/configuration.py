@@ -29,6 +29,7 @@ FREE_FIELDS = (
     "training.keep_checkpoints",
     "training.patience",
     "training.sinks",
+    "training.steps_per_dispatch",
 )
 # Those that change no figure either.
 FIELDS_WITHOUT_EFFECT = tuple(

@@ -56,6 +56,12 @@ def record_continuation(
             f"and this configuration has {after}; raise config.training.num_epochs (or num_steps, "
             "where it is set)"
         )
+    training = config.training
+    if training.schedule_when_extended == "hold" and _ends_at_zero(training):
+        raise UserError(
+            "--extend with config.training.schedule_when_extended='hold' trains on at the last "
+            "learning rate, which is 0 with final_learning_rate_factor=0; choose 'restart'"
+        )
     entry = {
         "from_steps": before,
         "from_epochs": before / steps_per_epoch,
@@ -66,6 +72,11 @@ def record_continuation(
         _REPLACED: read(workdir),
     }
     write_json_atomically(workdir / CONTINUATIONS_FILE, [*_read(workdir), entry])
+
+
+def _ends_at_zero(training):
+    is_constant = training.learning_rate_schedule == "constant"
+    return not is_constant and training.final_learning_rate_factor == 0
 
 
 def _read(workdir):

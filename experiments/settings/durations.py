@@ -1,5 +1,6 @@
 """Durations: "500 steps", "1.5 epochs" or "10%" of the training."""
 
+import math
 import re
 from typing import Any
 
@@ -25,8 +26,8 @@ def duration_in_steps(
         UserError: the duration is not of that form.
     """
     match = _DURATION.fullmatch(str(duration))
-    is_absurd = match is not None and float(match[1]) > MOST_STEPS
-    if match is None or is_absurd or (match[2] == "%" and total_steps is None):
+    is_finite = match is not None and math.isfinite(float(match[1]))
+    if match is None or not is_finite or (match[2] == "%" and total_steps is None):
         raise UserError(
             f"{name}={duration!r} is not a duration; write '500 steps', '1.5 epochs' or '10%'"
         )
@@ -35,7 +36,7 @@ def duration_in_steps(
         steps = amount / 100 * (total_steps or 0)
     else:
         steps = amount * (steps_per_epoch if unit.startswith("epoch") else 1)
-    return min(round(steps), MOST_STEPS)
+    return round(min(steps, MOST_STEPS))
 
 
 def is_longer_than_zero(duration: str) -> bool:

@@ -171,7 +171,11 @@ class Training:
     final_learning_rate_factor: float = setting(
         0.01, "Share of the peak that is left at the end.", FRACTION
     )
-    warmup: str = setting("500 steps", "How long the learning rate rises, linearly.", DURATION)
+    warmup: str = setting(
+        "500 steps",
+        "How long the learning rate rises, linearly; at most half of the training.",
+        DURATION,
+    )
     kl_weight_start: float = setting(0.2, "Weight of the KL at the start; it rises to 1.", FRACTION)
     kl_warmup: str = setting("10%", "How long that weight rises, linearly.", DURATION)
     max_gradient_norm: float = setting(

@@ -20,7 +20,7 @@ from experiments.distributed.devices import (
     part_of_process,
 )
 from experiments.system.ahead import ahead
-from experiments.training.keys import key_for
+from experiments.training.keys import key_for, purpose_of
 from sere_jax.config import ModelConfig
 from sere_jax.data_layer import data_space_of
 from sere_jax.functions import SAMPLES_AT_ONCE, likelihood_and_elbo
@@ -120,7 +120,7 @@ class Evaluator:
         Returns:
             x [B, h, w, c] in data space, and [B] keys for the model's noise.
         """
-        return self._to_data_space(images[indices], indices, key_for(split))
+        return self._to_data_space(images[indices], indices, key_for(purpose_of(split)))
 
     def _to_data_space(self, images, indices, split_key):
         keys = jax.vmap(lambda i: jax.random.fold_in(split_key, i))(indices)
@@ -150,7 +150,8 @@ class Evaluator:
         batch_size = min(ELBO_IMAGES_PER_IMAGE * self._batch_size, -(-len(images) // num_devices()))
         parts = [
             jax.tree.map(
-                np.float64, self._elbo_terms(params, batch, rows, labels, indices, key_for(split))
+                np.float64,
+                self._elbo_terms(params, batch, rows, labels, indices, key_for(purpose_of(split))),
             )
             for batch, rows, indices in _batches(images, batch_size * num_devices())
         ]
@@ -175,7 +176,7 @@ class Evaluator:
 
         @jax.jit
         def of_batch(images, rows, indices):
-            x, _ = self._to_data_space(images[rows], indices, key_for(split))
+            x, _ = self._to_data_space(images[rows], indices, key_for(purpose_of(split)))
             return jnp.sum(log_det(x), axis=(1, 2, 3))
 
         batch_size = min(VOLUME_BATCH_SIZE, len(images))
@@ -212,7 +213,9 @@ class Evaluator:
         total = 0.0
         batch_size = min(self._batch_size, -(-len(images) // num_devices()))
         for batch, rows, indices in _batches(images, batch_size * num_devices()):
-            bounds = self._log_likelihood(params, batch, rows, labels, indices, key_for(split))
+            bounds = self._log_likelihood(
+                params, batch, rows, labels, indices, key_for(purpose_of(split))
+            )
             part = np.asarray(bounds, np.float64)[:, : len(images) - done]
             done += part.shape[1]
             total += float(part[0].sum())

@@ -17,3 +17,8 @@ def key_for(purpose: str, seed: int = 0) -> Array:
     """
     key = as_key(jax.random.key(seed))
     return key if purpose == "test" else jax.random.fold_in(key, zlib.crc32(purpose.encode()))
+
+
+def purpose_of(split: str) -> str:
+    """To evaluate images of a split; "train" is the purpose of the training itself."""
+    return "training images" if split == "train" else split

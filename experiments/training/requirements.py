@@ -59,6 +59,11 @@ def check_images(config: Any, model: sere_jax.LatentVariableModel, dataset: Data
         )
     split, num_examples = config.evaluation.split, config.evaluation.num_examples
     present = len(getattr(dataset, split))
+    if not present:
+        raise UserError(
+            f"config.evaluation.split={split!r}: {name!r} has no {split} images to evaluate; "
+            "choose the other split"
+        )
     if num_examples > present:
         raise UserError(
             f"config.evaluation.num_examples={num_examples} exceeds the {present} {split} "

@@ -54,10 +54,6 @@ class MaskedAutoregressive(distrax.Bijector):
         u = self._to_noise(y, mean, log_scale)
         return u.reshape(*u.shape[:-1], *self.event_shape), -jnp.sum(log_scale, axis=-1)
 
-    def same_as(self, other: distrax.Bijector) -> bool:
-        """Whether `other` is certainly the same bijector."""
-        return other is self
-
     def _mean_and_log_scale(self, x: Array) -> tuple[Array, Array]:
         parameters = self.network(x)
         return parameters[..., 0, :], self._log_scale(parameters[..., 1, :])

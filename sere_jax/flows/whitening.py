@@ -46,10 +46,6 @@ class AffineAutoregressive(distrax.Bijector):
         u = (y - mean) * jnp.exp(-self.log_scale)
         return u, jnp.broadcast_to(-jnp.sum(self.log_scale), u.shape[:-1])
 
-    def same_as(self, other: distrax.Bijector) -> bool:
-        """Whether `other` is certainly the same bijector."""
-        return other is self
-
 
 class Whitening(nn.Module):
     """The linear Gaussian autoregression of data, least squares of each dimension on those before.

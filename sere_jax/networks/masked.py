@@ -67,27 +67,17 @@ class Degrees:
         return table
 
 
-def spread_degrees(
-    num_inputs: int, widths: tuple[int, ...], *, conditional: bool, key: Array | None = None
-) -> Degrees:
-    """Degrees of hidden units, spread over all there are, in rising order or at random.
+def spread_degrees(num_inputs: int, widths: tuple[int, ...], *, conditional: bool) -> Degrees:
+    """Degrees of hidden units of layers of `widths`, spread over all there are, in rising order.
 
     Unlike degrees that count up and start again, rising ones reach D - 1 where a layer is narrower
-    than the data, so that every input reaches the last output.
-
-    With a condition, units of degree 0 are of use. A key, which must not be traced, draws the
-    degrees of the layers, which have `widths` units.
+    than the data, so that every input reaches the last output. With a condition, units of degree 0
+    are of use.
     """
     lowest = 0 if conditional or num_inputs == 1 else 1
     hidden = []
-    for layer, width in enumerate(widths):
-        if key is None:
-            degrees = np.round(np.linspace(num_inputs - 1, lowest, width)).astype(int)[::-1]
-        else:
-            drawn = jax.random.randint(jax.random.fold_in(key, layer), (width,), lowest, num_inputs)
-            degrees = np.asarray(drawn).copy()
-            degrees[0] = lowest
-            degrees.sort()
+    for width in widths:
+        degrees = np.round(np.linspace(num_inputs - 1, lowest, width)).astype(int)[::-1]
         hidden.append(tuple(map(int, degrees)))
     return Degrees(tuple(range(1, num_inputs + 1)), tuple(hidden))
 

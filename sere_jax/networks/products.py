@@ -7,6 +7,7 @@ and other products are JAX's own.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +79,8 @@ def gradient_of_kernel(
 ) -> Array:
     """[inputs, *outputs] of rounded x [..., inputs] and cotangent [..., *outputs]."""
     # In this order the gradient has the kernel's layout; JAX's own rule has to transpose it.
-    x, cotangent = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, *outputs)
+    num = math.prod(x.shape[:-1])  # not -1, as there may be no inputs
+    x, cotangent = x.reshape(num, x.shape[-1]), cotangent.reshape(num, *outputs)
     if precision != BFLOAT16:
         return contract(x, cotangent, ((0,), (0,)), precision)
     # XLA on CPUs multiplies bfloat16 only where both arrays lie in memory in the order of their

@@ -1,5 +1,7 @@
 """The VAE whose posterior is an inverse autoregressive flow (Kingma et al. 2016)."""
 
+from typing import Any
+
 import distrax
 import jax
 import jax.numpy as jnp
@@ -82,9 +84,9 @@ class InverseAutoregressiveVAE(WholeImageModel):
         """The codes; see the base class."""
         return self.codes(x, noise)[None]
 
-    def coordinates(self, x: Array, noise: Noise) -> Array:
+    def coordinates(self, x: Array, noise: Noise, **given: Any) -> Array:
         """z itself: ε alone says nothing without x."""
-        return self.codes(x, noise)
+        return self.codes(x, noise, **given)
 
     def log_code_ratio(
         self, observed: PosteriorInputs, coordinates: Float[Array, "batch latents"]

@@ -112,6 +112,14 @@ def test_an_extension_that_adds_no_step_is_refused(training, tmp_path):
     assert not (tmp_path / "continuations.json").exists()
 
 
+def test_an_extension_at_a_learning_rate_of_zero_is_refused(tmp_path):
+    longer = {"num_epochs": 30, "final_learning_rate_factor": 0.0}
+    _recorded(tmp_path, _config(**longer | {"num_epochs": 20}))
+    with pytest.raises(UserError, match="choose 'restart'"):
+        record_continuation(tmp_path, _config(**longer), 7, "command")
+    record_continuation(tmp_path, _config(**longer, schedule_when_extended="restart"), 7, "command")
+
+
 def test_extending_changes_the_length_and_nothing_else(tmp_path):
     _recorded(tmp_path, _config(num_epochs=20))
     longer = _config(num_epochs=30)

@@ -20,6 +20,7 @@ STEPS = {"steps_per_epoch": 40, "total_steps": 1000}
         ("0 steps", 0),
         ("1e2 steps", 100),
         ("1e9 epochs", 2**31 - 1),
+        ("3e9 steps", 2**31 - 1),
         ("2e9%", 2**31 - 1),
     ],
 )

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.training.keys import key_for
+from experiments.training.keys import key_for, purpose_of
 
-PURPOSES = ("init", "train", "validation", "test")
+PURPOSES = ("init", "train", *map(purpose_of, ("train", "validation", "test")))
 
 
 def keys_of(purpose, seed):

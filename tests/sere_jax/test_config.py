@@ -76,6 +76,14 @@ def compilations(caplog):
         ),
         ({"block_dropout": -0.1}, ["block_dropout=-0.1", "from 0"]),
         (
+            {
+                "block_dropout": 0.1,
+                "flow_direct_connections": True,
+                "data_layer": "masked_autoregressive_flow",
+            },
+            ["block_dropout=0.1 would hide", "set one of them"],
+        ),
+        (
             {"block_dropout": 0.1, "couple_data": False},
             ["block_dropout=0.1 means nothing", "leave it at 0.0", "couple_data=True"],
         ),

@@ -378,12 +378,13 @@ def test_without_residual_a_flow_is_one_whose_weights_of_the_previous_blocks_are
     assert not np.allclose(found, with_previous, atol=1e-2)
 
 
-def test_nothing_is_reconstructed_from_neither_codes_nor_blocks(random_model):
+def test_without_codes_nothing_is_reconstructed_or_interpolated(random_model):
     model, params = random_model(**PLAIN)
-    with pytest.raises(ValueError, match="residual=False leaves nothing of a model without codes"):
-        sere_jax.reconstruct(
-            model, params, random_values(1, 2, 3, 1), jax.random.key(0), residual=False
-        )
+    x, key = random_values(2, 2, 3, 1), jax.random.key(0)
+    with pytest.raises(ValueError, match="reconstruct needs codes"):
+        sere_jax.reconstruct(model, params, x, key)
+    with pytest.raises(ValueError, match="interpolate needs codes"):
+        sere_jax.interpolate(model, params, x[0], x[1], key, 3)
 
 
 @pytest.mark.slow

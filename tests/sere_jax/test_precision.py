@@ -85,6 +85,20 @@ def test_products_and_their_gradients_are_those_of_rounded_inputs(function, batc
     assert np.abs(expected[0] - exact).max() > 0.02  # so that rounding shows
 
 
+def test_products_of_nothing_have_gradients():
+    """As those of the network of spline couplings, where a layer has one latent."""
+
+    @jax.jit
+    def compute(x, kernel):
+        with in_bfloat16():
+            value, backward = jax.vjp(matmul, x, kernel)
+        return value, *backward(jnp.ones_like(value))
+
+    value, by_x, by_kernel = compute(np.zeros((7, 3, 0), np.float32), np.zeros((0, 20), np.float32))
+    assert value.shape == (7, 3, 20) and not value.any()
+    assert (by_x.shape, by_kernel.shape) == ((7, 3, 0), (0, 20))
+
+
 def types_of_factors(function, *arguments):
     """What the compiled program of a function multiplies, such as ["bf16", "bf16"]."""
     program = jax.jit(function).lower(*arguments).compile().as_text()
