@@ -12,13 +12,24 @@ LATTICES = ("checkerboard", "tiles")  # partitions whose blocks are images
 FLOW = "masked_autoregressive_flow"
 SERE_VAE, LADDER_VAE = "sere_vae", "ladder_vae"
 IAF_VAE, RELAXED_BERNOULLI_VAE = "iaf_vae", "relaxed_bernoulli_vae"
-# Those that leave some fields unread. A system that is not among them may read every field.
-CHECKED_SYSTEMS = (SERE_VAE, LADDER_VAE, IAF_VAE, RELAXED_BERNOULLI_VAE)
+# What this package enters in its tables. What others enter may read every field.
+OWN_NAMES = {
+    "system": (SERE_VAE, LADDER_VAE, IAF_VAE, RELAXED_BERNOULLI_VAE),
+    "data_layer": ("bernoulli", "discretized_logistic_mixture", "gaussian", FLOW),
+    "bijector": (
+        "rank_one_affine",
+        "spline_coupling",
+        "masked_autoregressive",
+        "inverse_autoregressive",
+        "identity",
+    ),
+    "network": ("linear", "mlp", "resnet"),
+}
 
 
 def conflicts(config: Any) -> Iterator[str]:
     """Fields of a `ModelConfig` that do not fit each other or that nothing reads: the way out."""
-    yield from unused(config, CHECKED_SYSTEMS)
+    yield from unused(config, OWN_NAMES)
     yield from _conflicts_of_blocks(config)
     yield from _conflicts_of_latents(config)
 
@@ -105,7 +116,7 @@ def _conflicts_of_latents(config: Any) -> Iterator[str]:
         )
     if config.state_size and not config.has_latents:
         yield f"state_size={config.state_size} needs codes; leave it at 0, or choose at least one"
-    if config.system in CHECKED_SYSTEMS and config.system != SERE_VAE and not is_vector:
+    if config.system in OWN_NAMES["system"] and config.system != SERE_VAE and not is_vector:
         yield (f"latent_shape={shape} must be a vector such as (30,) with system={config.system!r}")
     has_parameters = config.prior != "standard_normal" and config.has_latents
     if config.couple_data_to_prior and not has_parameters:

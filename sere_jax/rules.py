@@ -76,21 +76,23 @@ def refusal(path: str, value: Any, rule: Rule) -> str | None:
     return f"config.{path}={value!r} must be {rule.allowed}{way_out}"
 
 
-def unused(config: Any, systems: tuple[str, ...]) -> Iterator[str]:
+def unused(config: Any, checked: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     """Settings of `config` that are not at their default although nothing reads them: why not.
 
     Args:
         config: a record of declared settings, one of them `system`.
-        systems: those to which `Setting.systems` applies; others may read all.
+        checked: for fields that name an entry of a table the names that leave settings unread;
+            others, of extensions, may read all.
     """
     for name, declared in settings_of(config).items():
         value = getattr(config, name)
         needs = dict(declared.needs)
-        if declared.systems and config.system in systems:
+        if declared.systems:
             needs = {"system": declared.systems} | needs
         for field, needed in needs.items():
             chosen = getattr(config, field)
-            if value != declared.default and chosen not in needed:
+            is_checked = field not in checked or chosen in checked[field]
+            if value != declared.default and is_checked and chosen not in needed:
                 yield (
                     f"{name}={value!r} means nothing to {field}={chosen!r}; "
                     f"leave it at {declared.default!r}, or choose {field}={needed[0]!r}"

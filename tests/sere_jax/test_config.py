@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 
 import sere_jax
+from sere_jax import bijector, functions
+from sere_jax.conflicts import OWN_NAMES
+from sere_jax.data_layer import DATA_LAYERS
+from sere_jax.networks.family import NETWORKS
 
 LATTICE = {"data_channels": 4, "network": "resnet", "partition": "checkerboard", "num_layers": 4}
 TINY = {"data_shape": (2, 3, 1), "num_layers": 3, "latent_shape": (2,), "hidden_size": 8}
@@ -297,3 +301,30 @@ def test_numbers_of_numpy_are_refused_as_those_of_python_are(field, value, words
     with pytest.raises(sere_jax.ConfigError, match=words) as refusal:
         sere_jax.ModelConfig(**{**TINY, field: value})
     assert field in str(refusal.value)
+
+
+TABLES = {
+    "system": functions.SYSTEMS,
+    "data_layer": DATA_LAYERS,
+    "bijector": bijector.BIJECTORS,
+    "network": NETWORKS,
+}
+
+
+@pytest.mark.parametrize("field", OWN_NAMES)
+def test_all_names_of_the_package_are_checked(field):
+    assert set(OWN_NAMES[field]) == set(TABLES[field])
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "setting"),
+    [
+        ("bijector", "rank_one_affine", {"carry_start": 0.5}),
+        ("bijector", "rank_one_affine", {"bijector_diagonal_min": 0.1}),
+        ("data_layer", "gaussian", {"data_scale": 0.5}),
+        ("network", "mlp", {"num_joint_layers": 1}),
+    ],
+)
+def test_an_entry_of_ones_own_may_read_every_field(tiny_config, monkeypatch, field, name, setting):
+    monkeypatch.setitem(TABLES[field], "mine", TABLES[field][name])
+    sere_jax.create_model(tiny_config(**{field: "mine"}, **setting))
