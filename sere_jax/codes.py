@@ -203,8 +203,7 @@ def _traverse(
         changed = z[layer].at[(slice(None), *index)].set(values)
         z = (*z[:layer], changed, *z[layer + 1 :])
     else:
-        has_layers = len(model.code_shape) > len(model.config.latent_shape)
-        of_layer = (layer, *index) if has_layers else index
+        of_layer = (layer, *index) if model.has_codes_of_layers else index
         z = z.at[(slice(None), *of_layer)].set(values)
     if condition is not None:
         condition = jnp.broadcast_to(condition, (len(values), condition.shape[1]))

@@ -120,6 +120,11 @@ class LatentVariableModel(nn.Module):
         """The shape of `Inferred.z` without the batch; of z with parts a tuple of their shapes."""
         return self.noise_shape[1:]
 
+    @property
+    def has_codes_of_layers(self) -> bool:
+        """Whether z, if it is one array, has an axis of layers after the batch."""
+        return len(self.code_shape) > len(self.config.latent_shape)
+
     def arranged(self, z: Any) -> Any:
         """`Inferred.z` as `codes` returns it."""
         return z

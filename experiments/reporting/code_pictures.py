@@ -133,4 +133,4 @@ def _of_layer(z: Any, layer: int, model: sere_jax.LatentVariableModel) -> np.nda
     """A view [B, *codes]: see `sere_jax.encode`."""
     if isinstance(z, tuple):
         return z[layer]
-    return z[:, layer] if model.generates_blocks else z
+    return z[:, layer] if model.has_codes_of_layers else z

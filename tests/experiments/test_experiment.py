@@ -1,5 +1,7 @@
 """What follows from a configuration."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import sere_jax
 from configs import cifar_checkerboard, digits
 from experiments.system.errors import UserError
 from experiments.training.experiment import create_experiment
+from experiments.training.requirements import check_images
 from experiments.training.state import count_parameters
 from experiments.training.unusual_settings import unusual_settings
 
@@ -102,6 +105,16 @@ def test_a_training_is_told_in_three_lines():
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.params)))  # and gradients
     images = 1172 * 64
     assert f"{images / 1e6:.3g} MB of images, {arrays / 1e6:.3g} MB of weights" in memory
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_split_without_images_is_refused_before_the_training(split):
+    config = digits.get_config()
+    config.evaluation.split = split
+    experiment = create_experiment(config)
+    dataset = dataclasses.replace(experiment.dataset, **{split: experiment.dataset.train[:0]})
+    with pytest.raises(UserError, match=f"evaluation.split='{split}': 'digits' has no {split}"):
+        check_images(config, experiment.model, dataset)
 
 
 @pytest.mark.parametrize(
