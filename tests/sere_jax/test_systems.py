@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from scipy import integrate, special, stats
 
 import sere_jax
 from sere_jax.inputs import noise_of_samples, sample_noise
+from sere_jax.model import LatentVariableModel, apply
 from sere_jax.networks.family import NETWORKS, create_network
 from sere_jax.systems.ladder_vae import Evidence, _product
 from sere_jax.systems.relaxed_bernoulli_vae import log_density
@@ -337,3 +339,25 @@ def _prior_codes(model, params, noise):
     params = {"hierarchy": {"layers": layers | {"posterior": posterior}}}
     x = jnp.zeros((noise.shape[1], *model.config.data_shape))
     return np.asarray(model.apply({"params": params}, x, noise).z)
+
+
+class OfOnesOwn(LatentVariableModel):
+    """What it infers is the condition."""
+
+    def __call__(self, x, noise, condition):
+        del noise
+        each = jnp.sum(condition, axis=-1)
+        return types.SimpleNamespace(z=x, epsilon=condition, log_likelihood=each, kl=condition)
+
+
+def test_methods_of_the_base_class_hand_the_condition_on(tiny_config):
+    model = OfOnesOwn(tiny_config(condition_size=2))
+    x, noise, condition = jnp.zeros((3, 2, 3, 1)), jnp.zeros((3, 3, 2)), jnp.ones((3, 2))
+    z, coordinates, (log_likelihood, kl) = (
+        apply(model, {}, x, noise, method=method, condition=condition)
+        for method in ("codes", "coordinates", "elbo_terms")
+    )
+    assert z is not None
+    np.testing.assert_array_equal(coordinates, condition)
+    np.testing.assert_array_equal(log_likelihood, [2.0, 2.0, 2.0])
+    np.testing.assert_array_equal(kl, condition)
