@@ -47,10 +47,10 @@ def everything(model, params, x):
         sere_jax.log_likelihood(model, params, x, key, 11),
         sere_jax.sample(model, params, key, 3),
         sere_jax.sample(model, params, key, 3, expected=True),
-        sere_jax.reconstruct(model, params, x, key),
         jax.grad(loss)(params),
     ]
     if model.config.has_latents:
+        results.append(sere_jax.reconstruct(model, params, x, key))
         results.append(sere_jax.interpolate(model, params, x[0], x[1], key, 4))
     return results
 
