@@ -47,7 +47,7 @@ EXPECTED_NLL = {"": 81.31}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """That of the perceptrons with residual networks, on a lattice unless a variant is chosen."""
+    """The model on a lattice, the one of the paper, or a small one for photographs."""
     overrides = base.choose_variant(variant, VARIANTS)
     config = mnist_mlp.get_config()
     config.model.network = "resnet"

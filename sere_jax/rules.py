@@ -81,8 +81,8 @@ def unused(config: Any, checked: Mapping[str, tuple[str, ...]]) -> Iterator[str]
 
     Args:
         config: a record of declared settings, one of them `system`.
-        checked: for fields that name an entry of a table the names that leave settings unread;
-            others, of extensions, may read all.
+        checked: of each field that names an entry of a table, the names that leave settings unread;
+            other names, which extensions enter, may read all.
     """
     for name, declared in settings_of(config).items():
         value = getattr(config, name)

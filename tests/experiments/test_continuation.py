@@ -135,6 +135,14 @@ def test_extending_changes_the_length_and_nothing_else(tmp_path):
         same_run.check_can_train(tmp_path / "other", longer, extend=True)
 
 
+def test_a_relaunch_may_choose_other_dispatches(tmp_path):
+    """The weights keep their bits; only the log has its records at other steps."""
+    _recorded(tmp_path, _config())
+    same_run.check_can_train(tmp_path, _config(steps_per_dispatch=7))
+    with pytest.raises(UserError, match=r"training\.batch_size"):
+        same_run.check_can_train(tmp_path, _config(steps_per_dispatch=7, batch_size=7))
+
+
 @pytest.mark.parametrize("schedule", ["hold", "restart"])
 def test_schedules_of_an_extended_training(schedule):
     config = _config(num_steps=300, warmup="10 steps", learning_rate=2e-3, kl_warmup="10%")

@@ -41,7 +41,7 @@ def case(request, random_module, direct):
 
 
 def random_degrees(num_inputs, widths, seed):
-    """Rising ones from 0 to below `num_inputs` - 1 and up, 0 among them."""
+    """Those of hidden layers, drawn from 0 to D - 1, in rising order; 0 is among them."""
     generator = np.random.default_rng(seed)
     drawn = (generator.integers(0, num_inputs, width - 1) for width in widths)
     return tuple((0, *map(int, np.sort(degrees))) for degrees in drawn)
